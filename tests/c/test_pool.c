@@ -1,0 +1,234 @@
+/* test_pool.c: a stress test of csrc/pool.c, of about five seconds. `make test-pool` runs it plainly and under the
+ * sanitizers. `test_pool time` prints what a call and a step cost.
+ */
+#include <errno.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "pool.h"
+
+enum { MAX_PIECES = 3000, CALLERS = 6, SECONDS = 4 };
+
+#define CHECK(what)                                                                                                    \
+    do {                                                                                                               \
+        if (!(what)) {                                                                                                 \
+            fprintf(stderr, "test_pool.c:%d: failed: %s\n", __LINE__, #what);                                          \
+            _exit(1);                                                                                                  \
+        }                                                                                                              \
+    } while (0)
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static unsigned next_random(unsigned *seed) { return (*seed = *seed * 1664525u + 1013904223u) >> 8; }
+
+/* Each piece reads what all pieces wrote in the step before: plain memory, so that a wrong order is a wrong result and
+ * a data race under the thread sanitizer. Two buffers, as in a step loop over h. */
+typedef struct {
+    int pieces, threads, work;
+    atomic_int entered[64];     /* by worker: never two at once with the same number */
+    int value[2][MAX_PIECES];   /* step written last, plus 1 */
+    _Atomic int runs;
+    volatile float denormal;
+} job_t;
+
+static void piece_fn(void *arg, int step, int piece, int worker)
+{
+    job_t *job = arg;
+    CHECK(worker >= 0 && worker < (job->threads > 1 ? job->threads : 1));
+    CHECK(atomic_fetch_add(&job->entered[worker], 1) == 0);
+    CHECK(piece >= 0 && piece < job->pieces);
+    CHECK(job->denormal * 0.5f == 0.0f);
+    const int *before = job->value[step & 1];
+    int *after = job->value[~step & 1];
+    for (int p = 0; p < job->pieces; p++)
+        CHECK(before[p] == step);
+    for (volatile int i = 0; i < job->work; i++)
+        ;
+    after[piece] = step + 1;
+    atomic_fetch_add_explicit(&job->runs, 1, memory_order_relaxed);
+    CHECK(atomic_fetch_sub(&job->entered[worker], 1) == 1);
+}
+
+static void check_call(job_t *job, int steps, int pieces, int threads, int work)
+{
+    memset(job, 0, sizeof *job);
+    job->pieces = pieces;
+    job->threads = threads;
+    job->work = work;
+    job->denormal = 1e-40f;
+    CHECK(job->denormal * 0.5f != 0.0f); /* the caller's own mode: it keeps denormals */
+    for (int p = 0; p < pieces; p++)
+        job->value[1][p] = -1;
+    fl_run(piece_fn, job, steps, pieces, threads);
+    CHECK(job->denormal * 0.5f != 0.0f);
+    CHECK(job->runs == steps * pieces);
+    for (int p = 0; p < pieces; p++)
+        CHECK(steps == 0 || job->value[steps & 1][p] == steps);
+}
+
+static void random_calls(unsigned seed, double until)
+{
+    job_t *job = malloc(sizeof *job);
+    CHECK(job != NULL);
+    while (seconds() < until) {
+        int steps = (int)(next_random(&seed) % 40), threads = (int)(next_random(&seed) % 10);
+        int pieces = 1 + (int)(next_random(&seed) % (next_random(&seed) % 64 == 0 ? MAX_PIECES : 24));
+        int work = next_random(&seed) % 8 == 0 ? (int)(next_random(&seed) % 20000) : 50;
+        check_call(job, pieces > 200 ? steps % 3 : steps, pieces, threads, pieces > 200 ? 0 : work);
+        if (next_random(&seed) % 16 == 0)
+            usleep(next_random(&seed) % 300);
+    }
+    free(job);
+}
+
+typedef struct {
+    unsigned seed;
+    double until;
+} caller_t;
+
+static void *caller_main(void *arg)
+{
+    caller_t *caller = arg;
+    random_calls(caller->seed, caller->until);
+    return NULL;
+}
+
+/* A child uses the pool, forks again, and its child does too. (The thread sanitizer cannot follow threads made in a
+ * child of a process with threads.) */
+static void fork_and_use(unsigned seed, int depth)
+{
+#ifdef __SANITIZE_THREAD__
+    (void)seed, (void)depth;
+    usleep(1000);
+    return;
+#endif
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        alarm(60);
+        random_calls(seed, seconds() + 0.02);
+        if (depth > 0)
+            fork_and_use(seed + 1, depth - 1);
+        _exit(0);
+    }
+    int status;
+    while (waitpid(child, &status, 0) < 0)
+        CHECK(errno == EINTR);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+/* Calls within calls run in the piece that makes them. */
+static void inner_fn(void *arg, int step, int piece, int worker)
+{
+    int *count = arg;
+    CHECK(worker == 0);
+    CHECK(*count == step * 5 + piece);
+    ++*count;
+}
+
+static void outer_fn(void *arg, int step, int piece, int worker)
+{
+    (void)worker;
+    int count = 0;
+    fl_run(inner_fn, &count, 3, 5, 4);
+    CHECK(count == 15);
+    atomic_fetch_add((atomic_int *)arg, 1 + 0 * (step + piece));
+}
+
+static void check_nested(void)
+{
+    atomic_int outer = 0;
+    fl_run(outer_fn, &outer, 50, 7, 4);
+    CHECK(outer == 350);
+}
+
+/* ---- time ---- */
+
+static void empty_fn(void *arg, int step, int piece, int worker) { (void)arg, (void)step, (void)piece, (void)worker; }
+
+static void busy_fn(void *arg, int step, int piece, int worker)
+{
+    (void)step, (void)piece, (void)worker;
+    for (volatile int i = 0; i < *(int *)arg; i++)
+        ;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b);
+}
+
+static void time_call(const char *name, fl_piece_fn fn, int work, int steps, int pieces, int threads, int idle_us)
+{
+    enum { RUNS = 1000 };
+    static double took[RUNS];
+    double began = seconds();
+    int n = 0;
+    while (n < RUNS && (n < 5 || seconds() - began < 2.0)) {
+        if (idle_us)
+            usleep((unsigned)idle_us);
+        double t = seconds();
+        fl_run(fn, &work, steps, pieces, threads);
+        took[n++] = (seconds() - t) * 1e6;
+    }
+    qsort(took, (size_t)n, sizeof *took, by_size);
+    printf("%-44s median %9.2f us   p90 %9.2f   p99 %9.2f\n", name, took[n / 2], took[n * 9 / 10], took[n * 99 / 100]);
+}
+
+static void print_times(void)
+{
+    time_call("empty call, 1 thread", empty_fn, 0, 1, 2, 1, 0);
+    time_call("empty call, 2 threads, back to back", empty_fn, 0, 1, 2, 2, 0);
+    time_call("empty call, 2 threads, after 1 ms idle", empty_fn, 0, 1, 2, 2, 1000);
+    time_call("100 empty steps, 2 threads", empty_fn, 0, 100, 2, 2, 0);
+    for (int threads = 1; threads <= 2; threads++) {
+        printf("%d thread%s\n", threads, threads > 1 ? "s" : "");
+        time_call("  100 steps x 2 pieces of about 20 us", busy_fn, 20000, 100, 2, threads, 0);
+        time_call("  100 steps x 8 pieces of about 5 us", busy_fn, 5000, 100, 8, threads, 0);
+        time_call("  1 step x 2 pieces of about 1 ms", busy_fn, 1000000, 1, 2, threads, 0);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "time") == 0) {
+        print_times();
+        return 0;
+    }
+    alarm(300); /* a hang is a failure */
+
+    fork_and_use(1, 0); /* before the pool was ever used */
+    check_nested();
+    random_calls(2, seconds() + 0.5);
+    fork_and_use(3, 2);
+
+    double until = seconds() + SECONDS;
+    caller_t callers[CALLERS];
+    pthread_t threads[CALLERS];
+    for (int i = 0; i < CALLERS; i++) {
+        callers[i] = (caller_t){100u + (unsigned)i, until};
+        CHECK(pthread_create(&threads[i], NULL, caller_main, &callers[i]) == 0);
+    }
+    int forks = 0;
+    for (; seconds() < until; forks++)
+        fork_and_use(1000u + (unsigned)forks, forks % 8 == 0); /* others are inside fl_run meanwhile */
+    for (int i = 0; i < CALLERS; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    check_nested();
+    printf("pool: ok (%d forks under load)\n", forks);
+    return 0;
+}
