@@ -1,0 +1,55 @@
+"""LSTM, GRU and RNN on CPUs: inference, streaming and training. See the README, or `fastlstm.show_config()`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# At once, not lazily: the function must win over the sub-package of the same name.
+from .backends import BackendError, backends
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .config import show_config
+    from .cpu import get_num_threads, set_num_threads, threads
+    from .forms import from_arrays
+    from .layers import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+    from .losses import softmax_cross_entropy
+    from .nn import Dense
+    from .optim import SGD, Adam, clip_by_norm, clip_by_value
+
+# Public name -> the module that has it. Loaded when first asked for, so that importing fastlstm costs next to nothing.
+_HOME = {
+    "show_config": "config",
+    "get_num_threads": "cpu",
+    "set_num_threads": "cpu",
+    "threads": "cpu",
+    "from_arrays": "forms",
+    "GRU": "layers",
+    "LSTM": "layers",
+    "RNN": "layers",
+    "GRUCell": "layers",
+    "LSTMCell": "layers",
+    "RNNCell": "layers",
+    "softmax_cross_entropy": "losses",
+    "Dense": "nn",
+    "SGD": "optim",
+    "Adam": "optim",
+    "clip_by_norm": "optim",
+    "clip_by_value": "optim",
+}
+__all__ = ["BackendError", "__version__", "backends", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'fastlstm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,361 @@
+"""The reference: what every backend computes, written to be read beside the equations in `cells`.
+
+Float32 and float64. Gates are stacked, so a step is one matrix product and the element-wise rest; the input's
+product is taken for all steps at once. "Activations =, parameters +=": forward and backward overwrite states and
+tape, and add to the gradients of parameters and input that the caller hands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..cells import Activation, Spec
+from ..layout import Array, Direction, Rows
+
+DTYPES = ("float32", "float64")
+STORAGES = ("float32", "float64", "float16")
+
+
+def unusable() -> str | None:
+    """Why this backend cannot be used here: never."""
+    return None
+
+
+# --------------------------------------------------------------------------------------------------------- activations
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)) without overflow: the exponent is never positive."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, e) / (1 + e)
+
+
+# name -> function of (x, alpha, beta)
+FUNCTIONS: dict[str, Callable[[Array, float, float], Array]] = {
+    "sigmoid": lambda x, a, b: sigmoid(x),
+    "tanh": lambda x, a, b: np.tanh(x),
+    "relu": lambda x, a, b: np.maximum(x, 0),
+    "identity": lambda x, a, b: x,
+    "hard_sigmoid": lambda x, a, b: np.clip(a * x + b, 0, 1),
+    "hard_sigmoid_keras2": lambda x, a, b: np.clip(a * x + b, 0, 1),
+    "affine": lambda x, a, b: a * x + b,
+    "leaky_relu": lambda x, a, b: np.where(x > 0, x, a * x),
+    "thresholded_relu": lambda x, a, b: np.where(x < a, 0, x),
+    "scaled_tanh": lambda x, a, b: a * np.tanh(b * x),
+    "elu": lambda x, a, b: np.where(x > 0, x, a * np.expm1(np.minimum(x, 0))),
+    "softsign": lambda x, a, b: x / (1 + np.abs(x)),
+    "softplus": lambda x, a, b: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))),
+}
+
+# name -> derivative by x, as a function of the output (y, alpha, beta)
+DERIVATIVES: dict[str, Callable[[Array, float, float], Array]] = {
+    "sigmoid": lambda y, a, b: y * (1 - y),
+    "tanh": lambda y, a, b: 1 - y * y,
+    "relu": lambda y, a, b: (y > 0) * y.dtype.type(1),
+    "identity": lambda y, a, b: np.ones_like(y),
+    "hard_sigmoid": lambda y, a, b: ((y > 0) & (y < 1)) * y.dtype.type(a),
+    "hard_sigmoid_keras2": lambda y, a, b: ((y > 0) & (y < 1)) * y.dtype.type(a),
+    "affine": lambda y, a, b: np.full_like(y, a),
+    "leaky_relu": lambda y, a, b: np.where(y > 0, y.dtype.type(1), y.dtype.type(a)),
+    "thresholded_relu": lambda y, a, b: (y != 0) * y.dtype.type(1),
+    "scaled_tanh": lambda y, a, b: b * (a - y * y / a),
+    "elu": lambda y, a, b: np.where(y > 0, y.dtype.type(1), y + y.dtype.type(a)),
+    "softsign": lambda y, a, b: (1 - np.abs(y)) ** 2,
+    "softplus": lambda y, a, b: -np.expm1(-y),
+}
+
+
+def act(f: Activation, x: Array) -> Array:
+    return FUNCTIONS[f.name](x, f.alpha, f.beta)
+
+
+def dact(f: Activation, y: Array) -> Array:
+    """Derivative of the activation where its output is y."""
+    return DERIVATIVES[f.name](y, f.alpha, f.beta)
+
+
+# ------------------------------------------------------------------------------------------------------------- packing
+@dataclass(frozen=True)
+class Block:
+    """Weights of one direction of one layer as this backend reads them (copies: a later update cannot change them)."""
+
+    spec: Spec
+    storage: str
+    W_x: Array  # (I, GH)   so that a token's row is one read
+    W_h: Array  # (R, GH)
+    b_x: Array  # (GH,)     every bias that the input's product may carry
+    b_hn: Array  # (H,)      GRU with reset_after: the bias inside r * (...); else zeros
+    W_r: Array  # (H, R)    projection, or empty
+    peep: Array  # (3, H)    peepholes of i, f, o, or zeros
+
+
+def pack(spec: Spec, params: dict[str, Array], storage: str = "float32") -> Block:
+    """Weights in the form that `forward`, `backward` and `bind` take.
+
+    Parameters
+    ----------
+    spec : Spec
+    params : dict of arrays
+        Canonical shapes (``spec.parameters``). Every float32 entry of a matrix is rounded to `storage`.
+    storage : {"float32", "float64", "float16"}
+        float16 rounds the matrices to nearest even; biases and arithmetic stay as wide as the parameters.
+    """
+
+    def matrix(name: str, shape: tuple[int, ...]) -> Array:
+        w = params.get(name)
+        if w is None:
+            return np.zeros(shape, dtype)
+        return np.ascontiguousarray(w.astype(np.float16).astype(dtype).T if storage == "float16" else w.T.copy())
+
+    dtype = params["weight_hh"].dtype
+    H, GH = spec.H, spec.G * spec.H
+    b_ih, b_hh = (params.get(name, np.zeros(GH, dtype)) for name in ("bias_ih", "bias_hh"))
+    b_hn = np.zeros(H, dtype)
+    if spec.kind == "gru" and spec.reset_after:  # b_hn stays inside r * (...)
+        b_hn, b_hh = b_hh[2 * H :].copy(), np.concatenate((b_hh[: 2 * H], b_hn))
+    peep = params.get("weight_peep", np.zeros((3, H), dtype)).copy()
+    return Block(
+        spec,
+        storage,
+        matrix("weight_ih", (spec.I, GH)),
+        matrix("weight_hh", (spec.R, GH)),
+        b_ih + b_hh,
+        b_hn,
+        matrix("weight_hr", (H, 0)),
+        peep,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- one step, forward
+def lstm_step(k: Block, a: Array, h: Array, c: Array) -> tuple[Array, Array, dict[str, Array]]:
+    """(h', c', what goes on the tape) from a = W_x x + b: a (B, 4H), h (B, R), c (B, H)."""
+    H = k.spec.H
+    f_gate, f_cand, f_out = k.spec.activations
+    a = a + h @ k.W_h
+    p_i, p_f, p_o = k.peep
+    peepholes = k.spec.peepholes
+    i = act(f_gate, a[:, :H] + p_i * c if peepholes else a[:, :H])
+    f = act(f_gate, a[:, H : 2 * H] + p_f * c if peepholes else a[:, H : 2 * H])
+    g = act(f_cand, a[:, 2 * H : 3 * H])
+    c = f * c + i * g
+    o = act(f_gate, a[:, 3 * H :] + p_o * c if peepholes else a[:, 3 * H :])
+    m = o * act(f_out, c)
+    h = m @ k.W_r if k.spec.proj_size else m
+    return h, c, {"gates": np.concatenate((i, f, g, o), axis=1), "c": c, "h": h, "m": m}
+
+
+def gru_step(k: Block, a: Array, h: Array) -> tuple[Array, dict[str, Array]]:
+    """(h', tape) from a = W_x x + b: a (B, 3H), h (B, H)."""
+    H = k.spec.H
+    f_gate, f_cand = k.spec.activations
+    if k.spec.reset_after:
+        u = h @ k.W_h  # (B, 3H)
+        rz = act(f_gate, a[:, : 2 * H] + u[:, : 2 * H])
+        r, z = rz[:, :H], rz[:, H:]
+        m = u[:, 2 * H :] + k.b_hn  # n_h, kept apart from the input's part
+        n = act(f_cand, a[:, 2 * H :] + r * m)
+    else:
+        rz = act(f_gate, a[:, : 2 * H] + h @ k.W_h[:, : 2 * H])
+        r, z = rz[:, :H], rz[:, H:]
+        m = r * h
+        n = act(f_cand, a[:, 2 * H :] + m @ k.W_h[:, 2 * H :])
+    h = (1 - z) * n + z * h
+    return h, {"gates": np.concatenate((r, z, n, m), axis=1), "h": h}
+
+
+def rnn_step(k: Block, a: Array, h: Array) -> tuple[Array, dict[str, Array]]:
+    """(h', tape) from a = W_x x + b: a (B, H), h (B, H)."""
+    h = act(k.spec.activations[0], a + h @ k.W_h)
+    return h, {"h": h}
+
+
+def step(k: Block, a: Array, h: Array, c: Array | None) -> tuple[Array, Array | None, dict[str, Array]]:
+    if k.spec.kind == "lstm":
+        assert c is not None
+        return lstm_step(k, a, h, c)
+    h, tape = (gru_step if k.spec.kind == "gru" else rnn_step)(k, a, h)
+    return h, None, tape
+
+
+def input_product(k: Block, x: Array) -> Array:
+    """b + W_x x for rows (N, I), or the stored rows of token ids (N,): (N, GH)."""
+    return (k.W_x[x] if x.ndim == 1 else x @ k.W_x) + k.b_x
+
+
+# ------------------------------------------------------------------------------------------------------------- forward
+def forward(directions: list[Direction], x: Array, rows: Rows, y: Array | None) -> None:
+    """Run the directions of one layer over packed rows.
+
+    Parameters
+    ----------
+    directions : list of Direction
+        Their states are overwritten with the final ones; their tapes, where given, are written.
+    x : (N, I) array, or (N,) integer token ids
+    rows : Rows
+    y : (N, D*R) array, optional
+        Overwritten with the outputs, the directions side by side.
+    """
+    for d, one in enumerate(directions):
+        k = one.block
+        R = k.spec.R
+        a = input_product(k, x)
+        for t in rows.steps(one.reverse):
+            b, at = rows.batch_sizes[t], slice(rows.offsets[t], rows.offsets[t + 1])
+            h, c, kept = step(k, a[at], one.h[:b], None if one.c is None else one.c[:b])
+            one.h[:b] = h
+            if one.c is not None:
+                one.c[:b] = c
+            if y is not None:
+                y[at, d * R : (d + 1) * R] = h
+            for name in one.tape and k.spec.tape or ():
+                one.tape[name][at] = kept[name]
+
+
+# ------------------------------------------------------------------------------------------------------------ backward
+def previous(rows: Rows, reverse: bool, t: int, kept: Array, initial: Array) -> Array:
+    """What `kept` (N, width) held one step before t in walking order, for the rows of step t: (b, width)."""
+    b = int(rows.batch_sizes[t])
+    before = t + 1 if reverse else t - 1
+    alive = min(b, int(rows.batch_sizes[before])) if 0 <= before < rows.T else 0
+    at = rows.offsets[before] if alive else 0
+    return np.concatenate((kept[at : at + alive], initial[alive:b]))
+
+
+def lstm_step_backward(
+    k: Block, tape: dict[str, Array], at: slice, c_prev: Array, dh: Array, dc: Array
+) -> tuple[Array, Array, Array]:
+    """(dgates before activation (b, 4H), dh of the step before, dc of the step before)."""
+    f_gate, f_cand, f_out = k.spec.activations
+    p_i, p_f, p_o = k.peep
+    i, f, g, o = np.split(tape["gates"][at], 4, axis=1)
+    s = act(f_out, tape["c"][at])
+    dm = dh @ k.W_r.T if k.spec.proj_size else dh
+    do = dm * s * dact(f_gate, o)
+    dc = dc + dm * o * dact(f_out, s) + do * p_o
+    di = dc * g * dact(f_gate, i)
+    df = dc * c_prev * dact(f_gate, f)
+    dg = dc * i * dact(f_cand, g)
+    dgates = np.concatenate((di, df, dg, do), axis=1)
+    return dgates, dgates @ k.W_h.T, dc * f + di * p_i + df * p_f
+
+
+def gru_step_backward(k: Block, tape: dict[str, Array], at: slice, h_prev: Array, dh: Array) -> tuple[Array, Array]:
+    """(gradients in the place of r z n m: (b, 4H), dh of the step before).
+
+    The fourth column is the gradient of W_hn's product: dn * r where reset_after; else dn, and m stays on the tape.
+    """
+    H = k.spec.H
+    f_gate, f_cand = k.spec.activations
+    r, z, n, m = np.split(tape["gates"][at], 4, axis=1)
+    dz = dh * (h_prev - n) * dact(f_gate, z)
+    dn = dh * (1 - z) * dact(f_cand, n)
+    W_rz, W_n = k.W_h[:, : 2 * H], k.W_h[:, 2 * H :]
+    if k.spec.reset_after:
+        dr = dn * m * dact(f_gate, r)
+        dm = dn * r
+        dh_prev = dh * z + np.concatenate((dr, dz), axis=1) @ W_rz.T + dm @ W_n.T
+        return np.concatenate((dr, dz, dn, dm), axis=1), dh_prev
+    drh = dn @ W_n.T  # gradient of r * h
+    dr = drh * h_prev * dact(f_gate, r)
+    dh_prev = dh * z + drh * r + np.concatenate((dr, dz), axis=1) @ W_rz.T
+    return np.concatenate((dr, dz, dn, m), axis=1), dh_prev
+
+
+def backward(
+    direction: Direction, x: Array, rows: Rows, dy: Array | None, dx: Array | None, grads: dict[str, Array]
+) -> None:
+    """Back-propagate one direction of one layer through one stretch of time. Uses up the tape.
+
+    Parameters
+    ----------
+    direction : Direction
+        ``h`` and ``c``: the final state's gradient on entry, the initial one's on return.
+    x : (N, I) array, or (N,) integers
+        The input; for token ids, the row of ``grads["weight_ih"]`` that each packed row adds to.
+    rows : Rows
+    dy : (N, R) array, optional
+        Gradient of this direction's columns of the output.
+    dx : (N, I) array, optional
+        Added to.
+    grads : dict of arrays
+        Added to: ``spec.parameters``' names and shapes, but for token ids ``weight_ih`` is (rows, G*H).
+    """
+    k, tape = direction.block, direction.tape
+    assert tape is not None
+    spec, H = k.spec, k.spec.H
+    h_prev = np.empty_like(tape["h"])  # (N, R)
+    c_prev = np.empty_like(tape["c"]) if spec.kind == "lstm" else None
+    dgates = tape["gates"] if "gates" in tape else np.empty_like(tape["h"])
+    dh_all = np.empty_like(tape["h"])  # (N, R) the gradient of every h
+
+    for t in reversed(rows.steps(direction.reverse)):
+        b, at = rows.batch_sizes[t], slice(rows.offsets[t], rows.offsets[t + 1])
+        h_prev[at] = previous(rows, direction.reverse, t, tape["h"], tape["h0"])
+        dh = direction.h[:b] if dy is None else direction.h[:b] + dy[at]
+        dh_all[at] = dh
+        if spec.kind == "lstm":
+            assert c_prev is not None and direction.c is not None
+            c_prev[at] = previous(rows, direction.reverse, t, tape["c"], tape["c0"])
+            dgates[at], direction.h[:b], direction.c[:b] = lstm_step_backward(
+                k, tape, at, c_prev[at], dh, direction.c[:b]
+            )
+        elif spec.kind == "gru":
+            dgates[at], direction.h[:b] = gru_step_backward(k, tape, at, h_prev[at], dh)
+        else:
+            dgates[at] = dh * dact(spec.activations[0], tape["h"][at])
+            direction.h[:b] = dgates[at] @ k.W_h.T
+
+    # Parameters: sums over all rows at once. d_x and d_h belong to the input's and the recurrent product.
+    d_x = dgates[:, : spec.G * H]
+    if spec.kind == "gru" and spec.reset_after:
+        d_h = np.concatenate((dgates[:, : 2 * H], dgates[:, 3 * H :]), axis=1)
+        grads["weight_hh"] += d_h.T @ h_prev
+    elif spec.kind == "gru":
+        d_h, m = d_x, dgates[:, 3 * H :]
+        grads["weight_hh"][: 2 * H] += d_x[:, : 2 * H].T @ h_prev
+        grads["weight_hh"][2 * H :] += d_x[:, 2 * H :].T @ m
+    else:
+        d_h = d_x
+        grads["weight_hh"] += d_x.T @ h_prev
+    if x.ndim == 1:
+        np.add.at(grads["weight_ih"], x, d_x)
+    else:
+        grads["weight_ih"] += d_x.T @ x
+    if spec.bias:
+        grads["bias_ih"] += d_x.sum(axis=0)
+        grads["bias_hh"] += d_h.sum(axis=0)
+    if spec.proj_size:
+        grads["weight_hr"] += dh_all.T @ tape["m"]
+    if spec.peepholes:
+        for row, gate, c in ((0, 0, c_prev), (1, 1, c_prev), (2, 3, tape["c"])):
+            grads["weight_peep"][row] += (d_x[:, gate * H : (gate + 1) * H] * c).sum(axis=0)
+    if dx is not None:
+        dx += d_x @ k.W_x.T
+
+
+# ----------------------------------------------------------------------------------------------------------- streaming
+def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array, Array], None]:
+    """One step of all layers, with weights and state bound.
+
+    Parameters
+    ----------
+    blocks : list of L blocks, one direction each
+    h, c : (L, B, R) and (L, B, H) arrays
+        The state, updated in place by every step. c is None but for LSTM.
+
+    Returns
+    -------
+    step : callable
+        ``step(x, out)``: x (B, I), or (B,) token ids; out (B, R), overwritten.
+    """
+
+    def one_step(x: Array, out: Array) -> None:
+        for layer, k in enumerate(blocks):
+            x, c_new, _ = step(k, input_product(k, x), h[layer], None if c is None else c[layer])
+            h[layer] = x
+            if c is not None:
+                c[layer] = c_new
+        out[...] = x
+
+    return one_step

@@ -1,0 +1,193 @@
+"""What a cell is: pure data that says everything about an equation. Imports nothing of the package.
+
+One alphabet, here and everywhere: T steps, B batch, N packed rows, I inputs, H hidden units, R width of the
+recurrent output h (R = H, or the projection's size), G gates, L layers, D directions, P units of a panel.
+
+The equations, in PyTorch's names and gate orders (* is element-wise, @ a matrix product):
+
+LSTM (Hochreiter & Schmidhuber 1997; peepholes: Gers & Schmidhuber 2000; projection: Sak, Senior & Beaufays 2014)
+    i = f(W_ii x + b_ii + W_hi h + b_hi  [+ p_i * c])
+    f = f(W_if x + b_if + W_hf h + b_hf  [+ p_f * c])
+    g = g(W_ig x + b_ig + W_hg h + b_hg)
+    c' = f * c + i * g
+    o = f(W_io x + b_io + W_ho h + b_ho  [+ p_o * c'])
+    h' = o * h(c')                         [projection: h' = W_hr (o * h(c'))]
+GRU (Cho et al. 2014)
+    r = f(W_ir x + b_ir + W_hr h + b_hr)
+    z = f(W_iz x + b_iz + W_hz h + b_hz)
+    n = g(W_in x + b_in + r * (W_hn h + b_hn))       reset_after=True, as PyTorch, cuDNN and Keras
+    n = g(W_in x + b_in + W_hn (r * h) + b_hn)       reset_after=False, as in the paper
+    h' = (1 - z) * n + z * h
+RNN (Elman 1990)
+    h' = f(W_ih x + b_ih + W_hh h + b_hh)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Kind = Literal["lstm", "gru", "rnn"]
+
+
+class Activation(NamedTuple):
+    """A named element-wise function; `alpha` and `beta` mean what ONNX says they mean."""
+
+    name: str
+    alpha: float = 0.0
+    beta: float = 0.0
+
+
+# Default alpha and beta of every activation; the names' one list. Formulas: ONNX operators LSTM, GRU, RNN.
+ACTIVATIONS: dict[str, Activation] = {
+    a.name: a
+    for a in (
+        Activation("sigmoid"),  # 1 / (1 + exp(-x))
+        Activation("tanh"),
+        Activation("relu"),  # max(x, 0)
+        Activation("identity"),  # x
+        Activation("hard_sigmoid", 1 / 6, 0.5),  # clip(alpha x + beta, 0, 1): PyTorch, Keras 3
+        Activation("hard_sigmoid_keras2", 0.2, 0.5),  # the same with Keras 2's (and ONNX's) slope
+        Activation("affine", 1.0, 0.0),  # alpha x + beta
+        Activation("leaky_relu", 0.01),  # x where x > 0, else alpha x
+        Activation("thresholded_relu", 1.0),  # x where x >= alpha, else 0
+        Activation("scaled_tanh", 1.0, 1.0),  # alpha tanh(beta x)
+        Activation("elu", 1.0),  # x where x > 0, else alpha (exp(x) - 1)
+        Activation("softsign"),  # x / (1 + |x|)
+        Activation("softplus"),  # log(1 + exp(x))
+    )
+}
+
+
+def activation(given: str | Sequence[object]) -> Activation:
+    """Activation from a name or a (name, alpha, beta) sequence, with the defaults filled in.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, or parameters for which the derivative cannot be had from the output.
+    """
+    name, *parameters = [given] if isinstance(given, str) else list(given)
+    if not isinstance(name, str) or name not in ACTIVATIONS or len(parameters) > 2:
+        raise ValueError(
+            f"activation {given!r} is not known. Give a name, or (name, alpha, beta); names: {', '.join(ACTIVATIONS)}"
+        )
+    default = ACTIVATIONS[name]
+    alpha, beta = [float(p) for p in parameters] + list(default[1 + len(parameters) :])  # type: ignore[arg-type]
+    # Backward sees an activation's output only (one array less on the tape), so the output must tell the side.
+    if name in ("leaky_relu", "elu") and alpha < 0:
+        raise ValueError(f"activation {name!r} needs alpha >= 0, got {alpha}")
+    if name == "scaled_tanh" and alpha == 0:
+        raise ValueError("activation 'scaled_tanh' needs alpha != 0")
+    return Activation(name, alpha, beta)
+
+
+class Phase(NamedTuple):
+    """One panel product and its epilogue within a step; a thread team meets in a barrier after each."""
+
+    product: str  # the parameter whose panels are multiplied with the phase's input
+    gates: tuple[str, ...]  # what the epilogue makes of the product
+    epilogue: str  # what follows in registers
+
+
+GATES: dict[str, tuple[str, ...]] = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("h",)}
+ROLES: dict[str, tuple[str, ...]] = {"lstm": ("gates", "candidate", "output"), "gru": ("gates", "candidate"), "rnn": ("output",)}
+DEFAULT_ACTIVATIONS: dict[str, tuple[str, ...]] = {
+    "lstm": ("sigmoid", "tanh", "tanh"),
+    "gru": ("sigmoid", "tanh"),
+    "rnn": ("tanh",),
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything about the equation of one direction of one layer.
+
+    Parameters
+    ----------
+    kind : {"lstm", "gru", "rnn"}
+    input_size, hidden_size : int
+        I and H.
+    proj_size : int
+        Width of a projected output (LSTM only), 0 for none.
+    bias, peepholes, reset_after : bool
+    activations : tuple of Activation
+        One per role, in the order of ``ROLES[kind]``.
+    """
+
+    kind: Kind
+    input_size: int
+    hidden_size: int
+    proj_size: int = 0
+    bias: bool = True
+    peepholes: bool = False
+    reset_after: bool = True
+    activations: tuple[Activation, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.activations:
+            object.__setattr__(self, "activations", tuple(ACTIVATIONS[a] for a in DEFAULT_ACTIVATIONS[self.kind]))
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """The gates, in the order in which the parameters stack them."""
+        return GATES[self.kind]
+
+    @property
+    def G(self) -> int:
+        return len(self.gates)
+
+    @property
+    def I(self) -> int:  # noqa: E743
+        return self.input_size
+
+    @property
+    def H(self) -> int:
+        return self.hidden_size
+
+    @property
+    def R(self) -> int:
+        """Width of h: what a step gives out and takes in."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The products of one step, in order. The input's product belongs to the first."""
+        if self.kind == "gru" and not self.reset_after:
+            return (Phase("weight_hh", ("r", "z"), "r * h"), Phase("weight_hh", ("n",), "h"))
+        if self.proj_size:
+            return (Phase("weight_hh", self.gates, "o * h(c)"), Phase("weight_hr", ("h",), "h"))
+        return (Phase("weight_hh", self.gates, "h"),)
+
+    @property
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Canonical (PyTorch) shape of every parameter of the direction, by name."""
+        GH = self.G * self.H
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (GH, self.I), "weight_hh": (GH, self.R)}
+        if self.bias:
+            shapes |= {"bias_ih": (GH,), "bias_hh": (GH,)}
+        if self.proj_size:
+            shapes["weight_hr"] = (self.R, self.H)
+        if self.peepholes:
+            shapes["weight_peep"] = (3, self.H)  # order i, f, o
+        return shapes
+
+    @property
+    def tape(self) -> dict[str, int]:
+        """Width of every array that a forward pass keeps per packed row for backward, by name.
+
+        ======== ====== ====================================================================================
+        gates    LSTM   i f g o after activation, (N, 4H); backward turns them into their gradients in place
+                 GRU    r z n, then n_h = W_hn h + b_hn where reset_after, else r * h: (N, 4H)
+                 RNN    absent: h is the gate
+        c        LSTM   cell state (N, H)
+        h        all    output (N, R)
+        m        LSTM   o * h(c), (N, H), only where a projection follows
+        ======== ====== ====================================================================================
+        """
+        H = self.H
+        if self.kind == "lstm":
+            widths = {"gates": 4 * H, "c": H, "h": self.R}
+            return widths | {"m": H} if self.proj_size else widths
+        return {"gates": 4 * H, "h": H} if self.kind == "gru" else {"h": H}

@@ -1,0 +1,929 @@
+"""The layers that users hold: parameters, the input door, lengths, depth, directions, dropout.
+
+Everything here is written once, for every backend: a call checks its input at the door, packs it into rows sorted by
+length, runs the backend layer by layer, and scatters the result. Shapes use the alphabet of `cells`.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .backends import choose
+from .cells import ACTIVATIONS, DEFAULT_ACTIVATIONS, Kind, Spec, activation
+from .layout import Array, Direction, Rows, draw, suffix
+from .stream import Stream
+
+State = Any  # (h, c) for LSTM, h for GRU and RNN
+
+
+# ------------------------------------------------------------------------------------------------------------ checking
+def as_numbers(x: Any, name: str, dtype: np.dtype[Any]) -> Array:
+    """x as a native array of the layer's dtype (any order, any strides), or a ValueError that says the cure."""
+    x = np.asarray(x)
+    if x.dtype.newbyteorder("=") != dtype:
+        if x.dtype.kind not in "fiu":
+            raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}")
+        raise ValueError(
+            f"{name} has dtype {x.dtype}, the layer {dtype}. Convert it with {name}.astype('{dtype}'), "
+            f"or make the layer with dtype='{x.dtype if x.dtype.kind == 'f' else dtype}'"
+        )
+    return x
+
+
+def positive(value: Any, name: str, least: int = 1) -> int:
+    """value as an int that is at least `least`, or an error."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def check_ids(ids: Array, size: int) -> None:
+    """Raise ValueError unless every token id is a row of the input matrix."""
+    if ids.size and not (0 <= ids.min() and ids.max() < size):
+        raise ValueError(
+            f"token ids must lie between 0 and input_size - 1 = {size - 1}, got {ids.min()} to {ids.max()}"
+        )
+
+
+def check_shape(x: Array, shape: tuple[int, ...], name: str, meaning: str) -> None:
+    if x.shape != shape:
+        raise ValueError(f"{name} has shape {x.shape}, expected {shape}: {meaning}")
+
+
+# ---------------------------------------------------------------------------------------------------------- parameters
+class Layer:
+    """Named parameters, and the rules by which they change.
+
+    Parameters change only through `load_state_dict`, the optimisers and `update`; each raises `version`, by which
+    packed weights and tapes know whether they are still true.
+    """
+
+    _params: dict[str, Array]
+    _version: int
+    _lock: threading.RLock
+    training: bool
+
+    def __init__(self) -> None:
+        self._params = {}
+        self._version = 0
+        self._lock = threading.RLock()
+        self.training = True
+
+    @property
+    def version(self) -> int:
+        """How often the parameters have changed."""
+        return self._version
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all parameters, by PyTorch's names, in PyTorch's shapes and gate order."""
+        with self._lock:
+            return {name: p.copy() for name, p in self._params.items()}
+
+    def load_state_dict(self, d: Mapping[str, Any]) -> None:
+        """Copy the given arrays into the parameters, casting them to the layer's dtype.
+
+        Raises
+        ------
+        RuntimeError
+            Missing, unexpected or misshapen keys; nothing has changed then.
+        """
+        new = {name: np.asarray(value) for name, value in d.items()}
+        wrong = [f"missing: {name} {p.shape}" for name, p in self._params.items() if name not in new]
+        wrong += [f"unexpected: {name} {value.shape}" for name, value in new.items() if name not in self._params]
+        wrong += [
+            f"misshapen: {name} has shape {new[name].shape}, expected {p.shape}"
+            for name, p in self._params.items()
+            if name in new and new[name].shape != p.shape
+        ]
+        wrong += [
+            f"not numbers: {name} has dtype {value.dtype}" for name, value in new.items() if value.dtype.kind not in "fiu"
+        ]
+        if wrong:
+            raise RuntimeError(f"state does not fit {self!r}:\n  " + "\n  ".join(wrong))
+        with self.update() as params:
+            for name, value in new.items():
+                params[name][...] = value
+
+    @contextmanager
+    def update(self) -> Iterator[dict[str, Array]]:
+        """The live parameters, to be changed in place: ``with layer.update() as params: params[name] *= 0.9``."""
+        with self._lock:
+            params = dict(self._params)
+            try:
+                yield params
+            finally:
+                for name, p in self._params.items():
+                    if params.get(name) is not p and name in params:
+                        p[...] = params[name]
+                self._version += 1
+
+    def train(self) -> Any:
+        """`forward` drops from now on (the state after construction)."""
+        self.training = True
+        return self
+
+    def eval(self) -> Any:
+        """`forward` no longer drops."""
+        self.training = False
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_packed", "_module")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+
+    def __copy__(self) -> Any:
+        return copy.deepcopy(self)  # two layers that share parameters would change behind each other's version
+
+
+@dataclass
+class Tape:
+    """What `forward` kept for one `backward`. It serves once, and only while the weights are those that made it."""
+
+    layer: Layer
+    version: int
+    batch: Batch
+    unbatched: bool
+    x: list[Array]  # of each layer: its input rows (N, I)
+    kept: list[list[dict[str, Array]]]  # of each layer and direction: see Spec.tape
+    masks: list[Array | None]  # of each layer: dropout's factors on its output, (N, D*R)
+    used: bool = False
+
+    def check(self, layer: Layer) -> None:
+        """Raise RuntimeError unless this tape can serve `layer` now."""
+        if self.layer is not layer:
+            raise RuntimeError("this tape was made by another layer; backward needs the one from this layer's forward")
+        if self.used:
+            raise RuntimeError("this tape was used by an earlier backward and serves once: call forward again")
+        if self.version != layer.version:
+            raise RuntimeError(
+                f"the weights have changed since forward made this tape (version {self.version}, now {layer.version}): "
+                "call forward again, and update the weights after backward"
+            )
+
+
+@dataclass
+class Batch:
+    """How one call's sequences became packed rows, and the way back."""
+
+    T: int
+    B: int
+    rows: Rows
+    order: Array | None  # (alive,) the sequences that have steps, longest first; None for a dense batch
+    steps: Array | None = None  # (N,) which step, and
+    which: Array | None = None  # (N,) which sequence each packed row is; None for a dense batch
+
+    @classmethod
+    def of(cls, T: int, B: int, lengths: Array | None) -> Batch:
+        if lengths is None or (lengths == T).all():
+            return cls(T, B, Rows.dense(T if B else 0, B), None)
+        order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+        rows = Rows.of_lengths(lengths[order])
+        steps = np.repeat(np.arange(rows.T), rows.batch_sizes)
+        return cls(T, B, rows, order, steps, order[np.arange(rows.N) - rows.offsets[steps]])
+
+    def pack(self, x: Array, dtype: Any) -> Array:
+        """(T, B, ...) -> (N, ...), contiguous; x itself where nothing has to move."""
+        if self.order is None:
+            return np.ascontiguousarray(x, dtype).reshape(self.rows.N, *x.shape[2:])
+        return np.ascontiguousarray(x[self.steps, self.which], dtype)
+
+    def unpack(self, rows: Array) -> Array:
+        """(N, W) -> (T, B, W), zeros where no sequence is."""
+        if self.order is None:
+            return rows.reshape(self.T, self.B, rows.shape[1])
+        x = np.zeros((self.T, self.B, rows.shape[1]), rows.dtype)
+        x[self.steps, self.which] = rows
+        return x
+
+    def pack_state(self, state: Array) -> Array:
+        """(B, W) -> (rows.B, W), a copy."""
+        return state[: self.rows.B].copy() if self.order is None else state[self.order]
+
+    def unpack_state(self, into: Array, state: Array) -> None:
+        """Write (rows.B, W) back over (B, W); sequences without steps keep what they have."""
+        into[slice(self.rows.B) if self.order is None else self.order] = state
+
+
+# ----------------------------------------------------------------------------------------------------------- the layer
+class Recurrent(Layer):
+    """Layers of one kind of cell, in one or two directions. Use `LSTM`, `GRU` or `RNN`."""
+
+    kind: ClassVar[Kind]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        *,
+        activations: Sequence[Any],
+        dtype: Any,
+        backend: str,
+        seed: int | None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.input_size = positive(input_size, "input_size")
+        self.hidden_size = positive(hidden_size, "hidden_size")
+        self.num_layers = positive(num_layers, "num_layers")
+        self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
+        self.dropout = float(dropout)
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"dropout must lie between 0 and 1, got {dropout!r}")
+        self.proj_size = positive(options.get("proj_size", 0), "proj_size", 0)
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(f"proj_size must be smaller than hidden_size, got {self.proj_size} and {hidden_size}")
+        expected = len(DEFAULT_ACTIVATIONS[self.kind])
+        if isinstance(activations, str) or len(activations) != expected:
+            raise ValueError(f"activations needs {expected} entries for {type(self).__name__}, got {activations!r}")
+        self.dtype = np.dtype(dtype)
+        self._backend = backend
+        self._connect()
+        R, D = self.proj_size or self.hidden_size, 2 if self.bidirectional else 1
+        self._specs = [
+            Spec(
+                self.kind,
+                self.input_size if layer == 0 else D * R,
+                self.hidden_size,
+                bias=self.bias,
+                activations=tuple(activation(a) for a in activations),
+                **options,
+            )
+            for layer in range(self.num_layers)
+        ]
+        for_weights, for_dropout = np.random.SeedSequence(seed).spawn(2)
+        self._rng = np.random.default_rng(for_dropout)
+        rng = np.random.default_rng(for_weights)
+        for layer, spec in enumerate(self._specs):
+            for d in range(D):
+                self._params |= {n + suffix(layer, d): p for n, p in draw(spec, rng, self.dtype).items()}
+
+    def _connect(self) -> None:
+        """Choose the backend; done at construction and after unpickling, perhaps on another machine."""
+        self._module: ModuleType = choose(self._backend, self.dtype.name)
+        self._packed: tuple[int, list[list[Any]]] | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._connect()
+
+    @property
+    def backend(self) -> str:
+        """The backend in use."""
+        return self._module.__name__.rpartition(".")[2]
+
+    @property
+    def _D(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def _R(self) -> int:
+        return self._specs[0].R
+
+    def __repr__(self) -> str:
+        spec = self._specs[0]
+        given: dict[str, Any] = {
+            "num_layers": (self.num_layers, 1),
+            "bias": (self.bias, True),
+            "batch_first": (self.batch_first, False),
+            "dropout": (self.dropout, 0.0),
+            "bidirectional": (self.bidirectional, False),
+            "proj_size": (self.proj_size, 0),
+            "peepholes": (spec.peepholes, False),
+            "reset_after": (spec.reset_after, True),
+        }
+        shown = [f"{name}={value!r}" for name, (value, default) in given.items() if value != default]
+        if spec.activations != tuple(ACTIVATIONS[a] for a in DEFAULT_ACTIVATIONS[self.kind]):
+            names = tuple(a.name if a == ACTIVATIONS[a.name] else tuple(a) for a in spec.activations)
+            shown.append(f"nonlinearity={names[0]!r}" if self.kind == "rnn" else f"activations={names!r}")
+        shown += [f"dtype='{self.dtype}'"] if self.dtype != np.float32 else []
+        return f"{type(self).__name__}({', '.join([str(self.input_size), str(self.hidden_size), *shown])})"
+
+    # ------------------------------------------------------------------------------------------------------- weights
+    def _direction_params(self, layer: int, d: int) -> dict[str, Array]:
+        """Canonical parameters of one direction, without the suffix."""
+        return {name: self._params[name + suffix(layer, d)] for name in self._specs[layer].parameters}
+
+    def _blocks(self) -> tuple[int, list[list[Any]]]:
+        """(version, packed weights of each layer and direction), packed anew only after a change."""
+        packed = self._packed
+        if packed is not None and packed[0] == self._version:
+            return packed
+        with self._lock:
+            if self._packed is None or self._packed[0] != self._version:
+                blocks = [
+                    [
+                        self._module.pack(spec, self._direction_params(layer, d), self.dtype.name)
+                        for d in range(self._D)
+                    ]
+                    for layer, spec in enumerate(self._specs)
+                ]
+                self._packed = (self._version, blocks)
+            return self._packed
+
+    # ------------------------------------------------------------------------------------------------------ the door
+    def _check_x(self, x: Any) -> tuple[Array, bool, bool]:
+        """(x as (T, B, I) or ids (T, B), whether ids, whether it came without a batch axis)."""
+        x = np.asarray(x)
+        ids = x.dtype.kind in "iu"
+        rank = 2 if ids else 3
+        if ids and x.ndim == 3:
+            raise TypeError(
+                f"x of dtype {x.dtype} has shape {x.shape}: integers are token ids, of rank 2 (rank 1 without a "
+                f"batch). For numbers, convert: x.astype('{self.dtype}')"
+            )
+        if not ids:
+            x = as_numbers(x, "x", self.dtype)
+        axes = "(B, T" if self.batch_first else "(T, B"
+        tail = ")" if ids else f", {self.input_size})"
+        if x.ndim not in (rank, rank - 1):
+            raise ValueError(f"x has shape {x.shape}, expected {axes}{tail}, or (T{tail} without a batch")
+        if not ids and x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"x has shape {x.shape}, its last axis must be input_size = {self.input_size}: {axes}{tail}"
+            )
+        unbatched = x.ndim == rank - 1
+        if unbatched:
+            x = x[:, None]
+        elif self.batch_first:
+            x = x.swapaxes(0, 1)
+        return x, ids, unbatched
+
+    def _check_lengths(self, lengths: Any, T: int, B: int, unbatched: bool) -> Array | None:
+        if lengths is None:
+            return None
+        if unbatched:
+            raise ValueError("lengths goes with a batch; x came without one: cut x to its length instead")
+        given = np.asarray(lengths)
+        if given.dtype.kind not in "iu" and given.size:
+            raise TypeError(f"lengths must be integers, got dtype {given.dtype}")
+        check_shape(given, (B,), "lengths", f"one entry for each of the {B} sequences")
+        if given.size and not (0 <= given.min() and given.max() <= T):
+            raise ValueError(f"lengths must lie between 0 and T = {T}, got {given.min()} to {given.max()}")
+        return given.astype(np.int64)
+
+    def _check_state(self, state: Any, name: str, B: int, unbatched: bool, optional: bool) -> tuple[Array, Array | None]:
+        """The state as fresh arrays (L*D, B, R) and (L*D, B, H) (None but for LSTM); zeros for what is absent."""
+        widths = {"h": self._R, "c": self.hidden_size} if self.kind == "lstm" else {"h": self._R}
+        if self.kind != "lstm" and isinstance(state, (tuple, list)):
+            raise TypeError(f"{name} of {type(self).__name__} is one array h, got a {type(state).__name__}")
+        if state is None:
+            parts: Sequence[Any] = [None] * len(widths)
+        elif self.kind != "lstm":
+            parts = [state]
+        elif not isinstance(state, (tuple, list)) or len(state) != 2:
+            raise TypeError(f"{name} of LSTM is a pair (h, c), got {type(state).__name__}")
+        else:
+            parts = state
+        LD = self.num_layers * self._D
+        arrays: list[Array] = []
+        for part, (which, width) in zip(parts, widths.items()):
+            if part is None and (optional or state is None):
+                arrays.append(np.zeros((LD, B, width), self.dtype))
+                continue
+            label = f"{name}'s {which}"
+            part = as_numbers(part, label, self.dtype)
+            shape = (LD, width) if unbatched else (LD, B, width)
+            check_shape(part, shape, label, "(num_layers * directions, " + ("width)" if unbatched else "batch, width)"))
+            arrays.append(np.array(part, self.dtype, order="C").reshape(LD, B, width))
+        return arrays[0], arrays[1] if len(arrays) == 2 else None
+
+    def _give_state(self, h: Array, c: Array | None, unbatched: bool) -> State:
+        if unbatched:
+            h, c = h[:, 0], None if c is None else c[:, 0]
+        return h if c is None else (h, c)
+
+    def _give(self, x: Array, unbatched: bool) -> Array:
+        """(T, B, W) in the caller's order of axes."""
+        if unbatched:
+            return x[:, 0]
+        return np.ascontiguousarray(x.swapaxes(0, 1)) if self.batch_first else x
+
+    # ------------------------------------------------------------------------------------------------------- forward
+    def _run(self, x: Any, state: Any, lengths: Any, keep: bool) -> tuple[Array, Array, Array | None, Batch, bool, Tape]:
+        """Forward through all layers: (y rows (N, D*R), h, c, batch, unbatched, tape)."""
+        x, ids, unbatched = self._check_x(x)
+        T, B = x.shape[:2]
+        batch = Batch.of(T, B, self._check_lengths(lengths, T, B, unbatched))
+        h, c = self._check_state(state, "state", B, unbatched, optional=False)
+        rows = batch.pack(x, np.int64 if ids else self.dtype)
+        if ids:
+            check_ids(rows, self.input_size)
+        if keep and np.may_share_memory(rows, x):
+            rows = rows.copy()  # the tape's own: the caller may write to x before backward
+        version, blocks = self._blocks()
+        tape = Tape(self, version, batch, unbatched, [], [], [])
+        for layer, spec in enumerate(self._specs):
+            directions = [
+                self._direction(spec, block, d, layer, batch, h, c, keep) for d, block in enumerate(blocks[layer])
+            ]
+            y = np.empty((batch.rows.N, self._D * spec.R), self.dtype)
+            if batch.rows.N:
+                self._module.forward(directions, rows, batch.rows, y)
+            for d, one in enumerate(directions):
+                batch.unpack_state(h[layer * self._D + d], one.h)
+                if c is not None:
+                    batch.unpack_state(c[layer * self._D + d], one.c)
+            mask = self._mask(y.shape) if keep and layer < self.num_layers - 1 else None
+            if keep:
+                tape.x.append(rows)
+                tape.kept.append([one.tape or {} for one in directions])
+                tape.masks.append(mask)
+            rows = y if mask is None else y * mask
+        return rows, h, c, batch, unbatched, tape
+
+    def _direction(
+        self, spec: Spec, block: Any, d: int, layer: int, batch: Batch, h: Array, c: Array | None, keep: bool
+    ) -> Direction:
+        """One direction of one layer, its initial state packed and, where wanted, room for its tape."""
+        at = layer * self._D + d
+        one = Direction(block, bool(d), batch.pack_state(h[at]), None if c is None else batch.pack_state(c[at]))
+        if keep:
+            one.tape = {name: np.empty((batch.rows.N, width), self.dtype) for name, width in spec.tape.items()}
+            one.tape["h0"] = one.h.copy()
+            if one.c is not None:
+                one.tape["c0"] = one.c.copy()
+        return one
+
+    def _mask(self, shape: tuple[int, ...]) -> Array | None:
+        """Fresh dropout factors: 0 with probability p, else 1/(1-p) (Srivastava et al. 2014, inverted)."""
+        if not self.training or self.dropout == 0:
+            return None
+        if self.dropout == 1:
+            return np.zeros(shape, self.dtype)
+        with self._lock:
+            kept = self._rng.random(shape, np.float32) >= self.dropout
+        return kept * self.dtype.type(1 / (1 - self.dropout))
+
+    def __call__(self, x: Any, state: Any = None, lengths: Any = None, last_only: bool = False) -> tuple[Array, State]:
+        """Run the layers for inference: nothing is dropped, nothing kept.
+
+        Parameters
+        ----------
+        x : (T, B, I) array, (B, T, I) with batch_first, or (T, I) without a batch
+            Of the layer's dtype. Integers of rank 2 (rank 1 without a batch) are token ids, equal to one-hot rows.
+        state : (h_0, c_0) for LSTM, h_0 else; optional
+            (L*D, B, R) and (L*D, B, H), layer then direction, never batch-first; zeros where None.
+        lengths : (B,) integers, optional
+            Steps of each sequence, any order, zeros allowed. What lies past a length is never read.
+        last_only : bool
+            Return only each sequence's last valid step.
+
+        Returns
+        -------
+        y : (T, B, D*R) array, or as x came; (B, D*R) with last_only
+            Zeros past a sequence's length.
+        state : as given
+            The state after each sequence's last valid step (the initial one for length 0).
+
+        Raises
+        ------
+        ValueError, TypeError
+            Wrong rank, size, dtype, lengths, ids or state; the message names what was given and expected.
+        """
+        rows, h, c, batch, unbatched, _ = self._run(x, state, lengths, keep=False)
+        if last_only:
+            y = self._last(rows, batch)
+            return y[0] if unbatched else y, self._give_state(h, c, unbatched)
+        return self._give(batch.unpack(rows), unbatched), self._give_state(h, c, unbatched)
+
+    def _last(self, rows: Array, batch: Batch) -> Array:
+        """Rows of every sequence's last valid step: (B, D*R), zeros for length 0."""
+        r = batch.rows
+        y = np.zeros((batch.B, rows.shape[1]), rows.dtype)
+        if r.N:
+            lengths = np.searchsorted(-r.batch_sizes, -np.arange(r.B), side="left")
+            batch.unpack_state(y, rows[r.offsets[lengths - 1] + np.arange(r.B)])
+        return y
+
+    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[Array, State, Tape]:
+        """Run the layers for training: drops between layers (unless `eval` was called) and keeps a tape.
+
+        Parameters and the first two results are those of `__call__`.
+
+        Returns
+        -------
+        y, state : as `__call__`
+        tape : Tape
+            Serves one `backward`. It holds, for each valid step and layer, a copy of the layer's input and for each
+            direction 6 H floats for LSTM (gates, c, h; with a projection 6 H + proj_size), 5 H for GRU, H for RNN.
+        """
+        rows, h, c, batch, unbatched, tape = self._run(x, state, lengths, keep=True)
+        return self._give(batch.unpack(rows), unbatched), self._give_state(h, c, unbatched), tape
+
+    # ------------------------------------------------------------------------------------------------------ backward
+    def _check_dy(self, dy: Any, batch: Batch, unbatched: bool) -> Array:
+        """dy as packed rows (N, D*R)."""
+        dy = as_numbers(dy, "dy", self.dtype)
+        T, B, W = batch.T, batch.B, self._D * self._R
+        shape = (T, W) if unbatched else (B, T, W) if self.batch_first else (T, B, W)
+        check_shape(dy, shape, "dy", "the shape of y")
+        dy = dy[:, None] if unbatched else dy.swapaxes(0, 1) if self.batch_first else dy
+        return batch.pack(dy, self.dtype)
+
+    def backward(self, tape: Tape, dy: Any, dstate: Any = None) -> tuple[Array | None, State, dict[str, Array]]:
+        """Back-propagate through time (Werbos 1990). Uses up the tape.
+
+        Parameters
+        ----------
+        tape : Tape
+            Of this layer's `forward`, with the weights unchanged since.
+        dy : array like y, or None
+            Gradient of the output; what lies past a length is not read.
+        dstate : like state, or None
+            Gradient of the final state; either half of an LSTM's pair may be None.
+
+        Returns
+        -------
+        dx : array like x, or None for token ids
+        dstate : like state
+            Gradient of the initial state, in full even where the state was None.
+        grads : dict of arrays
+            Gradients of all parameters, with `state_dict`'s keys and shapes.
+
+        Raises
+        ------
+        RuntimeError
+            The tape was used before, belongs to another layer, or the weights have changed.
+        ValueError, TypeError
+            dy or dstate do not fit; the tape still serves then.
+        """
+        tape.check(self)
+        batch, unbatched, D = tape.batch, tape.unbatched, self._D
+        d_rows = None if dy is None else self._check_dy(dy, batch, unbatched)
+        dh, dc = self._check_state(dstate, "dstate", batch.B, unbatched, optional=True)
+        tape.used = True
+        grads = {name: np.zeros_like(p) for name, p in self._params.items()}
+        _, blocks = self._blocks()
+        for layer in reversed(range(self.num_layers if batch.rows.N else 0)):
+            x = tape.x[layer]
+            seen, x = np.unique(x, return_inverse=True) if x.ndim == 1 else (None, x)
+            dx = np.zeros_like(x) if seen is None else None
+            for d, block in enumerate(blocks[layer]):
+                at, R = layer * D + d, self._R
+                one = Direction(block, bool(d), batch.pack_state(dh[at]), None, tape.kept[layer][d])
+                if dc is not None:
+                    one.c = batch.pack_state(dc[at])
+                into = {name: grads[name + suffix(layer, d)] for name in self._specs[layer].parameters}
+                dense = into["weight_ih"]
+                if seen is not None:  # the backend adds to rows of the ids seen, however large the vocabulary
+                    into["weight_ih"] = np.zeros((len(seen), len(dense)), self.dtype)
+                columns = None if d_rows is None else d_rows[:, d * R : (d + 1) * R]
+                self._module.backward(one, x, batch.rows, columns, dx, into)
+                if seen is not None:
+                    dense[:, seen] = into["weight_ih"].T
+                batch.unpack_state(dh[at], one.h)
+                if dc is not None:
+                    batch.unpack_state(dc[at], one.c)
+            mask = tape.masks[layer - 1] if layer else None
+            d_rows = dx if mask is None or dx is None else dx * mask
+        dx = None
+        if tape.x[0].ndim == 2:  # without any row, tape.x[0] is as empty as its gradient
+            dx = self._give(batch.unpack(d_rows if batch.rows.N else tape.x[0]), unbatched)
+        return dx, self._give_state(dh, dc, unbatched), grads
+
+    # ----------------------------------------------------------------------------------------------------- streaming
+    def stream(self, batch_size: int = 1) -> Stream:
+        """State kept between calls: feed a sequence step by step. See `Stream`.
+
+        Parameters
+        ----------
+        batch_size : int
+            How many sequences go side by side.
+
+        Raises
+        ------
+        ValueError
+            The layer is bidirectional: the reverse direction begins at an end that a stream does not have.
+        """
+        if self.bidirectional:
+            raise ValueError("a bidirectional layer cannot stream: its reverse direction begins at the sequence's end")
+        _, blocks = self._blocks()
+        flat = [of_layer[0] for of_layer in blocks]
+        return Stream(self._module, self._specs, flat, self.dtype, positive(batch_size, "batch_size"))
+
+    def to_arrays(self, form: str, head: Layer | None = None) -> dict[str, Array]:
+        """The parameters as people write them by hand; see `fastlstm.from_arrays` for the forms."""
+        from .forms import to_arrays
+
+        return to_arrays(self, form, head)
+
+
+class LSTM(Recurrent):
+    """Long short-term memory (equations in `fastlstm.cells`), with PyTorch's arguments and semantics.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers : int
+    bias : bool
+    batch_first : bool
+        x and y are (B, T, .) instead of (T, B, .); states never are.
+    dropout : float
+        Probability with which `forward` drops each output of every layer but the last.
+    bidirectional : bool
+    proj_size : int
+        Width of a projected output, smaller than hidden_size; 0 for none.
+    peepholes : bool
+        The gates see the cell state; parameters ``weight_peep_l{k}`` (3, H), order i, f, o.
+    activations : three names, or (name, alpha, beta)
+        Of the gates, the candidate and the output; names in `fastlstm.cells.ACTIVATIONS`.
+    dtype : {"float32", "float64"}
+    backend : str
+        "auto", or a name from `fastlstm.backends()`; a forced one never falls back.
+    seed : int, optional
+        Of the initial weights (uniform in +-1/sqrt(H)) and the dropout.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument does not fit; the message says which.
+    BackendError
+        The forced backend cannot be used.
+    """
+
+    kind = "lstm"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        peepholes: bool = False,
+        activations: Sequence[Any] = DEFAULT_ACTIVATIONS["lstm"],
+        dtype: Any = "float32",
+        backend: str = "auto",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size=proj_size,
+            peepholes=bool(peepholes),
+            activations=activations,
+            dtype=dtype,
+            backend=backend,
+            seed=seed,
+        )
+
+
+class GRU(Recurrent):
+    """Gated recurrent unit. Arguments as `LSTM`, without proj_size and peepholes.
+
+    Parameters
+    ----------
+    activations : two names, or (name, alpha, beta)
+        Of the gates and the candidate.
+    reset_after : bool
+        Reset the recurrent product (PyTorch, cuDNN, Keras) or, False, the state that goes into it (the paper).
+    """
+
+    kind = "gru"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reset_after: bool = True,
+        activations: Sequence[Any] = DEFAULT_ACTIVATIONS["gru"],
+        dtype: Any = "float32",
+        backend: str = "auto",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            reset_after=bool(reset_after),
+            activations=activations,
+            dtype=dtype,
+            backend=backend,
+            seed=seed,
+        )
+
+
+class RNN(Recurrent):
+    """Elman network. Arguments as `LSTM`, without proj_size, peepholes and activations.
+
+    Parameters
+    ----------
+    nonlinearity : name, or (name, alpha, beta)
+    """
+
+    kind = "rnn"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        nonlinearity: Any = "tanh",
+        dtype: Any = "float32",
+        backend: str = "auto",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            activations=(nonlinearity,),
+            dtype=dtype,
+            backend=backend,
+            seed=seed,
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------- cells
+class Cell(Layer):
+    """One step of one layer. Use `LSTMCell`, `GRUCell` or `RNNCell`.
+
+    A cell is a layer of which every call sees one step; its parameters carry PyTorch's cell names, without a suffix.
+    """
+
+    def __init__(self, layer: Recurrent) -> None:
+        super().__init__()
+        self._layer = layer
+        self._params = {name.removesuffix("_l0"): p for name, p in layer._params.items()}
+
+    @property
+    def version(self) -> int:
+        """How often the parameters have changed."""
+        return self._layer.version
+
+    @contextmanager
+    def update(self) -> Iterator[dict[str, Array]]:
+        """The live parameters, to be changed in place."""
+        with self._layer.update():
+            with super().update() as params:
+                yield params
+
+    @property
+    def backend(self) -> str:
+        """The backend in use."""
+        return self._layer.backend
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of parameters, input and state."""
+        return self._layer.dtype
+
+    def __repr__(self) -> str:
+        return repr(self._layer).replace("(", "Cell(", 1)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._params = {name.removesuffix("_l0"): p for name, p in self._layer._params.items()}
+
+    def _wide(self, state: Any, name: str, batched: bool) -> Any:
+        """A cell's state (B, H) or (H,) as the layer's (1, B, H) or (1, H)."""
+        if isinstance(state, (tuple, list)):
+            return tuple(self._wide(part, name, batched) for part in state)
+        if state is None:
+            return None
+        state = np.asarray(state)
+        if state.ndim != 1 + batched:
+            raise ValueError(
+                f"{name} has shape {state.shape}, expected "
+                + ("(batch, width), as x has a batch" if batched else "(width,), as x has no batch")
+            )
+        return state[None]
+
+    @staticmethod
+    def _narrow(state: Any) -> Any:
+        return tuple(part[0] for part in state) if isinstance(state, tuple) else state[0]
+
+    def _one_step(self, x: Any) -> tuple[Array, bool]:
+        """x (B, I), (I,) or ids (B,) as a sequence of one step, and whether it has a batch."""
+        x = np.asarray(x)
+        ids = x.dtype.kind in "iu"
+        if x.ndim not in ((0, 1) if ids else (1, 2)):
+            raise ValueError(f"x has shape {x.shape}, expected (batch, {self._layer.input_size}) or token ids (batch,)")
+        return x[None], x.ndim == (1 if ids else 2)
+
+    def __call__(self, x: Any, state: Any = None) -> State:
+        """One step for inference.
+
+        Parameters
+        ----------
+        x : (B, I) or (I,) array, or token ids (B,) or a scalar
+        state : (h, c) for LSTMCell, h else: (B, H) or (H,); zeros where None
+
+        Returns
+        -------
+        state : as given
+        """
+        x, batched = self._one_step(x)
+        _, state = self._layer(x, self._wide(state, "state", batched))
+        return self._narrow(state)
+
+    def forward(self, x: Any, state: Any = None) -> tuple[State, Tape]:
+        """One step for training: (state, tape)."""
+        x, batched = self._one_step(x)
+        _, state, tape = self._layer.forward(x, self._wide(state, "state", batched))
+        return self._narrow(state), tape
+
+    def backward(self, tape: Tape, dstate: Any) -> tuple[Array | None, State, dict[str, Array]]:
+        """Gradients of one step: (dx, dstate, grads); see `Recurrent.backward`."""
+        tape.check(self._layer)
+        dx, dstate, grads = self._layer.backward(tape, None, self._wide(dstate, "dstate", not tape.unbatched))
+        grads = {name.removesuffix("_l0"): g for name, g in grads.items()}
+        return None if dx is None else dx[0], self._narrow(dstate), grads
+
+
+class LSTMCell(Cell):
+    """One step of an `LSTM`."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        dtype: Any = "float32",
+        backend: str = "auto",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(LSTM(input_size, hidden_size, bias=bias, dtype=dtype, backend=backend, seed=seed))
+
+
+class GRUCell(Cell):
+    """One step of a `GRU`."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        dtype: Any = "float32",
+        backend: str = "auto",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(GRU(input_size, hidden_size, bias=bias, dtype=dtype, backend=backend, seed=seed))
+
+
+class RNNCell(Cell):
+    """One step of an `RNN`."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: Any = "tanh",
+        *,
+        dtype: Any = "float32",
+        backend: str = "auto",
+        seed: int | None = None,
+    ) -> None:
+        layer = RNN(
+            input_size, hidden_size, bias=bias, nonlinearity=nonlinearity, dtype=dtype, backend=backend, seed=seed
+        )
+        super().__init__(layer)

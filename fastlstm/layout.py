@@ -1,0 +1,103 @@
+"""Where numbers lie: packed rows, parameter shapes by layer, initialisation.
+
+Rows come *packed*, as in PyTorch's PackedSequence: sequences sorted by length, longest first, time-major. Row
+``offsets[t] + b`` is step t of the b-th longest sequence; ``batch_sizes[t]`` sequences are at least t + 1 steps long.
+A dense batch (T, B, I) is packed already: its reshape to (T * B, I). Padding has no rows, so it costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .cells import Spec
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which packed row is which step of which sequence.
+
+    Parameters
+    ----------
+    batch_sizes : (T,) int64 array, non-increasing, every entry at least 1
+        How many sequences are alive at each step.
+    """
+
+    batch_sizes: Array
+    offsets: Array = field(init=False)  # (T + 1,) first row of each step, then N
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "offsets", np.concatenate(([0], np.cumsum(self.batch_sizes))).astype(np.int64))
+
+    @classmethod
+    def dense(cls, T: int, B: int) -> Rows:
+        """Rows of B sequences of T steps each."""
+        return cls(np.full(T, B, np.int64))
+
+    @classmethod
+    def of_lengths(cls, lengths: Array) -> Rows:
+        """Rows of sequences with these lengths: (B,), sorted, longest first, none of length 0."""
+        return cls(np.searchsorted(-lengths, -np.arange(lengths[0] if len(lengths) else 0), side="left").astype(np.int64))
+
+    @property
+    def T(self) -> int:
+        return len(self.batch_sizes)
+
+    @property
+    def B(self) -> int:
+        """Sequences alive at the first step: the rows of every state array."""
+        return int(self.batch_sizes[0]) if self.T else 0
+
+    @property
+    def N(self) -> int:
+        return int(self.offsets[-1])
+
+    def steps(self, reverse: bool) -> range:
+        """The steps in the order in which a direction walks them."""
+        return range(self.T - 1, -1, -1) if reverse else range(self.T)
+
+
+@dataclass
+class Direction:
+    """One direction of one layer in one call of a backend.
+
+    Parameters
+    ----------
+    block : object
+        What the backend's ``pack`` returned.
+    reverse : bool
+        Walk the rows from the last step to the first; a sequence joins, with its initial state, at its last step.
+    h, c : (B, R) and (B, H) arrays, c None but for LSTM
+        forward: the initial state, overwritten in place with the final one.
+        backward: the final state's gradient, overwritten in place with the initial one's.
+    tape : dict of arrays, optional
+        ``spec.tape``'s arrays, (N, width) each, written by forward and read (and used up) by backward, and the
+        initial state: ``h0`` (B, R), ``c0`` (B, H).
+    """
+
+    block: Any
+    reverse: bool
+    h: Array
+    c: Array | None
+    tape: dict[str, Array] | None = None
+
+
+def suffix(layer: int, direction: int) -> str:
+    """PyTorch's ending of the parameter names of one direction of one layer."""
+    return f"_l{layer}_reverse" if direction else f"_l{layer}"
+
+
+def uniform(shape: tuple[int, ...], hidden_size: int, rng: np.random.Generator, dtype: Any) -> Array:
+    """PyTorch's default initialisation: uniform in +-1/sqrt(H)."""
+    k = 1.0 / np.sqrt(hidden_size) if hidden_size > 0 else 0.0
+    return rng.uniform(-k, k, shape).astype(dtype)
+
+
+def draw(spec: Spec, rng: np.random.Generator, dtype: Any) -> dict[str, Array]:
+    """Initial parameters of one direction, in ``spec.parameters``' order."""
+    return {name: uniform(shape, spec.H, rng, dtype) for name, shape in spec.parameters.items()}

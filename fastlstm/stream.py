@@ -1,0 +1,155 @@
+"""State kept between calls: a sequence fed step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .cells import Spec
+from .layout import Array, Direction, Rows
+
+
+class Stream:
+    """A recurrent layer that remembers: step by step it gives what one call over the whole sequence gives.
+
+    Made by ``layer.stream(batch_size)``. It keeps the weights it began with; later changes to the layer do not reach
+    it. One stream belongs to one thread at a time; any number of streams may share a layer.
+    """
+
+    def __init__(
+        self, module: ModuleType, specs: Sequence[Spec], blocks: list[Any], dtype: np.dtype[Any], batch_size: int
+    ) -> None:
+        self._module, self._specs, self._blocks, self._dtype = module, specs, blocks, dtype
+        self.batch_size = batch_size
+        L, R, H = len(specs), specs[0].R, specs[0].H
+        self._h: Array = np.zeros((L, batch_size, R), dtype)
+        self._c: Array | None = np.zeros((L, batch_size, H), dtype) if specs[0].kind == "lstm" else None
+        self._x_shape, self._y_shape = (batch_size, specs[0].I), (batch_size, R)
+        self._step = module.bind(blocks, self._h, self._c)
+
+    # ------------------------------------------------------------------------------------------------------------ step
+    def step(self, x_t: Any, out: Array | None = None) -> Array:
+        """One step of every sequence.
+
+        Parameters
+        ----------
+        x_t : (B, I) array of the layer's dtype; (I,) where batch_size is 1; token ids (B,), or a scalar
+        out : (B, R) array, optional
+            Written and returned; (R,) where x_t is (I,) or a scalar. Without it a fresh array is returned.
+
+        Returns
+        -------
+        y : (B, R) or (R,) array
+
+        Raises
+        ------
+        ValueError, TypeError
+            x_t or out do not fit; the state is as before.
+        """
+        x = x_t if type(x_t) is np.ndarray else np.asarray(x_t)
+        if x.dtype is not self._dtype or x.shape != self._x_shape or not x.flags.c_contiguous:
+            return self._step_any(x, out)
+        y = np.empty(self._y_shape, self._dtype) if out is None else self._check_out(out, self._y_shape)
+        self._step(x, y)
+        return y
+
+    def _step_any(self, x: Array, out: Array | None) -> Array:
+        """A step whose input needs a change of form first."""
+        B, I = self._x_shape  # noqa: E741
+        rank = 0 if x.dtype.kind in "iu" else 1
+        single = B == 1 and x.ndim == rank
+        rows = self._check_rows(x[None] if single else x, (B,))
+        shape = self._y_shape[1:] if single else self._y_shape
+        y = np.empty(shape, self._dtype) if out is None else self._check_out(out, shape)
+        self._step(rows, y[None] if single else y)
+        return y
+
+    def _check_rows(self, x: Array, leading: tuple[int, ...]) -> Array:
+        """x (*leading, I), or ids of shape `leading`, contiguous and native, or an error."""
+        from .layers import as_numbers, check_ids, check_shape
+
+        size = self._specs[0].I
+        if x.dtype.kind in "iu" and x.ndim == len(leading):
+            check_shape(x, leading, "token ids", f"batch_size is {self.batch_size}")
+            ids = np.ascontiguousarray(x, np.int64)
+            check_ids(ids, size)
+            return ids
+        if x.dtype.kind in "iu":
+            raise TypeError(f"x has dtype {x.dtype} and shape {x.shape}; integers are token ids of shape {leading}")
+        x = as_numbers(x, "x", self._dtype)
+        check_shape(x, (*leading, size), "x", f"batch_size is {self.batch_size}, input_size {size}")
+        return np.ascontiguousarray(x, self._dtype)
+
+    def _check_out(self, out: Array, shape: tuple[int, ...]) -> Array:
+        if out.dtype is not self._dtype and out.dtype != self._dtype or out.shape != shape:
+            raise ValueError(f"out has shape {out.shape} and dtype {out.dtype}, expected {shape} and {self._dtype}")
+        if not (out.flags.c_contiguous and out.flags.writeable):
+            raise ValueError("out must be C-contiguous and writeable: make it with numpy.empty")
+        return out
+
+    # ------------------------------------------------------------------------------------------------------------- run
+    def run(self, x: Any) -> Array:
+        """Many steps in one call, with the same result as `step` after `step`.
+
+        Parameters
+        ----------
+        x : (T, B, I) array, or (T, I) where batch_size is 1; token ids (T, B) or (T,)
+            Time first, whatever the layer's batch_first.
+
+        Returns
+        -------
+        y : (T, B, R) or (T, R) array
+        """
+        x = np.asarray(x)
+        rank = 1 if x.dtype.kind in "iu" else 2
+        single = self.batch_size == 1 and x.ndim == rank
+        if not single and x.ndim != rank + 1:
+            expected = "(T, B)" if rank == 1 else f"(T, {self.batch_size}, {self._specs[0].I})"
+            raise ValueError(f"x has shape {x.shape}, expected {expected}")
+        wide = x[:, None] if single else x
+        T, B, R = wide.shape[0], self.batch_size, self._y_shape[1]
+        checked = self._check_rows(wide, (T, B))
+        rows, flat = Rows.dense(T, B), checked.reshape(T * B, *checked.shape[2:])
+        for layer, block in enumerate(self._blocks):
+            y = np.empty((T * B, R), self._dtype)
+            if T:
+                c = None if self._c is None else self._c[layer]
+                self._module.forward([Direction(block, False, self._h[layer], c)], flat, rows, y)
+            flat = y
+        return flat.reshape((T, R) if single else (T, B, R))
+
+    # ----------------------------------------------------------------------------------------------------------- state
+    @property
+    def state(self) -> Any:
+        """A copy of the state, (L, B, R) and (L, B, H): (h, c) for LSTM, h else. May be assigned."""
+        return self._h.copy() if self._c is None else (self._h.copy(), self._c.copy())
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        from .layers import as_numbers, check_shape
+
+        parts = [state] if self._c is None else list(state)
+        own = [self._h] if self._c is None else [self._h, self._c]
+        if len(parts) != len(own):
+            raise ValueError(f"the state of this stream is {len(own)} array(s), got {len(parts)}")
+        new = [as_numbers(part, "state", self._dtype) for part in parts]
+        for mine, given in zip(own, new):
+            check_shape(given, mine.shape, "state", "(num_layers, batch_size, width)")
+        for mine, given in zip(own, new):
+            mine[...] = given
+
+    def reset(self, rows: Any = None) -> None:
+        """Back to the zero state: all sequences, or those whose indices (or mask) `rows` gives."""
+        at = slice(None) if rows is None else np.asarray(rows)
+        for part in (self._h, self._c):
+            if part is not None:
+                part[:, at] = 0
+
+    def copy(self) -> Stream:
+        """Another stream with the same weights and, for now, the same state."""
+        other = Stream(self._module, self._specs, self._blocks, self._dtype, self.batch_size)
+        other.state = self.state
+        return other
