@@ -1,0 +1,155 @@
+"""How many threads to use, and why that many.
+
+The first of these that is there decides:
+
+1. ``with threads(n):``, for the code inside it (in this Python thread only);
+2. ``set_num_threads(n)``, for the whole process;
+3. the environment variable ``FASTLSTM_NUM_THREADS``;
+4. the environment variable ``OMP_NUM_THREADS`` (of a list for nested levels, the first number);
+5. the machine: the cores that this process may run on, or its cgroup's CPU quota (containers), whichever is less.
+
+Nothing is read before somebody asks. The environment and the machine are then read once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path, PurePosixPath
+from typing import SupportsIndex
+
+__all__ = ["get_num_threads", "origin", "set_num_threads", "threads"]
+
+_in_process: int | None = None
+_in_context: ContextVar[int | None] = ContextVar("fastlstm_threads", default=None)
+
+
+def set_num_threads(n: int) -> None:
+    """Let calls use up to `n` threads, the caller's own included. Results do not depend on it.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. More threads than cores help nobody.
+    """
+    global _in_process
+    _in_process = _checked(n, "set_num_threads(n)")
+
+
+def get_num_threads() -> int:
+    """Return how many threads a call made here and now may use; small calls use fewer."""
+    return _in_context.get() or _in_process or _from_surroundings()[0]
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Within the ``with`` block, and in this Python thread or asyncio task only, use up to `n` threads.
+
+    Examples
+    --------
+    >>> with threads(1):
+    ...     get_num_threads()
+    1
+    """
+    token = _in_context.set(_checked(n, "threads(n)"))
+    try:
+        yield
+    finally:
+        _in_context.reset(token)
+
+
+def origin() -> str:
+    """Return where the number of threads comes from, for ``show_config``."""
+    if n := _in_context.get():
+        return f"threads({n})"
+    if _in_process:
+        return f"set_num_threads({_in_process})"
+    return _from_surroundings()[1]
+
+
+def _checked(n: SupportsIndex, what: str) -> int:
+    """Return `n` as an int, if it is a whole number of at least 1."""
+    try:
+        if isinstance(n, bool):  # an int to Python, but hardly a number of threads to whoever wrote it
+            raise TypeError
+        value = operator.index(n)
+    except TypeError:
+        value = 0
+    if value < 1:
+        raise ValueError(f"{what}: n must be a whole number of at least 1, got {n!r}")
+    return value
+
+
+@functools.cache
+def _from_surroundings() -> tuple[int, str]:
+    """Return the number of threads that the environment or the machine suggests, and which of them it was."""
+    for name, note in (("FASTLSTM_NUM_THREADS", ""), ("OMP_NUM_THREADS", " (first number)")):
+        text = os.environ.get(name, "").strip()
+        if not text:
+            continue
+        first, comma, _ = text.partition(",") if note else (text, "", "")
+        if not (first.strip().isdecimal() and int(first) >= 1):
+            raise ValueError(
+                f"the environment variable {name} must be a whole number of at least 1, got {text!r}. Correct or unset it."
+            )
+        return int(first), name + (note if comma else "")
+    return _from_machine()
+
+
+def _from_machine(root: Path = Path("/")) -> tuple[int, str]:
+    """Return the number of cores that this process can keep busy, and what limits it."""
+    total = os.cpu_count() or 1
+    usable, text = total, f"{total} cores"
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        usable = len(os.sched_getaffinity(0))
+        text = f"affinity {usable} of {total} cores"
+    quota = cgroup_quota(root)
+    if quota is not None and math.ceil(quota) < usable:
+        # Rounded up: 1.5 cores are better used by two threads that are stopped at times than by one.
+        usable = max(1, math.ceil(quota))
+        text = f"cgroup quota {quota:g} -> {usable}"
+    return usable, text
+
+
+def cgroup_quota(root: Path = Path("/")) -> float | None:
+    """Return how many cores' worth of time the control groups of this process grant it, or None without a limit.
+
+    Python's own functions know only the affinity. A limit may sit on any of the groups above ours, so the path is walked
+    up. Inside a container the path may be that of the host, where only its end, the mount itself, can be seen.
+
+    Parameters
+    ----------
+    root : Path
+        Where ``proc`` and ``sys`` are: for tests.
+    """
+    quotas = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:  # version 2: one tree for all controllers
+            folder = root / "sys/fs/cgroup"
+        elif "cpu" in controllers.split(","):  # version 1: a tree for each, named as here ("cpu" or "cpu,cpuacct")
+            folder = root / "sys/fs/cgroup" / controllers
+        else:
+            continue
+        inner = PurePosixPath(path.lstrip("/"))
+        for group in (folder / level for level in (inner, *inner.parents)):
+            limit = _read(group / "cpu.max").split() or [
+                _read(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
+            ]
+            # No limit reads as "max" in version 2 and as -1 in version 1.
+            if len(limit) == 2 and all(number.isdecimal() and int(number) > 0 for number in limit):
+                quotas.append(int(limit[0]) / int(limit[1]))
+    return min(quotas, default=None)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):  # no such group, no permission, not Linux
+        return ""
