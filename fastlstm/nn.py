@@ -1,0 +1,150 @@
+"""Layers beside the recurrent ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .backends import choose
+from .layers import Batch, Layer, Tape, as_numbers, check_shape, positive
+from .layout import Array, uniform
+from .losses import check_targets, cross_entropy_in_place
+
+
+class Dense(Layer):
+    """A fully connected layer, y = x @ weight.T + bias, as PyTorch's Linear.
+
+    Parameters
+    ----------
+    input_size, units : int
+        I and U.
+    bias : bool
+    dtype : {"float32", "float64"}
+    seed : int, optional
+        Of the initial parameters, uniform in +-1/sqrt(I): ``weight`` (U, I) and ``bias`` (U,).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument does not fit; the message says which.
+    """
+
+    def __init__(
+        self, input_size: int, units: int, bias: bool = True, *, dtype: Any = "float32", seed: int | None = None
+    ) -> None:
+        super().__init__()
+        self.input_size, self.units = positive(input_size, "input_size"), positive(units, "units")
+        self.bias = bool(bias)
+        self.dtype = np.dtype(dtype)
+        choose("numpy", self.dtype.name)  # refuses other dtypes
+        rng = np.random.default_rng(seed)
+        shapes = {"weight": (self.units, self.input_size)} | ({"bias": (self.units,)} if self.bias else {})
+        self._params = {name: uniform(shape, self.input_size, rng, self.dtype) for name, shape in shapes.items()}
+
+    def __repr__(self) -> str:
+        shown = [str(self.input_size), str(self.units)]
+        shown += [] if self.bias else ["bias=False"]
+        shown += [f"dtype='{self.dtype}'"] if self.dtype != np.float32 else []
+        return f"Dense({', '.join(shown)})"
+
+    def _check_x(self, x: Any) -> Array:
+        x = as_numbers(x, "x", self.dtype)
+        if x.ndim == 0 or x.shape[-1] != self.input_size:
+            raise ValueError(f"x has shape {x.shape}, its last axis must be input_size = {self.input_size}")
+        return np.ascontiguousarray(x, self.dtype)
+
+    def _product(self, x: Array) -> Array:
+        """(..., I) -> (..., U)."""
+        # One product over all rows: matmul of a stack would go through it matrix by matrix.
+        y = x.reshape(-1, self.input_size) @ self._params["weight"].T
+        if self.bias:
+            y += self._params["bias"]
+        return y.reshape(*x.shape[:-1], self.units)
+
+    def _gradients(self, x: Array, dy: Array) -> tuple[Array, dict[str, Array]]:
+        """(dx, grads) for rows x (N, I) and dy (N, U)."""
+        grads = {"weight": dy.T @ x} | ({"bias": dy.sum(axis=0)} if self.bias else {})
+        return dy @ self._params["weight"], grads
+
+    def __call__(self, x: Any) -> Array:
+        """y (..., U) for x (..., I), for inference."""
+        return self._product(self._check_x(x))
+
+    def forward(self, x: Any) -> tuple[Array, Tape]:
+        """y for training, and the tape for one `backward`.
+
+        Parameters
+        ----------
+        x : (..., I) array of the layer's dtype
+
+        Returns
+        -------
+        y : (..., U) array
+        tape : Tape
+            Holds a copy of x.
+        """
+        x = self._check_x(x).copy()
+        tape = Tape(self, self.version, Batch.of(1, x.size // self.input_size, None), False, [x], [], [])
+        return self._product(x), tape
+
+    def backward(self, tape: Tape, dy: Any) -> tuple[Array, dict[str, Array]]:
+        """Gradients of x and of the parameters. Uses up the tape.
+
+        Parameters
+        ----------
+        tape : Tape
+            Of this layer's `forward`, with the weights unchanged since.
+        dy : (..., U) array, like y
+
+        Returns
+        -------
+        dx : (..., I) array, like x
+        grads : dict of arrays
+            With `state_dict`'s keys and shapes.
+
+        Raises
+        ------
+        RuntimeError
+            The tape was used before, belongs to another layer, or the weights have changed.
+        ValueError, TypeError
+            dy does not fit; the tape still serves then.
+        """
+        tape.check(self)
+        x = tape.x[0]
+        dy = as_numbers(dy, "dy", self.dtype)
+        check_shape(dy, (*x.shape[:-1], self.units), "dy", "the shape of y")
+        tape.used = True
+        rows = np.ascontiguousarray(dy, self.dtype).reshape(-1, self.units)
+        dx, grads = self._gradients(x.reshape(-1, self.input_size), rows)
+        return dx.reshape(x.shape), grads
+
+    def cross_entropy(self, x: Any, targets: Any, reduction: str = "mean") -> tuple[float, Array, dict[str, Array]]:
+        """Product, softmax, cross-entropy and all gradients in one: a language model's head.
+
+        The logits' gradient takes the place of the logits, so there is one array of N*U numbers, not four.
+
+        Parameters
+        ----------
+        x : (..., I) array of the layer's dtype
+        targets : (...) integer array
+            The right class of every row.
+        reduction : {"mean", "sum"}
+
+        Returns
+        -------
+        loss : float
+        dx : (..., I) array
+        grads : dict of arrays
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fastlstm.softmax_cross_entropy`.
+        """
+        x = self._check_x(x)
+        flat = check_targets(targets, (*x.shape[:-1], self.units))
+        logits = self._product(x).reshape(-1, self.units)
+        loss = cross_entropy_in_place(logits, flat, reduction)
+        dx, grads = self._gradients(x.reshape(-1, self.input_size), logits)
+        return loss, dx.reshape(x.shape), grads
