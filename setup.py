@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import sysconfig
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError, ExecError
+from setuptools.errors import BaseError, CCompilerError
 
 
 class BuildOrExplain(build_ext):
@@ -21,37 +23,54 @@ class BuildOrExplain(build_ext):
     With FASTLSTM_REQUIRE_C=1 in the environment (this repository's Makefile sets it) a failure is an error.
     """
 
+    reason = ""
+
+    def run(self) -> None:
+        super().run()
+        package = Path("fastlstm") if self.inplace else Path(self.build_lib, "fastlstm")
+        note = package / "_build_failed.txt"
+        note.unlink(missing_ok=True)
+        if self.reason:
+            for older in package.glob("_fastlstm_c.*.so"):
+                older.unlink()  # it is not what the sources say now
+            package.mkdir(parents=True, exist_ok=True)
+            note.write_text(self.reason + "\n", encoding="utf-8")
+
     def build_extension(self, ext: Extension) -> None:
-        built = Path(self.get_ext_fullpath(ext.name))  # in the build folder, or in the source tree if editable
-        reason = built.with_name("_build_failed.txt")
-        reason.unlink(missing_ok=True)
-        self._said = ""
-        self.compiler.spawn = self._spawn
+        said: list[str] = []
         try:
-            super().build_extension(ext)
-        except (BaseError, OSError) as error:
+            with kept_stderr(said):
+                super().build_extension(ext)
+        except (BaseError, CCompilerError, OSError) as error:
             if os.environ.get("FASTLSTM_REQUIRE_C") == "1":
                 raise
-            text = "\n".join([*self._said.strip().splitlines()[-10:], str(error)])
-            built.unlink(missing_ok=True)  # an older one would no longer be what the sources say
-            reason.parent.mkdir(parents=True, exist_ok=True)
-            reason.write_text(text + "\n", encoding="utf-8")
+            self.reason = "\n".join("".join(said).strip().splitlines()[-10:]) or str(error)
             ext.optional = True  # so that nobody looks for the file later
             print(
-                f"\n{text}\n\nWARNING: fastlstm's C backend could not be built (the reason is above). The installation "
-                "goes on without it; the\nother backends work, but more slowly. To get it: install a C compiler (Debian, "
-                "Ubuntu: apt install gcc python3-dev;\nmacOS: xcode-select --install) and install fastlstm again.\n",
+                f"\nWARNING: fastlstm's C backend could not be built: {self.reason.splitlines()[-1]}\n"
+                "The installation goes on without it: the other backends work, but more slowly. To get it, install a\n"
+                "C compiler (Debian, Ubuntu: apt install gcc python3-dev; macOS: xcode-select --install) and then\n"
+                "install fastlstm again.\n",
                 file=sys.stderr,
             )
 
-    def _spawn(self, command: list[str], **_: object) -> None:
-        """Run a compiler's command, and keep what it says."""
-        print(" ".join(command))
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-        print(done.stdout, end="")
-        if done.returncode:
-            self._said = done.stdout
-            raise ExecError(f"the command {command[0]!r} failed with exit code {done.returncode}")
+
+@contextmanager
+def kept_stderr(said: list[str]) -> Iterator[None]:
+    """Append to `said` what this process and the compilers that it starts write to standard error, and show it."""
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
+            file.seek(0)
+            said.append(file.read().decode(errors="replace"))
+            sys.stderr.write(said[-1])
 
 
 class StableAbiWheel(bdist_wheel):

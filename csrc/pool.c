@@ -17,8 +17,8 @@
  * A unit is a piece, or, where there are more than MAX_UNITS of them, every MAX_UNITS-th piece from there on.
  * Unit u belongs by preference to participant u % threads: in the next step it then finds its data in its own cache.
  *
- * Who finds every unit claimed spins for at most SPIN_NS and then sleeps until the word changes. A longer spin pays only
- * on idle cores: beside a busy neighbour it keeps away the very thread that it waits for.
+ * Who finds every unit claimed spins for at most SPIN_NS and then sleeps until the word changes. A longer spin pays
+ * only on idle cores: beside a busy neighbour it keeps away the very thread that it waits for.
  */
 #if defined(_WIN32)
 #error "fastlstm's C backend needs POSIX threads (Linux or macOS); elsewhere use the numba or numpy backend"
@@ -86,16 +86,15 @@ static struct {
     uint64_t first, end; /* tick of step 0, and of the step that is no more */
 
     /* The owner's own. */
-    int made;           /* threads that exist: they have the slots 1..made */
-    bool atfork;        /* the fork handler is registered (a child inherits it) */
-    uint64_t retry_at;  /* before this time the pool is not used: it was too slow (nanoseconds) */
+    int made;          /* threads that exist: they have the slots 1..made */
+    bool atfork;       /* the fork handler is registered (a child inherits it) */
+    uint64_t retry_at; /* before this time the pool is not used: it was too slow (nanoseconds) */
 
     slot_t slot[MAX_THREADS]; /* slot 0: the caller */
     claim_t claim[MAX_UNITS];
 } pool;
 
-static inline uint64_t word_of(uint64_t tick, int units, int threads)
-{
+static inline uint64_t word_of(uint64_t tick, int units, int threads) {
     return tick << 24 | (uint64_t)units << 12 | (uint64_t)threads;
 }
 
@@ -107,19 +106,17 @@ static inline int threads_of(uint64_t word) { return (int)(word & 0xfff); }
  * days. Only equality counts, so that is harmless.) */
 static inline uint64_t tick_add(uint64_t tick, uint64_t n) { return (tick + n) & 0xffffffffffu; }
 
-/* The word between calls, the last step having been `tick`. One tick is left out: no claim matches that of this word, so
- * nobody can start on what is over. */
+/* The word between calls, the last step having been `tick`. One tick is left out: no claim matches that of this word,
+ * so nobody can start on what is over. */
 static inline uint64_t word_after(uint64_t tick) { return word_of(tick_add(tick, 2), 0, 0); }
 
-static uint64_t now_ns(void)
-{
+static uint64_t now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static inline void spin_pause(void)
-{
+static inline void spin_pause(void) {
 #if defined(__x86_64__) || defined(__i386__)
     _mm_pause();
 #elif defined(__aarch64__)
@@ -131,8 +128,7 @@ static inline void spin_pause(void)
 
 #if defined(__x86_64__) || defined(__i386__)
 typedef unsigned fp_mode_t;
-static fp_mode_t fp_enter(void)
-{
+static fp_mode_t fp_enter(void) {
     fp_mode_t old = _mm_getcsr();
     _mm_setcsr(0x1f80 | 0x8000 | 0x0040); /* all exceptions masked | flush to zero | denormals are zero */
     return old;
@@ -141,8 +137,7 @@ static void fp_leave(fp_mode_t old) { _mm_setcsr(old); }
 #elif defined(__aarch64__)
 typedef uint64_t fp_mode_t;
 static void fp_leave(fp_mode_t old) { __asm__ volatile("msr fpcr, %0" : : "r"(old)); }
-static fp_mode_t fp_enter(void)
-{
+static fp_mode_t fp_enter(void) {
     fp_mode_t old;
     __asm__ volatile("mrs %0, fpcr" : "=r"(old));
     fp_leave(UINT64_C(1) << 24); /* FZ: inputs and outputs */
@@ -157,8 +152,7 @@ static void fp_leave(fp_mode_t old) { (void)old; }
 /* ---- sleeping and waking ---- */
 
 /* May return early: the caller looks again. */
-static void slot_sleep(slot_t *slot)
-{
+static void slot_sleep(slot_t *slot) {
 #if FUTEX
     syscall(SYS_futex, &slot->asleep, FUTEX_WAIT_PRIVATE, 1, NULL, NULL, 0);
 #else
@@ -169,8 +163,7 @@ static void slot_sleep(slot_t *slot)
 #endif
 }
 
-static void slot_wake(slot_t *slot)
-{
+static void slot_wake(slot_t *slot) {
     if (atomic_load(&slot->asleep) == 0 || atomic_exchange(&slot->asleep, 0) == 0)
         return;
 #if FUTEX
@@ -184,22 +177,19 @@ static void slot_wake(slot_t *slot)
 
 /* Store a new word and wake the participants 0..wake-1 that sleep. Each side writes its own variable first and then
  * reads the other's, in sequentially consistent order: one of the two sees the other, so no wake-up is lost. */
-static void publish(uint64_t word, int wake)
-{
+static void publish(uint64_t word, int wake) {
     atomic_store(&pool.word, word);
     for (int w = 0; w < wake; w++)
         slot_wake(&pool.slot[w]);
 }
 
 /* Is `word` something that participant `me`, who has dealt with `seen`, has to look at? */
-static inline bool concerns(uint64_t word, uint64_t seen, int me)
-{
+static inline bool concerns(uint64_t word, uint64_t seen, int me) {
     return word != seen && (me == 0 || me < threads_of(word));
 }
 
 /* Wait for such a word, and return it. */
-static uint64_t await(uint64_t seen, int me)
-{
+static uint64_t await(uint64_t seen, int me) {
     slot_t *slot = &pool.slot[me];
     uint64_t word = atomic_load_explicit(&pool.word, memory_order_acquire);
     if (concerns(word, seen, me))
@@ -227,8 +217,7 @@ static uint64_t await(uint64_t seen, int me)
 /* ---- working ---- */
 
 /* Claim unit u of the step that `word` stands for and do it, unless somebody has it. */
-static bool try_unit(uint64_t word, int u, int me)
-{
+static bool try_unit(uint64_t word, int u, int me) {
     uint64_t tick = tick_of(word), expected = tick;
     if (atomic_load_explicit(&pool.claim[u].tick, memory_order_relaxed) != tick)
         return false; /* a look costs less than a failed swap */
@@ -242,8 +231,7 @@ static bool try_unit(uint64_t word, int u, int me)
 
 /* Do what can be had of one step: first what is mine by preference, then what nobody claimed. The last to finish opens
  * the next step. Returns how many units it was. */
-static int take_part(uint64_t word, int me)
-{
+static int take_part(uint64_t word, int me) {
     int units = units_of(word), threads = threads_of(word), done = 0;
     for (int other = 0; other < threads; other++)
         for (int u = (me + other) % threads; u < units; u += threads)
@@ -263,8 +251,7 @@ static int take_part(uint64_t word, int me)
     return done;
 }
 
-static void *worker_main(void *slot)
-{
+static void *worker_main(void *slot) {
     int me = (int)((slot_t *)slot - pool.slot);
     uint64_t word = 0; /* no word is 0: ticks begin at 1 */
     fp_enter();        /* for good: this thread does nothing else */
@@ -277,8 +264,7 @@ static void *worker_main(void *slot)
 
 /* ---- calls ---- */
 
-static void slot_init(slot_t *slot)
-{
+static void slot_init(slot_t *slot) {
     atomic_store(&slot->asleep, 0);
 #if !FUTEX
     pthread_mutex_init(&slot->lock, NULL);
@@ -288,8 +274,7 @@ static void slot_init(slot_t *slot)
 
 /* In a forked child only the forking thread exists. Whatever call was under way in another thread of the parent is
  * none of the child's business: it begins with an empty pool that belongs to nobody. */
-static void forget_threads(void)
-{
+static void forget_threads(void) {
     pool.made = 0;
     pool.retry_at = 0;
     atomic_store(&pool.alone, false);
@@ -298,8 +283,7 @@ static void forget_threads(void)
 }
 
 /* Make threads until there are `threads` participants, or as many as the system grants. The owner's. */
-static int grow(int threads)
-{
+static int grow(int threads) {
     if (!pool.atfork) {
         if (pthread_atfork(NULL, NULL, forget_threads) != 0)
             return 1;
@@ -331,16 +315,14 @@ static int grow(int threads)
     return pool.made + 1 < threads ? pool.made + 1 : threads;
 }
 
-static void run_alone(fl_piece_fn fn, void *arg, int first_step, int steps, int pieces)
-{
+static void run_alone(fl_piece_fn fn, void *arg, int first_step, int steps, int pieces) {
     for (int step = first_step; step < steps; step++)
         for (int piece = 0; piece < pieces; piece++)
             fn(arg, step, piece, 0);
 }
 
 /* The owner's part of a call with other threads in it. */
-static void run_together(fl_piece_fn fn, void *arg, int steps, int pieces, int threads)
-{
+static void run_together(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
     int units = pieces < MAX_UNITS ? pieces : MAX_UNITS;
     uint64_t first = tick_add(tick_of(atomic_load(&pool.word)), 1);
     pool.fn = fn;
@@ -380,8 +362,7 @@ static void run_together(fl_piece_fn fn, void *arg, int steps, int pieces, int t
     }
 }
 
-void fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads)
-{
+void fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
     if (steps <= 0 || pieces <= 0)
         return;
     fp_mode_t mode = fp_enter();

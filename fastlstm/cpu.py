@@ -94,9 +94,7 @@ def _from_surroundings() -> tuple[int, str]:
             continue
         first, comma, _ = text.partition(",") if note else (text, "", "")
         if not (first.strip().isdecimal() and int(first) >= 1):
-            raise ValueError(
-                f"the environment variable {name} must be a whole number of at least 1, got {text!r}. Correct or unset it."
-            )
+            raise ValueError(f"the environment variable {name} must be a whole number of at least 1, got {text!r}")
         return int(first), name + (note if comma else "")
     return _from_machine()
 
@@ -119,8 +117,8 @@ def _from_machine(root: Path = Path("/")) -> tuple[int, str]:
 def cgroup_quota(root: Path = Path("/")) -> float | None:
     """Return how many cores' worth of time the control groups of this process grant it, or None without a limit.
 
-    Python's own functions know only the affinity. A limit may sit on any of the groups above ours, so the path is walked
-    up. Inside a container the path may be that of the host, where only its end, the mount itself, can be seen.
+    Python's own functions know only the affinity. A limit may sit on any of the groups above ours, so the path is
+    walked up. In a container it may be the host's path, of which only the end, the mount itself, can be seen.
 
     Parameters
     ----------

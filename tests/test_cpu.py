@@ -25,12 +25,12 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cpu._from_surroundings.cache_clear()
 
 
-def machine(root: Path, groups: str, **files: str) -> Path:
-    """Make a root folder with `groups` as proc/self/cgroup; `files`: text by path below sys/fs/cgroup, "__" for "/"."""
+def machine(root: Path, groups: str, files: dict[str, str]) -> Path:
+    """Make a root folder with `groups` as proc/self/cgroup and, below sys/fs/cgroup, `files`: text by path."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(groups)
     for name, text in files.items():
-        path = root / "sys/fs/cgroup" / name.replace("__", "/").replace("_dot_", ".")
+        path = root / "sys/fs/cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return root
@@ -99,25 +99,26 @@ def test_own_variable_takes_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 V1 = "4:memory:/a\n2:cpu,cpuacct:/a/b\n1:cpuset:/\n"
+V1_A = "cpu,cpuacct/a/cpu.cfs_"
 
 
 @pytest.mark.parametrize(
     ("groups", "files", "quota"),
     [
         ("0::/\n", {}, None),
-        ("0::/\n", {"cpu_dot_max": "max 100000\n"}, None),
-        ("0::/\n", {"cpu_dot_max": "150000 100000\n"}, 1.5),
-        ("0::/a/b\n", {"a__b__cpu_dot_max": "max 100000\n", "a__cpu_dot_max": "50000 100000\n"}, 0.5),
-        ("0::/a/b\n", {"a__b__cpu_dot_max": "300000 100000\n", "a__cpu_dot_max": "max 100000\n"}, 3.0),
-        ("0::/host/path\n", {"cpu_dot_max": "200000 100000\n"}, 2.0),
-        ("0::/\n", {"cpu_dot_max": "nonsense\n"}, None),
-        (V1, {"cpu,cpuacct__a__cpu_dot_cfs_quota_us": "-1\n", "cpu,cpuacct__a__cpu_dot_cfs_period_us": "100000\n"}, None),
-        (V1, {"cpu,cpuacct__a__cpu_dot_cfs_quota_us": "250000\n", "cpu,cpuacct__a__cpu_dot_cfs_period_us": "100000\n"}, 2.5),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "50000 100000\n"}, 0.5),
+        ("0::/a/b\n", {"a/b/cpu.max": "300000 100000\n", "a/cpu.max": "max 100000\n"}, 3.0),
+        ("0::/host/path\n", {"cpu.max": "200000 100000\n"}, 2.0),
+        ("0::/\n", {"cpu.max": "nonsense\n"}, None),
+        (V1, {V1_A + "quota_us": "-1\n", V1_A + "period_us": "100000\n"}, None),
+        (V1, {V1_A + "quota_us": "250000\n", V1_A + "period_us": "100000\n"}, 2.5),
         ("", {}, None),
     ],
 )
 def test_cgroup_quota(tmp_path: Path, groups: str, files: dict[str, str], quota: float | None) -> None:
-    assert cpu.cgroup_quota(machine(tmp_path, groups, **files)) == quota
+    assert cpu.cgroup_quota(machine(tmp_path, groups, files)) == quota
 
 
 def test_no_proc(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     assert cpu._from_machine(tmp_path) == (2, "affinity 2 of 8 cores")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    machine(tmp_path, "0::/\n", cpu_dot_max="150000 100000\n")
+    machine(tmp_path, "0::/\n", {"cpu.max": "150000 100000\n"})
     assert cpu._from_machine(tmp_path) == (2, "cgroup quota 1.5 -> 2")
     monkeypatch.delattr(os, "sched_getaffinity")
     assert cpu._from_machine(tmp_path / "none") == (8, "8 cores")

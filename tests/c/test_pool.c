@@ -18,16 +18,15 @@
 
 enum { MAX_PIECES = 3000, CALLERS = 6, SECONDS = 4 };
 
-#define CHECK(what)                                                                                                    \
-    do {                                                                                                               \
-        if (!(what)) {                                                                                                 \
-            fprintf(stderr, "test_pool.c:%d: failed: %s\n", __LINE__, #what);                                          \
-            _exit(1);                                                                                                  \
-        }                                                                                                              \
+#define CHECK(what) \
+    do { \
+        if (!(what)) { \
+            fprintf(stderr, "test_pool.c:%d: failed: %s\n", __LINE__, #what); \
+            _exit(1); \
+        } \
     } while (0)
 
-static double seconds(void)
-{
+static double seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -39,14 +38,13 @@ static unsigned next_random(unsigned *seed) { return (*seed = *seed * 1664525u +
  * a data race under the thread sanitizer. Two buffers, as in a step loop over h. */
 typedef struct {
     int pieces, threads, work;
-    atomic_int entered[64];     /* by worker: never two at once with the same number */
-    int value[2][MAX_PIECES];   /* step written last, plus 1 */
+    atomic_int entered[64];   /* by worker: never two at once with the same number */
+    int value[2][MAX_PIECES]; /* step written last, plus 1 */
     _Atomic int runs;
     volatile float denormal;
 } job_t;
 
-static void piece_fn(void *arg, int step, int piece, int worker)
-{
+static void piece_fn(void *arg, int step, int piece, int worker) {
     job_t *job = arg;
     CHECK(worker >= 0 && worker < (job->threads > 1 ? job->threads : 1));
     CHECK(atomic_fetch_add(&job->entered[worker], 1) == 0);
@@ -63,8 +61,7 @@ static void piece_fn(void *arg, int step, int piece, int worker)
     CHECK(atomic_fetch_sub(&job->entered[worker], 1) == 1);
 }
 
-static void check_call(job_t *job, int steps, int pieces, int threads, int work)
-{
+static void check_call(job_t *job, int steps, int pieces, int threads, int work) {
     memset(job, 0, sizeof *job);
     job->pieces = pieces;
     job->threads = threads;
@@ -80,8 +77,7 @@ static void check_call(job_t *job, int steps, int pieces, int threads, int work)
         CHECK(steps == 0 || job->value[steps & 1][p] == steps);
 }
 
-static void random_calls(unsigned seed, double until)
-{
+static void random_calls(unsigned seed, double until) {
     job_t *job = malloc(sizeof *job);
     CHECK(job != NULL);
     while (seconds() < until) {
@@ -100,8 +96,7 @@ typedef struct {
     double until;
 } caller_t;
 
-static void *caller_main(void *arg)
-{
+static void *caller_main(void *arg) {
     caller_t *caller = arg;
     random_calls(caller->seed, caller->until);
     return NULL;
@@ -109,8 +104,7 @@ static void *caller_main(void *arg)
 
 /* A child uses the pool, forks again, and its child does too. (The thread sanitizer cannot follow threads made in a
  * child of a process with threads.) */
-static void fork_and_use(unsigned seed, int depth)
-{
+static void fork_and_use(unsigned seed, int depth) {
 #ifdef __SANITIZE_THREAD__
     (void)seed, (void)depth;
     usleep(1000);
@@ -132,16 +126,14 @@ static void fork_and_use(unsigned seed, int depth)
 }
 
 /* Calls within calls run in the piece that makes them. */
-static void inner_fn(void *arg, int step, int piece, int worker)
-{
+static void inner_fn(void *arg, int step, int piece, int worker) {
     int *count = arg;
     CHECK(worker == 0);
     CHECK(*count == step * 5 + piece);
     ++*count;
 }
 
-static void outer_fn(void *arg, int step, int piece, int worker)
-{
+static void outer_fn(void *arg, int step, int piece, int worker) {
     (void)worker;
     int count = 0;
     fl_run(inner_fn, &count, 3, 5, 4);
@@ -149,8 +141,7 @@ static void outer_fn(void *arg, int step, int piece, int worker)
     atomic_fetch_add((atomic_int *)arg, 1 + 0 * (step + piece));
 }
 
-static void check_nested(void)
-{
+static void check_nested(void) {
     atomic_int outer = 0;
     fl_run(outer_fn, &outer, 50, 7, 4);
     CHECK(outer == 350);
@@ -160,20 +151,17 @@ static void check_nested(void)
 
 static void empty_fn(void *arg, int step, int piece, int worker) { (void)arg, (void)step, (void)piece, (void)worker; }
 
-static void busy_fn(void *arg, int step, int piece, int worker)
-{
+static void busy_fn(void *arg, int step, int piece, int worker) {
     (void)step, (void)piece, (void)worker;
     for (volatile int i = 0; i < *(int *)arg; i++)
         ;
 }
 
-static int by_size(const void *a, const void *b)
-{
+static int by_size(const void *a, const void *b) {
     return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b);
 }
 
-static void time_call(const char *name, fl_piece_fn fn, int work, int steps, int pieces, int threads, int idle_us)
-{
+static void time_call(const char *name, fl_piece_fn fn, int work, int steps, int pieces, int threads, int idle_us) {
     enum { RUNS = 1000 };
     static double took[RUNS];
     double began = seconds();
@@ -189,8 +177,7 @@ static void time_call(const char *name, fl_piece_fn fn, int work, int steps, int
     printf("%-44s median %9.2f us   p90 %9.2f   p99 %9.2f\n", name, took[n / 2], took[n * 9 / 10], took[n * 99 / 100]);
 }
 
-static void print_times(void)
-{
+static void print_times(void) {
     time_call("empty call, 1 thread", empty_fn, 0, 1, 2, 1, 0);
     time_call("empty call, 2 threads, back to back", empty_fn, 0, 1, 2, 2, 0);
     time_call("empty call, 2 threads, after 1 ms idle", empty_fn, 0, 1, 2, 2, 1000);
@@ -203,8 +190,7 @@ static void print_times(void)
     }
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "time") == 0) {
         print_times();
         return 0;
