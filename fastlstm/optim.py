@@ -79,7 +79,7 @@ def clip_by_norm(grads: Grads, max_norm: float) -> float:
     ----------
     grads : dict of arrays, or list of such dicts
     max_norm : float
-        Not negative.
+        Not negative; infinite to measure only.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def clip_by_norm(grads: Grads, max_norm: float) -> float:
         Of all gradients together before clipping, summed in float64. Where it is NaN or infinite no factor can help:
         the gradients are left as they are, and the caller, who sees the norm, should skip the step.
     """
-    max_norm = number(max_norm, "max_norm")
+    max_norm = max_norm if max_norm == math.inf else number(max_norm, "max_norm")
     arrays = writable_arrays(grads)
     norm = math.sqrt(sum(square_sum(g) for g in arrays))
     factor = max_norm / (norm + 1e-6)

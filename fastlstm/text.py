@@ -1,0 +1,419 @@
+"""A character-level language model: an LSTM on token ids and a softmax over the next character.
+
+Training cuts the text into parallel streams and walks along all of them at once; back-propagation is truncated to a
+window, and the state is carried from one window to the next (Williams & Peng 1990; Mikolov et al. 2010).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from . import io
+from .backends import choose
+from .layers import LSTM, State, positive
+from .layout import Array
+from .losses import softmax_cross_entropy
+from .nn import Dense
+from .optim import SGD, Adam, Optimizer, clip_by_norm, number
+from .train import Diverged, History
+
+KIND = "character model"  # in the configuration of a model file
+HELD_OUT = 0.05  # share of the text, at its end, that is not trained on
+EVALUATION_STEPS = 128  # steps of one call in evaluation: bounds its memory
+
+
+# ---------------------------------------------------------------------------------------------------------- characters
+def vocabulary_of(text: str) -> str:
+    """The characters of a text, each once, sorted: a character's place is its token id."""
+    return "".join(sorted(set(text)))
+
+
+def encode(text: str, vocabulary: str) -> Array:
+    """Token ids of a text: (N,) int64.
+
+    Raises
+    ------
+    ValueError
+        Characters that the vocabulary has not; the message names them.
+    """
+    strange = sorted(set(text) - set(vocabulary))
+    if strange:
+        raise ValueError(
+            f"the model does not know the character{'s' * (len(strange) > 1)} "
+            f"{' '.join(map(repr, strange))}; it knows {vocabulary!r}"
+        )
+    known, codes = (np.frombuffer(s.encode("utf-32-le", "surrogatepass"), "<u4") for s in (vocabulary, text))
+    return np.searchsorted(known, codes).astype(np.int64)
+
+
+def side_by_side(ids: Array, streams: int) -> tuple[Array, Array]:
+    """A text as parallel streams: inputs and, one character later, targets, (S, streams) each."""
+    S = (len(ids) - 1) // streams
+    return ids[: S * streams].reshape(streams, S).T, ids[1 : S * streams + 1].reshape(streams, S).T
+
+
+# --------------------------------------------------------------------------------------------------------------- model
+class CharModel:
+    """An LSTM over characters and a dense head that tells the next one.
+
+    Parameters
+    ----------
+    vocabulary : str
+        Of `vocabulary_of`.
+    hidden_size, num_layers : int
+    dropout : float
+        Between the layers, while training.
+    backend : str
+    seed : int, optional
+        Of the initial weights and the dropout.
+    """
+
+    def __init__(
+        self,
+        vocabulary: str,
+        hidden_size: int,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        *,
+        backend: str = "auto",
+        seed: int | None = None,
+    ) -> None:
+        self.vocabulary = vocabulary
+        V = len(vocabulary)
+        lstm_seed, head_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
+        self.lstm = LSTM(V, hidden_size, num_layers, dropout=dropout, backend=backend, seed=lstm_seed)
+        self.head = Dense(hidden_size, V, seed=head_seed)
+
+    @property
+    def layers(self) -> list[LSTM | Dense]:
+        """In the order in which optimisers take them."""
+        return [self.lstm, self.head]
+
+    # ------------------------------------------------------------------------------------------------------- training
+    def gradients(self, x: Array, targets: Array, state: State) -> tuple[float, State, list[dict[str, Array]]]:
+        """(mean loss, state after the window, gradients of `layers`) of a window: ids and targets (T, B)."""
+        y, state, tape = self.lstm.forward(x, state)
+        loss, dy, of_head = self.head.cross_entropy(y, targets)
+        _, _, of_lstm = self.lstm.backward(tape, dy)
+        return loss, state, [of_lstm, of_head]
+
+    def loss(self, x: Array, targets: Array) -> float:
+        """Mean loss in nats of streams (S, B), walked from a zero state."""
+        total, state = 0.0, None
+        for at in range(0, len(x), EVALUATION_STEPS):
+            piece = slice(at, at + EVALUATION_STEPS)
+            y, state = self.lstm(x[piece], state)
+            total += softmax_cross_entropy(self.head(y), targets[piece], "sum")[0]
+        return total / x.size
+
+    # ------------------------------------------------------------------------------------------------------- sampling
+    def sample(self, prefix: str, length: int, temperature: float = 1.0, seed: int | None = None) -> Iterator[str]:
+        """Characters that may follow `prefix`, one by one, each drawn from what the model expects after all before it.
+
+        Parameters
+        ----------
+        prefix : str
+            May be empty; the text then begins as after a line's end, where the vocabulary has one.
+        length : int
+            How many characters to give; the prefix is not among them.
+        temperature : float
+            Divides the logits: below 1 bolder, above 1 wilder. 0 always takes the likeliest.
+        seed : int, optional
+
+        Raises
+        ------
+        ValueError, TypeError
+            At once: the prefix has characters outside the vocabulary, or a number is out of its range.
+        """
+        ids = encode(prefix or ("\n" if "\n" in self.vocabulary else ""), self.vocabulary)
+        length, temperature = positive(length, "length", 0), number(temperature, "temperature")
+        rng = np.random.default_rng(None if seed is None else positive(seed, "seed", 0))
+        return self._draw(ids, length, temperature, rng)
+
+    def _draw(self, ids: Array, length: int, temperature: float, rng: np.random.Generator) -> Iterator[str]:
+        stream = self.lstm.stream()
+        # Before the first character the output is that of the zero state: zeros.
+        y = stream.run(ids)[-1] if len(ids) else np.zeros(self.lstm.hidden_size, self.lstm.dtype)
+        for _ in range(length):
+            token = choose_token(self.head(y), temperature, rng)
+            yield self.vocabulary[token]
+            y = stream.step(token)
+
+    # ---------------------------------------------------------------------------------------------------------- files
+    def to_arrays(self) -> dict[str, Array]:
+        """All parameters, ``lstm.`` or ``head.`` before their names."""
+        parts = {"lstm": self.lstm, "head": self.head}
+        return {f"{part}.{name}": p for part, layer in parts.items() for name, p in layer.state_dict().items()}
+
+    def to_config(self) -> dict[str, Any]:
+        """What `to_arrays` does not tell."""
+        return {"kind": KIND, "vocabulary": self.vocabulary, "dropout": self.lstm.dropout}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array], config: Mapping[str, Any], backend: str = "auto") -> CharModel:
+        """A model from what `to_arrays` and `to_config` gave.
+
+        Raises
+        ------
+        KeyError, ValueError, TypeError, RuntimeError
+            They do not make a model. Sizes come from the arrays, so that no false number can claim memory.
+        """
+        vocabulary = config.get("vocabulary")
+        if config.get("kind") != KIND or not isinstance(vocabulary, str) or vocabulary_of(vocabulary) != vocabulary:
+            raise ValueError("it holds no character model")
+        lstm, head = below(arrays, "lstm."), below(arrays, "head.")
+        V, H = len(vocabulary), lstm["weight_hh_l0"].shape[-1]
+        if lstm["weight_hh_l0"].shape != (4 * H, H) or lstm["weight_ih_l0"].shape != (4 * H, V):
+            raise ValueError(f"the matrices of its first layer do not fit {V} characters and {H} hidden units")
+        layers = sum(name.startswith("weight_hh_l") and a.shape == (4 * H, H) for name, a in lstm.items())
+        model = cls(vocabulary, H, layers, config["dropout"], backend=backend, seed=0)
+        model.lstm.load_state_dict(lstm)
+        model.head.load_state_dict(head)
+        return model
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to a safetensors file, atomically."""
+        io.save(path, self.to_arrays(), self.to_config())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], backend: str = "auto") -> CharModel:
+        """Read a model, or the model of a checkpoint.
+
+        Raises
+        ------
+        OSError
+            The file is missing or cannot be read.
+        FileError
+            It is damaged, or holds no character model.
+        """
+        choose(backend, "float32")  # its errors are not the file's
+        arrays, config = io.load(path)
+        with explained(path):
+            return cls.from_arrays(arrays, config, backend)
+
+
+def choose_token(logits: Array, temperature: float, rng: np.random.Generator) -> int:
+    """A token drawn from softmax(logits / temperature), (V,); the likeliest one at temperature 0."""
+    if temperature == 0:
+        return int(np.argmax(logits))
+    shifted = logits.astype(np.float64) - logits.max()
+    with np.errstate(over="ignore", under="ignore"):  # towards temperature 0: -inf, and so probability 0
+        cumulated = np.cumsum(np.exp(shifted / temperature))
+    drawn = np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right")
+    return min(int(drawn), len(logits) - 1)  # the product may round up to the whole
+
+
+def below(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    """The arrays whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+
+
+@contextmanager
+def explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn whatever the wrong content of a file causes into a `FileError` that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+        raise io.FileError(f"{path} does not fit: {io.one_line(error)}") from error
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+LEARNING_RATES = {"adam": 2e-3, "sgd": 1.0}
+
+
+def setting(default: Any, meaning: str, kind: type | None = None) -> Any:
+    return field(default=default, metadata={"help": meaning, "type": kind or type(default)})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All choices of a training; the command's options and their defaults are these.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A value is out of its range; the message names it.
+    """
+
+    hidden: int = setting(256, "hidden units of each layer")
+    layers: int = setting(1, "layers")
+    dropout: float = setting(0.0, "share of outputs dropped between layers")
+    seq_len: int = setting(64, "characters through which gradients flow back")
+    batch: int = setting(32, "streams into which the text is cut")
+    optimizer: str = setting("adam", f"one of {', '.join(LEARNING_RATES)}")
+    lr: float | None = setting(None, f"learning rate; by optimizer {LEARNING_RATES} unless given", float)
+    clip: float = setting(1.0, "largest norm of all gradients together; 0 for no clipping")
+    steps: int = setting(2000, "steps in all, those before --resume included")
+    seed: int = setting(0, "seed of weights and dropout")
+    backend: str = setting("auto", "backend; see `fastlstm config`")
+    evaluate_every: int = setting(250, "steps between measurements of held-out perplexity; 0 for none")
+    checkpoint_every: int = setting(500, "steps between checkpoints; 0 for one at the end")
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "layers", "seq_len", "batch", "steps"):
+            positive(getattr(self, name), name)
+        for name in ("seed", "evaluate_every", "checkpoint_every"):
+            positive(getattr(self, name), name, 0)
+        number(self.clip, "clip")
+        number(self.dropout, "dropout")
+        if self.optimizer not in LEARNING_RATES:
+            raise ValueError(f"optimizer must be one of {', '.join(LEARNING_RATES)}, got {self.optimizer!r}")
+        if self.lr is not None:
+            number(self.lr, "lr")
+
+
+# These may differ between a run and its continuation; the others make the model and its place in the text.
+CHANGEABLE = frozenset({"lr", "clip", "steps", "backend", "evaluate_every", "checkpoint_every"})
+
+
+class TextTraining:
+    """A character model in training on one text: a `fastlstm.train.Job`.
+
+    Parameters
+    ----------
+    text : str
+    settings : Settings
+    path : path
+        Where `save` writes: a model file that also holds all that is needed to go on.
+    model : CharModel, optional
+        To be trained; a fresh one unless given.
+
+    Raises
+    ------
+    ValueError
+        The text is too short for the settings.
+    """
+
+    def __init__(
+        self, text: str, settings: Settings, path: str | os.PathLike[str], model: CharModel | None = None
+    ) -> None:
+        self.settings, self.path, self.fingerprint = settings, path, fingerprint(text)
+        self.tokens_per_step = settings.seq_len * settings.batch
+        held_out = int(len(text) * HELD_OUT)
+        kept = len(text) - held_out
+        if kept <= self.tokens_per_step or held_out < 2:
+            least = math.ceil(max((self.tokens_per_step + 1) / (1 - HELD_OUT), 2 / HELD_OUT))
+            raise ValueError(
+                f"the text has {len(text)} characters, but batch {settings.batch} times seq_len {settings.seq_len} "
+                f"needs at least {least}: give a longer text, or lower batch or seq_len"
+            )
+        vocabulary = vocabulary_of(text)
+        ids = encode(text, vocabulary)
+        self._inputs, self._targets = side_by_side(ids[:kept], settings.batch)
+        # Few streams there, for each begins without memory.
+        self._held_out = side_by_side(ids[kept:], max(1, min(16, held_out // 256)))
+        self.model = model or CharModel(
+            vocabulary,
+            settings.hidden,
+            settings.layers,
+            settings.dropout,
+            backend=settings.backend,
+            seed=settings.seed,
+        )
+        lr = LEARNING_RATES[settings.optimizer] if settings.lr is None else settings.lr
+        self.optimizer: Optimizer = (Adam if settings.optimizer == "adam" else SGD)(self.model.layers, lr)
+        self.history = History()
+        self.position: int = 0  # where the next window begins, and in which state
+        self.state: State = None
+
+    def step(self) -> float:
+        """Train on the next window of every stream; returns its mean loss."""
+        T = self.settings.seq_len
+        window = slice(self.position, self.position + T)
+        loss, state, grads = self.model.gradients(self._inputs[window], self._targets[window], self.state)
+        norm = clip_by_norm(grads, self.settings.clip or math.inf)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Diverged(f"training diverged at step {self.history.steps + 1}: loss {loss}, gradients' norm {norm}")
+        self.optimizer.step(grads)
+        self.position, self.state = self.position + T, state
+        if self.position + T > len(self._inputs):  # the text begins again
+            self.position, self.state = 0, None
+        return loss
+
+    def evaluate(self) -> float:
+        """Mean loss on the held-out end of the text."""
+        return self.model.loss(*self._held_out)
+
+    def save(self) -> None:
+        """Write model and checkpoint, one file, atomically."""
+        optimizer = {f"optimizer.{name}": a for name, a in self.optimizer.state_dict().items()}
+        history = {f"history.{name}": a for name, a in self.history.to_arrays().items()}
+        state = {} if self.state is None else {"state.h": self.state[0], "state.c": self.state[1]}
+        training = {
+            "settings": asdict(self.settings),
+            "position": self.position,
+            "rng": self.model.lstm._rng.bit_generator.state,
+            "fingerprint": self.fingerprint,
+        }
+        arrays = self.model.to_arrays() | optimizer | history | state
+        io.save(self.path, arrays, self.model.to_config() | {"training": training})
+
+    @classmethod
+    def resume(cls, text: str, path: str | os.PathLike[str], given: Mapping[str, Any]) -> TextTraining:
+        """Go on where `save` left off; the end is bit for bit that of a run that was never interrupted.
+
+        Parameters
+        ----------
+        text : str
+            The one that was trained on.
+        path : path
+        given : dict
+            Settings for the rest of the run. Those not in `CHANGEABLE` must be as they were.
+
+        Raises
+        ------
+        OSError, FileError
+            The file is missing, damaged or no checkpoint.
+        ValueError
+            Another text, or settings that cannot change.
+        """
+        arrays, config = io.load(path)
+        with explained(path):
+            training = config["training"] if "training" in config else missing_checkpoint()
+            before, trained_on = Settings(**training["settings"]), training["fingerprint"]
+        settings = changed(before, given)
+        if trained_on != fingerprint(text):
+            raise ValueError(f"{path} was trained on another text; going on needs the same")
+        choose(settings.backend, "float32")  # its errors are not the file's
+        with explained(path):
+            job = cls(text, settings, path, CharModel.from_arrays(arrays, config, settings.backend))
+            job._restore(arrays, training)
+        return job
+
+    def _restore(self, arrays: Mapping[str, Array], training: Mapping[str, Any]) -> None:
+        lr = self.optimizer.lr
+        self.optimizer.load_state_dict(below(arrays, "optimizer."))
+        self.optimizer.lr = lr
+        self.history = History.from_arrays(below(arrays, "history."))
+        self.position = positive(training["position"], "position", 0)
+        if self.position + self.settings.seq_len > len(self._inputs):
+            raise ValueError(f"position {self.position} lies outside the text")
+        self.state = (arrays["state.h"], arrays["state.c"]) if "state.h" in arrays else None
+        self.model.lstm(self._inputs[:0], self.state)  # raises unless the state fits
+        self.model.lstm._rng.bit_generator.state = training["rng"]
+
+
+def fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def missing_checkpoint() -> Any:
+    raise ValueError("it is a model without the state of its training; only a file written by training can be resumed")
+
+
+def changed(before: Settings, given: Mapping[str, Any]) -> Settings:
+    """The settings of a continued run, or ValueError."""
+    fixed = {name: value for name, value in given.items() if name not in CHANGEABLE and value != getattr(before, name)}
+    if fixed:
+        asked = ", ".join(f"{name} {value}" for name, value in fixed.items())
+        had = ", ".join(f"{name} {getattr(before, name)}" for name in fixed)
+        raise ValueError(f"a resumed run cannot have {asked}: it began with {had}")
+    return replace(before, **given)
