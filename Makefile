@@ -9,6 +9,8 @@ SHELL := /bin/bash
 # Here a C backend that cannot be built is an error. FASTLSTM_REQUIRE_C=0: go on without it, as users' installations do.
 export FASTLSTM_REQUIRE_C ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# setuptools' general remark on editable installations: ten lines of noise.
+export PYTHONWARNINGS := ignore:Editable installation
 
 # The first of these that runs and is recent enough. PYTHON=... chooses another.
 PYTHONS := python3.13 python3.12 python3.11 python3.10 python3

@@ -43,6 +43,7 @@ class BuildOrExplain(build_ext):
                 super().build_extension(ext)
         except (BaseError, CCompilerError, OSError) as error:
             if os.environ.get("FASTLSTM_REQUIRE_C") == "1":
+                print("\nFASTLSTM_REQUIRE_C=0 would install the other backends without this one.\n", file=sys.stderr)
                 raise
             self.reason = "\n".join("".join(said).strip().splitlines()[-10:]) or str(error)
             ext.optional = True  # so that nobody looks for the file later
