@@ -21,18 +21,22 @@ class Engine(NamedTuple):
         return f"{self.backend}-{self.isa}" if self.isa else self.backend
 
 
-def _engines(name: str) -> Iterator[Any]:
-    """A backend's engines as parameters of tests, skipped with the reason where this machine cannot run them."""
+def _engines(name: str) -> list[Any]:
+    """A backend's usable engines as parameters of tests; without any, one that is skipped and says why."""
     why = backends()[name]
-    c = name == "c" and why is None
-    for isa, reason in (module("c").isas() if c else {None: why}).items():
-        marks = [pytest.mark.skip(reason=f"{Engine(name, isa)}: {reason}")] if reason else []
-        yield pytest.param(Engine(name, isa), id=str(Engine(name, isa)), marks=marks)
+    isas = module("c").isas() if name == "c" and why is None else {None: why}
+    usable = [Engine(name, isa) for isa, reason in isas.items() if reason is None]
+    if usable:
+        return [pytest.param(engine, id=str(engine)) for engine in usable]
+    return [
+        pytest.param(
+            Engine(name), id=name, marks=pytest.mark.skip(reason=f"{name}: {'; '.join(map(str, isas.values()))}")
+        )
+    ]
 
 
-FAST = [engine for name in backends() if name != "numpy" for engine in _engines(name)]
-ALL = [*_engines("numpy"), *FAST]
-COMPILED = list(_engines("c"))
+COMPILED = _engines("c")
+ALL = [engine for name in backends() for engine in _engines(name)]
 
 
 def _use(engine: Engine) -> Any:
@@ -42,13 +46,6 @@ def _use(engine: Engine) -> Any:
 @pytest.fixture(params=ALL)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of each usable backend; of the compiled one, once for each usable instruction set."""
-    with _use(request.param):
-        yield request.param.backend
-
-
-@pytest.fixture(params=FAST)
-def fast_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """As `backend`, without the reference."""
     with _use(request.param):
         yield request.param.backend
 
