@@ -55,8 +55,8 @@ enum {
     MAX_UNITS = 1024, /* 12 bits of the word each are more than enough for both */
     CACHE_LINE = 64,
     SPIN_NS = 5000,     /* about what a futex sleep and wake-up costs on a quiet machine */
-    SLACK_NS = 200000,  /* what a call may lose to late threads before it goes on alone: some wake-ups' worth */
-    TIMEOUT_FACTOR = 16 /* after that, this many times the loss passes before threads are tried again: costs <= 1/16 */
+    SLACK_NS = 200000, /* what a call may lose to late threads before it goes on alone: some wake-ups' worth */
+    MAX_STRIKES = 5
 };
 
 /* ---- the pool: the only state of this library that outlives a call, beside the chosen instruction set ---- */
@@ -88,7 +88,10 @@ static struct {
     /* The owner's own. */
     int made;          /* threads that exist: they have the slots 1..made */
     bool atfork;       /* the fork handler is registered (a child inherits it) */
-    uint64_t retry_at; /* before this time the pool is not used: it was too slow (nanoseconds) */
+    /* After a call that lost time to a busy neighbour, the pool rests for as long as was lost, doubled with each further
+     * such call, up to 2^MAX_STRIKES times. So a single hiccup costs little, and a lasting neighbour costs little too. */
+    uint64_t retry_at; /* nanoseconds */
+    int strikes;       /* each call that went well takes one back */
 
     slot_t slot[MAX_THREADS]; /* slot 0: the caller */
     claim_t claim[MAX_UNITS];
@@ -277,6 +280,7 @@ static void slot_init(slot_t *slot) {
 static void forget_threads(void) {
     pool.made = 0;
     pool.retry_at = 0;
+    pool.strikes = 0;
     atomic_store(&pool.alone, false);
     atomic_store(&pool.word, word_after(tick_of(atomic_load(&pool.word))));
     atomic_store(&pool.owned, false);
@@ -337,6 +341,7 @@ static void run_together(fl_piece_fn fn, void *arg, int steps, int pieces, int t
 
     uint64_t word = word_of(first, units, threads), begin = now_ns(), waited = 0;
     int64_t mine = 0, all = 0; /* units done by the caller, and by everybody */
+    bool late = false;
     publish(word, threads);
     while (threads_of(word) > 1) {
         mine += take_part(word, 0);
@@ -351,11 +356,16 @@ static void run_together(fl_piece_fn fn, void *arg, int steps, int pieces, int t
          * out for the rest of the call, and for a while after it: a neighbour keeps their cores busy. */
         double took = (double)(t - begin);
         double alone = mine > 0 ? (took - (double)waited) * (double)all / (double)mine : took;
-        if (took > alone + SLACK_NS) {
+        if (!late && took > alone + SLACK_NS) {
+            late = true;
             atomic_store_explicit(&pool.alone, true, memory_order_relaxed);
-            pool.retry_at = t + (uint64_t)(took - alone) * TIMEOUT_FACTOR;
+            pool.retry_at = t + ((uint64_t)(took - alone) << pool.strikes);
+            if (pool.strikes < MAX_STRIKES)
+                pool.strikes++;
         }
     }
+    if (!late && mine < all && pool.strikes > 0)
+        pool.strikes--;
     if (threads_of(word) == 1) {
         run_alone(fn, arg, (int)tick_add(tick_of(word), 0 - first), steps, pieces);
         publish(word_after(tick_add(pool.end, 0 - UINT64_C(1))), 0);

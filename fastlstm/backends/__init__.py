@@ -56,6 +56,9 @@ def choose(name: str, dtype: str) -> ModuleType:
     if name == "auto":
         name = os.environ.get("FASTLSTM_BACKEND", "auto") or "auto"
     if name == "auto":
+        forced_isa = module("c").forced_isa_problem()
+        if forced_isa is not None:
+            raise BackendError(forced_isa)
         fitting = (m for m in map(module, NAMES) if dtype in m.DTYPES and m.unusable() is None)
         return next(fitting)
     if name not in NAMES:

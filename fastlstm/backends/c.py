@@ -1,8 +1,257 @@
-"""The compiled backend: kernels in csrc/, one text for every instruction set."""
+"""The compiled backend: kernels in csrc/, one text for every instruction set; float32.
+
+This file only hands pointers over: what is computed, and by which contract, stands in `backends.numpy` and csrc/api.h.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cells import ACTIVATIONS, Spec
+from ..cpu import get_num_threads
+from ..layout import Array, Direction, Rows
+
+try:
+    from .._fastlstm_c import ffi, lib
+except ImportError as error:
+    ffi = lib = None
+    _why_missing = str(error)
 
 DTYPES = ("float32",)
 STORAGES = ("float32",)
 
+FLOATS = None if ffi is None else ffi.typeof("float[]")
+INTS = None if ffi is None else ffi.typeof("int64_t[]")
+KINDS = ("lstm", "gru", "rnn")  # enum fl_kind
+ACTIVATION_IDS = {name: i for i, name in enumerate(ACTIVATIONS)}  # enum fl_activation
 
+# Multiply-adds of a step that takes some 50 us on one core: below, the call keeps Python's lock, since getting it back
+# from a busy thread may take 5 ms; above, it releases it.
+LOCKED_WORK = 1_000_000
+
+
+# --------------------------------------------------------------------------------------------------------- what is here
 def unusable() -> str | None:
-    return "it is being written"
+    """Why this backend cannot be used here, with the cure; None where it can."""
+    if lib is None:
+        note = Path(__file__).parent.parent / "_build_failed.txt"
+        why = note.read_text(encoding="utf-8").strip() if note.exists() else _why_missing
+        return f"its extension is missing ({why}). To get it: install a C compiler, then pip install --force-reinstall fastlstm"
+    return forced_isa_problem()
+
+
+def isas() -> dict[str, str | None]:
+    """Every compiled instruction set, best first: None where this machine has it, else why it cannot be used."""
+    if lib is None:
+        return {}
+    names: dict[str, str | None] = {}
+    while (name := lib.fl_isa_name(len(names))) != ffi.NULL:
+        usable = lib.fl_isa_usable(len(names))
+        names[ffi.string(name).decode()] = None if usable else "this processor does not have it"
+    return names
+
+
+def active_isa() -> str:
+    """The instruction set for which weights are packed from now on."""
+    return list(isas())[lib.fl_isa_chosen()]
+
+
+def choose_isa(name: str) -> None:
+    """Pack weights for this instruction set from now on. What is packed already keeps its own."""
+    known = isas()
+    why = known.get(name, "it is not compiled in")
+    if why is not None:
+        usable = ", ".join(n for n, reason in known.items() if reason is None)
+        raise ValueError(f"instruction set {name!r} cannot be used: {why}. Usable here: {usable}.")
+    lib.fl_isa_choose(list(known).index(name))
+
+
+@contextmanager
+def use_isa(name: str) -> Iterator[None]:
+    """`choose_isa` for a while."""
+    before = active_isa()
+    choose_isa(name)
+    try:
+        yield
+    finally:
+        choose_isa(before)
+
+
+def forced_isa_problem() -> str | None:
+    """Why the instruction set that FASTLSTM_ISA forces cannot be used; None where it can, or none is forced."""
+    name = os.environ.get("FASTLSTM_ISA")
+    if not name or lib is None:
+        return None
+    try:
+        choose_isa(name)
+    except ValueError as error:
+        return f"FASTLSTM_ISA: {error}"
+    return None
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+def aligned(floats: int) -> Array:
+    """Uninitialised float32 memory that begins at a cache line."""
+    memory = np.empty(floats + 16, np.float32)
+    skip = -(memory.__array_interface__["data"][0] // 4) % 16
+    return memory[skip : skip + floats]
+
+
+class Arena:
+    """Scratch memory, kept between calls: fresh memory would cost its page faults every time."""
+
+    def __init__(self) -> None:
+        self._free: deque[Array] = deque(maxlen=16)  # more callers at once than this is rare: theirs is made anew
+
+    @contextmanager
+    def floats(self, count: int) -> Iterator[Any]:
+        """So many floats for one call, as a C pointer."""
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = aligned(count)
+        if len(memory) < count:
+            memory = aligned(count)
+        try:
+            yield ffi.from_buffer(FLOATS, memory)
+        finally:
+            self._free.append(memory)
+
+
+_arena = Arena()
+
+
+def pointer(a: Array | None) -> Any:
+    """C pointer to a contiguous float32 array, which must outlive it; NULL for None."""
+    return ffi.NULL if a is None else ffi.from_buffer(FLOATS, a)
+
+
+# ------------------------------------------------------------------------------------------------------------- packing
+@dataclass
+class Block:
+    """Packed weights of one direction of one layer, for the instruction set that was active."""
+
+    spec: Spec
+    storage: str
+    handle: Any  # fl_block *
+    params: Any  # fl_params *
+    keep: list[Array]  # what the handle and the params point to
+    lock: threading.Lock
+
+
+def pack(spec: Spec, params: dict[str, Array], storage: str = "float32") -> Block:
+    """See `backends.numpy.pack`. The panels for backward are packed when it is first called."""
+    if storage not in STORAGES:
+        raise ValueError(f"backend 'c' stores weights as {', '.join(STORAGES)}, not {storage!r}")
+    handle = ffi.new("fl_block *")
+    s = handle.spec
+    s.kind, s.I, s.H, s.R = KINDS.index(spec.kind), spec.I, spec.H, spec.R
+    s.projected, s.peepholes, s.reset_after = bool(spec.proj_size), spec.peepholes, spec.reset_after
+    for at, f in enumerate(spec.activations):
+        s.act[at].id, s.act[at].alpha, s.act[at].beta = ACTIVATION_IDS[f.name], f.alpha, f.beta
+    handle.isa = lib.fl_isa_chosen()
+    given = {name: pointer(np.ascontiguousarray(p)) for name, p in params.items()}
+    block = Block(spec, storage, handle, ffi.new("fl_params *", given), list(given.values()), threading.Lock())
+    _pack(block, backward=0)
+    return block
+
+
+def _pack(block: Block, backward: int) -> None:
+    memory = aligned(lib.fl_pack_size(block.handle, backward))
+    lib.fl_pack(block.handle, block.params, backward, pointer(memory))
+    block.keep.append(memory)
+
+
+# --------------------------------------------------------------------------------------------------- forward, backward
+def _fill(one_pass: Any, d: Direction) -> list[Any]:
+    """Set an fl_pass; returns what must stay alive while it is used."""
+    tape = d.tape or {}
+    arrays = {
+        "h": d.h,
+        "c": d.c,
+        "gates": tape.get("gates"),
+        "tape_c": tape.get("c"),
+        "tape_h": tape.get("h"),
+        "tape_m": tape.get("m"),
+        "h0": tape.get("h0"),
+        "c0": tape.get("c0"),
+    }
+    pointers = {name: pointer(a) for name, a in arrays.items() if a is not None}
+    one_pass.block, one_pass.reverse = d.block.handle, d.reverse
+    for name, p in pointers.items():
+        setattr(one_pass, name, p)
+    return list(pointers.values())
+
+
+def _rows(x: Array, rows: Rows) -> tuple[Any, list[Any]]:
+    """fl_rows of an input, and what must stay alive."""
+    sizes = ffi.from_buffer(INTS, rows.batch_sizes)
+    ids = x.ndim == 1
+    data = ffi.from_buffer(INTS if ids else FLOATS, x)
+    return ffi.new("fl_rows *", {"ids" if ids else "x": data, "batch_sizes": sizes, "T": rows.T}), [sizes, data]
+
+
+def forward(directions: list[Direction], x: Array, rows: Rows, y: Array | None) -> None:
+    """See `backends.numpy.forward`."""
+    passes = ffi.new("fl_pass[]", len(directions))
+    keep = [_fill(passes[i], d) for i, d in enumerate(directions)]
+    c_rows, data = _rows(x, rows)
+    threads = get_num_threads()
+    with _arena.floats(lib.fl_forward_scratch(passes, len(directions), c_rows, threads)) as scratch:
+        lib.fl_forward(passes, len(directions), c_rows, pointer(y), scratch, threads)
+    del keep, data
+
+
+def backward(
+    direction: Direction, x: Array, rows: Rows, dy: Array | None, dx: Array | None, grads: dict[str, Array]
+) -> None:
+    """See `backends.numpy.backward`."""
+    block = direction.block
+    with block.lock:
+        if block.handle.v_x == ffi.NULL:
+            _pack(block, backward=1)
+    one_pass = ffi.new("fl_pass *")
+    keep = _fill(one_pass, direction)
+    c_rows, data = _rows(x, rows)
+    c_grads = ffi.new("fl_grads *", {name: pointer(g) for name, g in grads.items()})
+    # dy is a stretch of columns of a wider array: its rows lie apart, which from_buffer refuses.
+    c_dy = ffi.NULL if dy is None else ffi.cast("float *", dy.__array_interface__["data"][0])
+    ldy = 0 if dy is None else dy.strides[0] // dy.itemsize
+    threads = get_num_threads()
+    with _arena.floats(lib.fl_backward_scratch(one_pass, c_rows, threads)) as scratch:
+        lib.fl_backward(one_pass, c_rows, c_dy, ldy, pointer(dx), c_grads, scratch, threads)
+    del keep, data
+
+
+# ----------------------------------------------------------------------------------------------------------- streaming
+def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array, Array], None]:
+    """See `backends.numpy.bind`. Every pointer is taken here, once: a step is one C call."""
+    L, B = h.shape[:2]
+    passes = ffi.new("fl_pass[]", L)
+    keep: list[Any] = [_fill(passes[i], Direction(k, False, h[i], None if c is None else c[i])) for i, k in enumerate(blocks)]
+    keep += [blocks, passes]
+    threads = get_num_threads()
+    memory = aligned(lib.fl_step_scratch(passes, L, B, threads))
+    scratch = pointer(memory)
+    work = B * sum(k.spec.G * k.spec.H * (k.spec.I + k.spec.R) for k in blocks)
+    from_buffer, NULL = ffi.from_buffer, ffi.NULL
+    keep_lock, release_lock = lib.flq_step, lib.fl_step
+
+    def step(x: Array, out: Array, _alive: list[Any] = keep) -> None:
+        data = from_buffer(INTS, x) if x.ndim == 1 else from_buffer(FLOATS, x)
+        floats, ids = (NULL, data) if x.ndim == 1 else (data, NULL)
+        if work < LOCKED_WORK:
+            keep_lock(passes, L, B, floats, ids, from_buffer(FLOATS, out), scratch)
+        else:
+            release_lock(passes, L, B, floats, ids, from_buffer(FLOATS, out), scratch, threads)
+
+    return step

@@ -1,0 +1,105 @@
+/* api.h: the whole C interface. Declarations only and no preprocessor lines: C and cffi's cdef read this same text.
+ *
+ * Alphabet: T steps, B batch, N packed rows, I inputs, H hidden units, R width of h (H, or the projection's size),
+ * G gates, D directions. All matrices are row-major float32; (N, H) after a pointer is the shape of what it points to.
+ * Activations =, parameters +=: states and tape are overwritten, gradients of parameters and input are added to.
+ * No function prints, aborts or keeps state but the thread pool and the chosen instruction set. */
+
+enum fl_kind { FL_LSTM, FL_GRU, FL_RNN };
+
+/* In the order of ACTIVATIONS in cells.py. */
+enum fl_activation {
+    FL_SIGMOID, FL_TANH, FL_RELU, FL_IDENTITY, FL_HARD_SIGMOID, FL_HARD_SIGMOID_KERAS2, FL_AFFINE, FL_LEAKY_RELU,
+    FL_THRESHOLDED_RELU, FL_SCALED_TANH, FL_ELU, FL_SOFTSIGN, FL_SOFTPLUS
+};
+
+typedef struct {
+    int id;            /* enum fl_activation */
+    float alpha, beta; /* ONNX's meaning */
+} fl_act;
+
+/* The equation of one direction of one layer: cells.Spec. */
+typedef struct {
+    int kind; /* enum fl_kind */
+    int projected, peepholes, reset_after;
+    ptrdiff_t I, H, R;
+    fl_act act[3]; /* gates, candidate, output; RNN: its only one first */
+} fl_spec;
+
+/* Packed weights of one direction of one layer; panels are described in kernels.h. */
+typedef struct {
+    fl_spec spec;
+    int isa;                              /* the instruction set whose panels these are */
+    const float *bias;                    /* as the accumulators start: per panel, per gate */
+    const float *w_x, *w_h, *w_n, *w_r;   /* forward panels: input, recurrent, GRU's second phase, projection */
+    const float *x_n, *bias_n;            /* GRU with reset_after = 0: the candidate's input panels and bias */
+    const float *peep;                    /* (3, H): i, f, o */
+    const float *v_x, *v_h, *v_n, *v_r;   /* backward panels: the transposed products; NULL until packed */
+} fl_block;
+
+/* Canonical parameters (PyTorch's shapes); NULL where absent. */
+typedef struct {
+    const float *weight_ih;   /* (G*H, I) */
+    const float *weight_hh;   /* (G*H, R) */
+    const float *bias_ih;     /* (G*H) */
+    const float *bias_hh;     /* (G*H) */
+    const float *weight_hr;   /* (R, H) */
+    const float *weight_peep; /* (3, H) */
+} fl_params;
+
+/* Gradients of the same, added to. For token ids weight_ih is (rows, G*H). */
+typedef struct {
+    float *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr, *weight_peep;
+} fl_grads;
+
+/* One direction of one layer in one call. */
+typedef struct {
+    const fl_block *block;
+    int reverse;
+    float *h; /* (B, R) forward: initial, then final state; backward: final, then initial state's gradient */
+    float *c; /* (B, H) the same; LSTM only */
+    /* The tape, see Spec.tape; NULL in inference. Backward turns `gates` into their gradients in place. */
+    float *gates;        /* (N, 4H) */
+    float *tape_c;       /* (N, H) */
+    float *tape_h;       /* (N, R) */
+    float *tape_m;       /* (N, H) */
+    const float *h0, *c0; /* (B, R), (B, H); backward only */
+} fl_pass;
+
+/* Packed rows: float input (N, I), or integers (N); the other is NULL. */
+typedef struct {
+    const float *x;
+    const int64_t *ids;
+    const int64_t *batch_sizes; /* (T) non-increasing, each >= 1 */
+    ptrdiff_t T;
+} fl_rows;
+
+/* Instruction sets, best first: name, whether this machine can run it. Index out of range: NULL. */
+const char *fl_isa_name(int isa);
+int fl_isa_usable(int isa);
+int fl_isa_chosen(void);
+void fl_isa_choose(int isa);
+
+/* Panels. A block with spec and isa filled in needs so many floats (64-byte aligned) for its forward, or its backward
+ * panels; packing writes them and sets the block's pointers. */
+ptrdiff_t fl_pack_size(const fl_block *block, int backward);
+void fl_pack(fl_block *block, const fl_params *params, int backward, float *memory);
+
+/* Floats of scratch memory (64-byte aligned) that the call with these arguments needs. */
+ptrdiff_t fl_forward_scratch(const fl_pass *passes, int D, const fl_rows *rows, int threads);
+ptrdiff_t fl_backward_scratch(const fl_pass *pass, const fl_rows *rows, int threads);
+
+/* The directions of one layer; y (N, D*R) or NULL. */
+void fl_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, float *scratch, int threads);
+
+/* One direction of one layer, one stretch of time. dy (N, R) with row stride ldy, or NULL; dx (N, I) or NULL.
+ * For token ids, rows->ids holds each row's row of grads->weight_ih. */
+void fl_backward(const fl_pass *pass, const fl_rows *rows, const float *dy, ptrdiff_t ldy, float *dx,
+                 const fl_grads *grads, float *scratch, int threads);
+
+/* One step of L layers: passes[l] is layer l; x (B, I) or ids (B); y (B, R) of the last layer. The flq_ form keeps
+ * Python's lock: for steps below about 50 us. scratch: that of fl_step_scratch. */
+ptrdiff_t fl_step_scratch(const fl_pass *passes, int L, ptrdiff_t B, int threads);
+void fl_step(const fl_pass *passes, int L, ptrdiff_t B, const float *x, const int64_t *ids, float *y, float *scratch,
+             int threads);
+void flq_step(const fl_pass *passes, int L, ptrdiff_t B, const float *x, const int64_t *ids, float *y, float *scratch);

@@ -1,0 +1,227 @@
+/* dispatch.c: which instruction set runs, and how a call is cut into pieces for the threads. */
+#include "internal.h"
+
+/* Best first. */
+static const fl_isa *const isas[] = {
+#if defined(__x86_64__)
+    &fl_isa_avx512,
+    &fl_isa_avx2,
+#endif
+    &fl_isa_scalar,
+};
+enum { ISA_COUNT = sizeof isas / sizeof *isas };
+static int chosen = -1;
+
+const char *fl_isa_name(int isa) { return isa >= 0 && isa < ISA_COUNT ? isas[isa]->name : NULL; }
+
+int fl_isa_usable(int isa) {
+    if (isa < 0 || isa >= ISA_COUNT)
+        return 0;
+#if defined(__x86_64__)
+    if (isas[isa] == &fl_isa_avx512)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+    if (isas[isa] == &fl_isa_avx2)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#endif
+    return 1;
+}
+
+int fl_isa_chosen(void) {
+    if (chosen < 0) {
+        int isa = 0;
+        while (!fl_isa_usable(isa))
+            isa++;
+        chosen = isa;
+    }
+    return chosen;
+}
+
+void fl_isa_choose(int isa) { chosen = isa; }
+
+/* ----------------------------------------------------------------------------------------------------------- packing */
+
+ptrdiff_t fl_pack_size(const fl_block *block, int backward) {
+    return isas[block->isa]->pack_size(&block->spec, backward);
+}
+
+void fl_pack(fl_block *block, const fl_params *params, int backward, float *memory) {
+    isas[block->isa]->pack(block, params, backward, memory);
+}
+
+/* ------------------------------------------------------------------------------------------------- cutting into pieces */
+
+/* Multiply-adds below which a second thread costs more than it brings: about 20 us of one core. */
+static const double LEAST_WORK = 5e5;
+
+static ptrdiff_t round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; }
+
+/* Floats that hold n pointers. */
+static ptrdiff_t pointers(ptrdiff_t n) { return n * (ptrdiff_t)sizeof(void *) / (ptrdiff_t)sizeof(float); }
+
+static ptrdiff_t row_count(const fl_rows *rows) {
+    ptrdiff_t N = 0;
+    for (ptrdiff_t t = 0; t < rows->T; t++)
+        N += rows->batch_sizes[t];
+    return N;
+}
+
+/* Rows of the b longest sequences. */
+static ptrdiff_t rows_of_first(const fl_rows *rows, ptrdiff_t b) {
+    ptrdiff_t n = 0;
+    for (ptrdiff_t t = 0; t < rows->T; t++)
+        n += fl_min(rows->batch_sizes[t], b);
+    return n;
+}
+
+/* Threads worth waking for N rows of D directions. */
+static int worthwhile(const fl_spec *s, ptrdiff_t N, int D, int threads) {
+    const double gates = s->kind == FL_LSTM ? 4 : s->kind == FL_GRU ? 3 : 1;
+    const double work = (double)N * D * gates * (double)s->H * (double)(s->I + s->R);
+    return work < LEAST_WORK ? 1 : threads;
+}
+
+/* Chunks of batch rows with about equal numbers of steps: as many for each direction as bring one to each thread. */
+static int cut(fl_chunk *chunks, const fl_rows *rows, int D, int threads) {
+    const ptrdiff_t B = rows->batch_sizes[0];
+    const ptrdiff_t parts = fl_max(1, fl_min(fl_min(B, (threads + D - 1) / D), FL_MAX_CHUNKS / FL_MAX_DIRECTIONS));
+    const ptrdiff_t N = parts > 1 ? row_count(rows) : 0;
+    int count = 0;
+    for (int d = 0; d < D; d++) {
+        ptrdiff_t b0 = 0;
+        for (ptrdiff_t part = 1; part <= parts; part++) {
+            ptrdiff_t b1 = part == parts ? B : b0 + 1;
+            while (b1 < B - (parts - part) && rows_of_first(rows, b1) < N * part / parts)
+                b1++;
+            chunks[count++] = (fl_chunk){.direction = d, .b0 = b0, .b1 = b1};
+            b0 = b1;
+        }
+    }
+    return count;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- forward */
+
+static void cut_forward(fl_forward_job *job, int D, int threads) {
+    const fl_spec *s = &job->passes[0].block->spec;
+    job->chunk_count = cut(job->chunks, job->rows, D, worthwhile(s, row_count(job->rows), D, threads));
+}
+
+ptrdiff_t fl_forward_scratch(const fl_pass *passes, int D, const fl_rows *rows, int threads) {
+    fl_forward_job job = {.passes = passes, .rows = rows};
+    cut_forward(&job, D, threads);
+    ptrdiff_t size = 0;
+    for (int i = 0; i < job.chunk_count; i++) {
+        const fl_block *k = passes[job.chunks[i].direction].block;
+        size += round16(isas[k->isa]->forward_scratch(&k->spec, job.chunks[i].b1 - job.chunks[i].b0));
+    }
+    return size;
+}
+
+void fl_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, float *scratch, int threads) {
+    fl_forward_job job = {.passes = passes, .rows = rows, .y = y, .ldy = D * passes[0].block->spec.R};
+    const fl_isa *isa = isas[passes[0].block->isa];
+    cut_forward(&job, D, threads);
+    for (int i = 0; i < job.chunk_count; i++) {
+        fl_chunk *chunk = &job.chunks[i];
+        chunk->scratch = scratch;
+        scratch += round16(isa->forward_scratch(&passes[chunk->direction].block->spec, chunk->b1 - chunk->b0));
+    }
+    fl_run(isa->forward_chunk, &job, 1, job.chunk_count, job.chunk_count > 1 ? threads : 1);
+}
+
+/* ---------------------------------------------------------------------------------------------------------- backward */
+
+static void cut_backward(fl_backward_job *job, int threads) {
+    job->pieces = worthwhile(&job->pass->block->spec, job->N, 2, threads);
+    job->chunk_count = cut(job->chunks, job->rows, 1, job->pieces);
+}
+
+ptrdiff_t fl_backward_scratch(const fl_pass *pass, const fl_rows *rows, int threads) {
+    const fl_spec *s = &pass->block->spec;
+    const fl_isa *isa = isas[pass->block->isa];
+    fl_backward_job job = {.pass = pass, .rows = rows, .N = row_count(rows)};
+    cut_backward(&job, threads);
+    ptrdiff_t size = (s->kind == FL_LSTM ? 2 : 1) * round16(pointers(job.N));
+    size += s->projected ? round16(job.N * s->R) : 0;
+    size += s->kind == FL_RNN ? round16(job.N * s->H) : 0;
+    for (int i = 0; i < job.chunk_count; i++)
+        size += round16(isa->backward_scratch(s, job.chunks[i].b1 - job.chunks[i].b0));
+    return size + threads * round16(isa->gradient_scratch(s));
+}
+
+/* Where each packed row's previous value lies, in the direction's own order of steps: in `kept`, or in `initial`. */
+static void find_previous(const float **previous, const fl_rows *rows, int reverse, const float *kept,
+                          const float *initial, ptrdiff_t width) {
+    const int64_t *sizes = rows->batch_sizes;
+    ptrdiff_t at = 0, before = 0; /* first row of step t, and of the step walked before it */
+    for (ptrdiff_t t = 0; t < rows->T; at += sizes[t], t++) {
+        const ptrdiff_t t_before = reverse ? t + 1 : t - 1;
+        const ptrdiff_t alive = t_before < 0 || t_before >= rows->T ? 0 : sizes[t_before];
+        if (reverse)
+            before = at + sizes[t];
+        for (ptrdiff_t b = 0; b < sizes[t]; b++)
+            previous[at + b] = b < alive ? kept + (before + b) * width : initial + b * width;
+        if (!reverse)
+            before = at;
+    }
+}
+
+static float *take(float **memory, ptrdiff_t floats) {
+    float *taken = *memory;
+    *memory += round16(floats);
+    return taken;
+}
+
+void fl_backward(const fl_pass *pass, const fl_rows *rows, const float *dy, ptrdiff_t ldy, float *dx,
+                 const fl_grads *grads, float *scratch, int threads) {
+    const fl_spec *s = &pass->block->spec;
+    const fl_isa *isa = isas[pass->block->isa];
+    fl_backward_job job = {.pass = pass, .rows = rows, .N = row_count(rows), .dy = dy, .ldy = ldy, .dx = dx, .grads = grads};
+    cut_backward(&job, threads);
+    job.h_prev = (const float **)take(&scratch, pointers(job.N));
+    find_previous(job.h_prev, rows, pass->reverse, pass->tape_h, pass->h0, s->R);
+    if (s->kind == FL_LSTM) {
+        job.c_prev = (const float **)take(&scratch, pointers(job.N));
+        find_previous(job.c_prev, rows, pass->reverse, pass->tape_c, pass->c0, s->H);
+    }
+    if (s->projected)
+        job.dh_all = take(&scratch, job.N * s->R);
+    job.dgates = s->kind == FL_RNN ? take(&scratch, job.N * s->H) : pass->gates;
+    job.ld_gates = s->kind == FL_RNN ? s->H : 4 * s->H;
+    for (int i = 0; i < job.chunk_count; i++)
+        job.chunks[i].scratch = take(&scratch, isa->backward_scratch(s, job.chunks[i].b1 - job.chunks[i].b0));
+    job.workspace = scratch;
+    job.workspace_size = round16(isa->gradient_scratch(s));
+    fl_run(isa->backward_chunk, &job, 1, job.chunk_count, job.chunk_count > 1 ? threads : 1);
+    fl_run(isa->backward_gradients, &job, 1, job.pieces, job.pieces > 1 ? threads : 1);
+}
+
+/* --------------------------------------------------------------------------------------------------------- streaming */
+
+ptrdiff_t fl_step_scratch(const fl_pass *passes, int L, ptrdiff_t B, int threads) {
+    const int64_t size = B;
+    const fl_rows rows = {.batch_sizes = &size, .T = 1};
+    ptrdiff_t most = 0;
+    for (int l = 0; l < L; l++)
+        most = fl_max(most, fl_forward_scratch(&passes[l], 1, &rows, threads));
+    return most + 2 * round16(B * passes[0].block->spec.R);
+}
+
+void fl_step(const fl_pass *passes, int L, ptrdiff_t B, const float *x, const int64_t *ids, float *y, float *scratch,
+             int threads) {
+    const int64_t size = B;
+    fl_rows rows = {.x = x, .ids = ids, .batch_sizes = &size, .T = 1};
+    const ptrdiff_t R = passes[0].block->spec.R;
+    float *between[2] = {take(&scratch, B * R), take(&scratch, B * R)};
+    for (int l = 0; l < L; l++) {
+        float *const out = l == L - 1 ? y : between[l % 2];
+        fl_forward(&passes[l], 1, &rows, out, scratch, threads);
+        rows.x = out;
+        rows.ids = NULL;
+    }
+}
+
+void flq_step(const fl_pass *passes, int L, ptrdiff_t B, const float *x, const int64_t *ids, float *y, float *scratch) {
+    fl_step(passes, L, B, x, ids, y, scratch, 1);
+}

@@ -1,0 +1,87 @@
+/* internal.h: what the files of the extension share. */
+#ifndef FL_INTERNAL_H
+#define FL_INTERNAL_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "api.h"
+#include "pool.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
+#define UNROLL _Pragma("GCC unroll 32")
+
+/* Target regions, so that no file needs flags of its own and one compiler call builds every instruction set. */
+#if defined(__clang__)
+#define TARGET_BEGIN(features) \
+    _Pragma(FL_STRING(clang attribute push(__attribute__((target(features))), apply_to = function)))
+#define TARGET_END _Pragma("clang attribute pop")
+#else
+#define TARGET_BEGIN(features) _Pragma("GCC push_options") _Pragma(FL_STRING(GCC target(features)))
+#define TARGET_END _Pragma("GCC pop_options")
+#endif
+#define FL_STRING(...) #__VA_ARGS__
+#define FL_STRING_OF(x) FL_STRING(x)
+
+INLINE ptrdiff_t fl_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+INLINE ptrdiff_t fl_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
+
+enum { FL_MAX_DIRECTIONS = 2, FL_MAX_CHUNKS = 64 };
+
+/* A stretch of batch rows of one direction: no other piece reads or writes them. */
+typedef struct {
+    int direction;
+    ptrdiff_t b0, b1;
+    float *scratch;
+} fl_chunk;
+
+typedef struct {
+    const fl_pass *passes;
+    const fl_rows *rows;
+    float *y; /* (N, D*R) */
+    ptrdiff_t ldy;
+    int chunk_count;
+    fl_chunk chunks[FL_MAX_CHUNKS];
+} fl_forward_job;
+
+typedef struct {
+    const fl_pass *pass;
+    const fl_rows *rows;
+    ptrdiff_t N;
+    const float *dy;
+    ptrdiff_t ldy;
+    float *dx;
+    const fl_grads *grads;
+    float *dh_all;         /* (N, R) every h's gradient: projection only */
+    float *dgates;         /* (N, ld_gates): the tape's gates, in place; scratch for RNN */
+    ptrdiff_t ld_gates;
+    const float **h_prev;  /* (N) where each row's previous h, */
+    const float **c_prev;  /* (N) and c lie */
+    float *workspace;      /* of each worker */
+    ptrdiff_t workspace_size;
+    int pieces;
+    int chunk_count;
+    fl_chunk chunks[FL_MAX_CHUNKS];
+} fl_backward_job;
+
+/* What an instruction set offers. One table each, made by kernels.h. */
+typedef struct {
+    const char *name;
+    int vl;
+    int rows; /* of a tile */
+    ptrdiff_t (*pack_size)(const fl_spec *spec, int backward);
+    void (*pack)(fl_block *block, const fl_params *params, int backward, float *memory);
+    ptrdiff_t (*forward_scratch)(const fl_spec *spec, ptrdiff_t B);
+    fl_piece_fn forward_chunk;     /* arg: fl_forward_job; piece: a chunk, through all time */
+    ptrdiff_t (*backward_scratch)(const fl_spec *spec, ptrdiff_t B);
+    fl_piece_fn backward_chunk;    /* arg: fl_backward_job; piece: a chunk, through all time */
+    ptrdiff_t (*gradient_scratch)(const fl_spec *spec); /* of each worker */
+    fl_piece_fn backward_gradients; /* arg: fl_backward_job; piece: a share of the parameters' and input's gradients */
+} fl_isa;
+
+extern const fl_isa fl_isa_scalar, fl_isa_avx2, fl_isa_avx512;
+
+#endif

@@ -1,0 +1,14 @@
+/* isa_avx2.c: x86 with AVX2 and FMA; 16 registers of 8 floats. */
+#include "internal.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define ISA avx2
+#define VL 8
+#define ROWS 3
+#define GRAD_C 3
+TARGET_BEGIN("avx2,fma,f16c")
+#include "kernels.h"
+TARGET_END
+#endif

@@ -1,0 +1,8 @@
+/* isa_scalar.c: plain C, for machines that no other file serves, and as the yardstick of the others. */
+#include "internal.h"
+
+#define ISA scalar
+#define VL 1
+#define ROWS 3
+#define GRAD_C 3
+#include "kernels.h"

@@ -1,0 +1,1031 @@
+/* kernels.h: the arithmetic, once for every instruction set. An isa_*.c file sets
+ *
+ *   ISA      its name, as in fl_isa_<name>
+ *   VL       floats in a vector (vec.h)
+ *   ROWS     rows of a tile: as many as keep ROWS x 4 accumulators in registers
+ *   GRAD_C   vectors across a tile of a weight gradient (4 rows high)
+ *
+ * opens a target region and includes this file. Contract: pointers are valid and do not overlap; sizes are positive;
+ * nothing outside the shapes given is read or written; no allocation.
+ *
+ * Panels. A weight matrix is packed so that a tile reads it front to back: for each panel, for each k, its C vectors
+ * side by side, padded with zeros: (panels, K, C, VL). A gate panel holds all gates of VL units (C = 4 for LSTM, 3 for
+ * GRU, 2 for the first phase of GRU with reset_after = 0), so that a tile's accumulators hold complete gates. A plain
+ * panel holds 4 VL outputs; the last one is as narrow as fits.
+ *
+ * Bits. Every element is start, then the terms of a in order of k, then those of b: one fused multiply-add each. No
+ * tile's shape, batch size, thread count or stretch of time changes that order.
+ */
+
+#include "vec.h"
+
+#include "vmath.h"
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+
+enum { GRAD_ROWS = 4, GRAD_PACK = 16, GRAD_BLOCK = 256, START_FLOATS = 32768 };
+
+static inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
+
+/* ------------------------------------------------------------------------------------------------------------- tiles */
+
+/* out = start + a wa + b wb for the rows of one tile and one panel. */
+typedef struct {
+    const float *start; /* (rows, C VL); row stride 0 where all rows start alike */
+    ptrdiff_t ld_start;
+    const float *a, *wa; /* (rows, ka), (ka, C, VL) */
+    ptrdiff_t lda, ka;
+    const float *b, *wb; /* (rows, kb), (kb, C, VL) */
+    ptrdiff_t ldb, kb;
+    float *out; /* (rows, C VL) */
+    ptrdiff_t ld_out;
+    ptrdiff_t next_wa, next_wb, next_start, next_out; /* to the second panel of a pair */
+} Tile;
+
+/* Acc (M rows, CA vectors) += a w, w having C vectors of which the third goes to accumulator `third`. M, C, CA and
+ * third are constants wherever this is inlined, so the accumulators stay in registers. */
+INLINE void multiply(V *acc, const int M, const int CA, const int C, const int third, const float *a, ptrdiff_t lda,
+                     const float *w, ptrdiff_t K) {
+    for (ptrdiff_t k = 0; k < K; k++, w += C * VL) {
+        UNROLL
+        for (int v = 0; v < C; v++) {
+            const V wv = V_LOAD(w + v * VL);
+            UNROLL
+            for (int m = 0; m < M; m++) {
+                V *const s = &acc[m * CA + (v == 2 ? third : v)];
+                *s = V_FMA(V_SET1(a[m * lda + k]), wv, *s);
+            }
+        }
+    }
+}
+
+INLINE void tile_rows(const Tile *t, const int M, const int CA, const int C, const int third) {
+    V acc[ROWS * 4];
+    UNROLL
+    for (int m = 0; m < M; m++)
+        UNROLL
+        for (int v = 0; v < CA; v++)
+            acc[m * CA + v] = V_LOAD(t->start + m * t->ld_start + v * VL);
+    multiply(acc, M, CA, C, 2, t->a, t->lda, t->wa, t->ka);
+    multiply(acc, M, CA, C, third, t->b, t->ldb, t->wb, t->kb);
+    UNROLL
+    for (int m = 0; m < M; m++)
+        UNROLL
+        for (int v = 0; v < CA; v++)
+            V_STORE(t->out + m * t->ld_out + v * VL, acc[m * CA + v]);
+}
+
+/* One row of two panels side by side: a single row's 4 accumulators would wait for one another. */
+INLINE void multiply_pair(V *acc, const int CA, const int C, const int third, const float *a, const float *w,
+                          ptrdiff_t next, ptrdiff_t K) {
+    for (ptrdiff_t k = 0; k < K; k++, w += C * VL) {
+        const V av = V_SET1(a[k]);
+        UNROLL
+        for (int v = 0; v < C; v++) {
+            V *const s = &acc[v == 2 ? third : v];
+            *s = V_FMA(av, V_LOAD(w + v * VL), *s);
+            V *const s2 = &acc[CA + (v == 2 ? third : v)];
+            *s2 = V_FMA(av, V_LOAD(w + next + v * VL), *s2);
+        }
+    }
+}
+
+INLINE void tile_pair(const Tile *t, const int CA, const int C, const int third) {
+    V acc[2 * 4];
+    UNROLL
+    for (int v = 0; v < CA; v++) {
+        acc[v] = V_LOAD(t->start + v * VL);
+        acc[CA + v] = V_LOAD(t->start + t->next_start + v * VL);
+    }
+    multiply_pair(acc, CA, C, 2, t->a, t->wa, t->next_wa, t->ka);
+    multiply_pair(acc, CA, C, third, t->b, t->wb, t->next_wb, t->kb);
+    UNROLL
+    for (int v = 0; v < CA; v++) {
+        V_STORE(t->out + v * VL, acc[v]);
+        V_STORE(t->out + t->next_out + v * VL, acc[CA + v]);
+    }
+}
+
+/* The shapes of panels: C vectors for 1 to 4, and GRU's, whose n_x and n_h are kept apart in four accumulators. */
+enum { SHAPE_GRU = 0, SHAPES = 5 };
+static const int accumulators[SHAPES] = {4, 1, 2, 3, 4}, vectors[SHAPES] = {3, 1, 2, 3, 4};
+
+typedef void tile_fn(const Tile *t);
+
+#define TILE(M, NAME, CA, C, THIRD)                                                                                    \
+    static void tile_##NAME##_##M(const Tile *t) { tile_rows(t, M, CA, C, THIRD); }
+#define TILES_OF_ROWS(M)                                                                                               \
+    TILE(M, gru, 4, 3, 3) TILE(M, c1, 1, 1, 2) TILE(M, c2, 2, 2, 2) TILE(M, c3, 3, 3, 2) TILE(M, c4, 4, 4, 2)
+#define PAIR(NAME, CA, C, THIRD)                                                                                       \
+    static void tile_##NAME##_pair(const Tile *t) { tile_pair(t, CA, C, THIRD); }
+PAIR(gru, 4, 3, 3) PAIR(c1, 1, 1, 2) PAIR(c2, 2, 2, 2) PAIR(c3, 3, 3, 2) PAIR(c4, 4, 4, 2)
+TILES_OF_ROWS(1)
+TILES_OF_ROWS(2)
+TILES_OF_ROWS(3)
+#define ENTRY(M) {tile_gru_##M, tile_c1_##M, tile_c2_##M, tile_c3_##M, tile_c4_##M}
+#if ROWS == 6
+TILES_OF_ROWS(4)
+TILES_OF_ROWS(5)
+TILES_OF_ROWS(6)
+static tile_fn *const tiles[ROWS + 1][SHAPES] = {ENTRY(pair), ENTRY(1), ENTRY(2), ENTRY(3),
+                                                 ENTRY(4),    ENTRY(5), ENTRY(6)};
+#else
+static tile_fn *const tiles[ROWS + 1][SHAPES] = {ENTRY(pair), ENTRY(1), ENTRY(2), ENTRY(3)};
+#endif
+
+static const float zeros[4 * VL] __attribute__((aligned(64))) = {0};
+
+/* ---------------------------------------------------------------------------------------------------------- products */
+
+/* start + a wa + b wb for n rows and all panels; the epilogue receives it tile by tile. */
+typedef struct {
+    int shape;              /* SHAPE_GRU, or vectors to a panel; a plain product has 4 and a narrower last panel */
+    ptrdiff_t last_vectors; /* of the last panel of a plain product; elsewhere `shape` */
+    ptrdiff_t panels;
+    const float *start; /* NULL: zeros; (n, panels, CA, VL), or (panels, CA, VL) where ld_start is 0 */
+    ptrdiff_t ld_start;
+    const int64_t *ids; /* (n) token ids: a's rows are one-hot; start is the bias and wa holds a row per id */
+    const float *a, *wa;
+    ptrdiff_t lda, ka;
+    const float *b, *wb;
+    ptrdiff_t ldb, kb;
+} Product;
+
+typedef void epilogue_fn(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows);
+
+/* Start values of a tile of token rows: bias + the stored row, as one-hot rows would give. */
+static const float *token_start(const Product *q, int shape, ptrdiff_t panel, ptrdiff_t row, int rows, float *into) {
+    const int CA = accumulators[shape], C = vectors[shape];
+    for (int m = 0; m < rows; m++) {
+        const float *w = q->wa + (panel * q->ka * vectors[q->shape] + q->ids[row + m] * C) * VL;
+        for (int v = 0; v < CA; v++) {
+            V s = V_LOAD(q->start + (panel * accumulators[q->shape] + v) * VL);
+            if (v < C)
+                s = V_ADD(s, V_LOAD(w + v * VL));
+            V_STORE(into + (m * CA + v) * VL, s);
+        }
+    }
+    return into;
+}
+
+static void product(const Product *q, ptrdiff_t n, epilogue_fn *epilogue, const void *context) {
+    float out[(ROWS > 2 ? ROWS : 2) * 4 * VL] __attribute__((aligned(64)));
+    float start[ROWS * 4 * VL] __attribute__((aligned(64)));
+    const ptrdiff_t wa_panel = q->ka * vectors[q->shape] * VL, wb_panel = q->kb * vectors[q->shape] * VL;
+    const ptrdiff_t start_panel = accumulators[q->shape] * VL;
+    /* An operand that a product does not have is of depth 0; its rows still need an address. */
+    const float *const a = q->a ? q->a : zeros, *const b = q->b ? q->b : zeros;
+    const ptrdiff_t lda = q->a ? q->lda : 0, ldb = q->b ? q->ldb : 0;
+    for (ptrdiff_t p = 0; p < q->panels;) {
+        const int shape = p == q->panels - 1 && q->shape ? (int)q->last_vectors : q->shape;
+        const int width = accumulators[shape] * VL;
+        const int next_is_alike = p + 2 < q->panels || (p + 2 == q->panels && (!q->shape || q->last_vectors == q->shape));
+        const int pair = n == 1 && !q->ids && next_is_alike;
+        for (ptrdiff_t r = 0; r < n; r += ROWS) {
+            const int rows = (int)fl_min(ROWS, n - r);
+            Tile t = {.start = q->start ? q->start + r * q->ld_start + p * start_panel : zeros,
+                      .ld_start = q->ld_start,
+                      .a = a + r * lda,
+                      .wa = q->wa ? q->wa + p * wa_panel : zeros,
+                      .lda = lda,
+                      .ka = q->ids ? 0 : q->ka,
+                      .b = b + r * ldb,
+                      .wb = q->wb ? q->wb + p * wb_panel : zeros,
+                      .ldb = ldb,
+                      .kb = q->kb,
+                      .out = out,
+                      .ld_out = width,
+                      .next_wa = wa_panel,
+                      .next_wb = wb_panel,
+                      .next_start = q->start ? start_panel : 0,
+                      .next_out = width};
+            if (q->ids) {
+                t.start = token_start(q, shape, p, r, rows, start);
+                t.ld_start = width;
+            }
+            tiles[pair ? 0 : rows][shape](&t);
+            epilogue(context, out, p, r, rows);
+            if (pair)
+                epilogue(context, out + width, p + 1, r, rows);
+        }
+        p += pair ? 2 : 1;
+    }
+}
+
+static void plain_shape(Product *q, ptrdiff_t outputs) {
+    const ptrdiff_t v = ceil_div(outputs, VL);
+    q->panels = ceil_div(v, 4);
+    q->last_vectors = v - 4 * (q->panels - 1);
+    q->shape = q->panels == 1 ? (int)q->last_vectors : 4;
+}
+
+/* Rows of a plain product's result: stored, or added. */
+typedef struct {
+    float *rows; /* (n, width) */
+    ptrdiff_t ld, width;
+} Destination;
+
+INLINE void for_plain(const Destination *d, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows, const int add) {
+    const ptrdiff_t first = panel * 4 * VL, count = fl_min(4 * VL, d->width - first);
+    const ptrdiff_t ld = ceil_div(count, VL) * VL;
+    for (int m = 0; m < rows; m++) {
+        float *to = d->rows + (row + m) * d->ld + first;
+        for (ptrdiff_t u = 0; u < count; u += VL) {
+            const int k = (int)fl_min(VL, count - u);
+            V v = V_LOAD(tile + m * ld + u);
+            if (add)
+                v = V_ADD(V_LOADN(to + u, k), v);
+            V_STOREN(to + u, v, k);
+        }
+    }
+}
+static void store_plain(const void *d, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    for_plain(d, tile, panel, row, rows, 0);
+}
+static void add_plain(const void *d, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    for_plain(d, tile, panel, row, rows, 1);
+}
+
+/* ----------------------------------------------------------------------------------------------------------- packing */
+
+/* One panel: C vectors whose first outputs lie at from[v] (count[v] of them; the rest is zero), outputs `by_output`
+ * apart, depth `by_depth` apart. Returns the end. */
+static float *pack_panel(float *to, int C, ptrdiff_t K, const float *const *from, const ptrdiff_t *count,
+                         ptrdiff_t by_output, ptrdiff_t by_depth) {
+    for (ptrdiff_t k = 0; k < K; k++, to += C * VL)
+        for (int v = 0; v < C; v++)
+            for (int lane = 0; lane < VL; lane++)
+                to[v * VL + lane] = lane < count[v] ? from[v][lane * by_output + k * by_depth] : 0.0f;
+    return to;
+}
+
+/* Gate panels of w (G*H, K): gates first..first+C-1. */
+static float *pack_gates(float *to, const float *w, ptrdiff_t H, ptrdiff_t K, int first, int C) {
+    for (ptrdiff_t u = 0; u < H; u += VL) {
+        const float *from[4];
+        ptrdiff_t count[4];
+        for (int v = 0; v < C; v++) {
+            from[v] = w + ((first + v) * H + u) * K;
+            count[v] = H - u;
+        }
+        to = pack_panel(to, C, K, from, count, K, 1);
+    }
+    return to;
+}
+
+/* Plain panels. */
+static float *pack_plain(float *to, const float *w, ptrdiff_t outputs, ptrdiff_t K, ptrdiff_t by_output,
+                         ptrdiff_t by_depth) {
+    for (ptrdiff_t first = 0; first < outputs; first += 4 * VL) {
+        const int C = (int)fl_min(4, ceil_div(outputs - first, VL));
+        const float *from[4];
+        ptrdiff_t count[4];
+        for (int v = 0; v < C; v++) {
+            from[v] = w + (first + v * VL) * by_output;
+            count[v] = outputs - first - v * VL;
+        }
+        to = pack_panel(to, C, K, from, count, by_output, by_depth);
+    }
+    return to;
+}
+
+static ptrdiff_t padded(ptrdiff_t n) { return ceil_div(n, VL) * VL; }
+
+static int gate_count(const fl_spec *s) { return s->kind == FL_LSTM ? 4 : s->kind == FL_GRU ? 3 : 1; }
+
+static ptrdiff_t pack_size(const fl_spec *s, int backward) {
+    const ptrdiff_t G = gate_count(s), Hp = padded(s->H), projection = s->projected ? s->H * padded(s->R) : 0;
+    if (backward)
+        return G * s->H * (padded(s->I) + padded(s->R)) + (s->projected ? s->R * Hp : 0);
+    return (G * (s->I + s->R) + 4) * Hp + projection + 3 * Hp;
+}
+
+/* The biases in the accumulators' order. GRU with reset_after keeps b_hn apart, as the fourth. */
+static float *pack_bias(float *to, const fl_spec *s, const fl_params *w, int first, int C) {
+    const int four = s->kind == FL_GRU && s->reset_after;
+    const ptrdiff_t H = s->H;
+    for (ptrdiff_t u = 0; u < H; u += VL)
+        for (int g = first; g < first + C + four; g++)
+            for (ptrdiff_t j = u; j < u + VL; j++, to++) {
+                *to = 0.0f;
+                if (!w->bias_ih || j >= H)
+                    continue;
+                if (four && g >= 2)
+                    *to = g == 2 ? w->bias_ih[2 * H + j] : w->bias_hh[2 * H + j];
+                else
+                    *to = w->bias_ih[g * H + j] + w->bias_hh[g * H + j];
+            }
+    return to;
+}
+
+static void pack(fl_block *k, const fl_params *w, int backward, float *to) {
+    const fl_spec *s = &k->spec;
+    const int G = gate_count(s), two_phases = s->kind == FL_GRU && !s->reset_after, plain = s->kind == FL_RNN;
+    const ptrdiff_t I = s->I, H = s->H, R = s->R;
+    const int C = two_phases ? 2 : G; /* gates of the first phase */
+    if (backward) {
+        k->v_x = to, to = pack_plain(to, w->weight_ih, I, G * H, 1, I);
+        k->v_h = to, to = pack_plain(to, w->weight_hh, R, (s->kind == FL_GRU ? 2 : G) * H, 1, R);
+        if (s->kind == FL_GRU) /* apart: its operand lies in another column of the gates */
+            k->v_n = to, to = pack_plain(to, w->weight_hh + 2 * H * R, R, H, 1, R);
+        if (s->projected)
+            k->v_r = to, pack_plain(to, w->weight_hr, H, R, 1, H);
+        return;
+    }
+    k->w_x = to, to = plain ? pack_plain(to, w->weight_ih, H, I, I, 1) : pack_gates(to, w->weight_ih, H, I, 0, C);
+    k->w_h = to, to = plain ? pack_plain(to, w->weight_hh, H, R, R, 1) : pack_gates(to, w->weight_hh, H, R, 0, C);
+    k->bias = to, to = pack_bias(to, s, w, 0, C);
+    if (two_phases) {
+        k->x_n = to, to = pack_plain(to, w->weight_ih + 2 * H * I, H, I, I, 1);
+        k->w_n = to, to = pack_plain(to, w->weight_hh + 2 * H * R, H, R, R, 1);
+        k->bias_n = to, to = pack_bias(to, s, w, 2, 1);
+    }
+    if (s->projected)
+        k->w_r = to, to = pack_plain(to, w->weight_hr, R, H, H, 1);
+    if (s->peepholes)
+        k->peep = memcpy(to, w->weight_peep, (size_t)(3 * H) * sizeof *to);
+}
+
+/* ----------------------------------------------------------------------------------------------------- forward, a step */
+
+/* The rows of one step of one chunk; every pointer is at the first of them. */
+typedef struct {
+    const fl_block *k;
+    float *h, *c;        /* (n, R), (n, H) in and out */
+    float *h_new, *m, *z; /* (n, R), (n, H), (n, H) scratch: h is still read while h_new is written */
+    float *y;            /* (n, ldy), or NULL */
+    ptrdiff_t ldy;
+    float *gates, *tape_c, *tape_h, *tape_m; /* tape rows, or NULL */
+} Step;
+
+/* h' of some units of one row, to wherever it is wanted. */
+INLINE void give_h(const Step *s, ptrdiff_t row, ptrdiff_t u, V h, int count) {
+    const ptrdiff_t R = s->k->spec.R;
+    V_STOREN(s->h_new + row * R + u, h, count);
+    if (s->y)
+        V_STOREN(s->y + row * s->ldy + u, h, count);
+    if (s->tape_h)
+        V_STOREN(s->tape_h + row * R + u, h, count);
+}
+
+INLINE void give_gate(const Step *s, ptrdiff_t row, ptrdiff_t gate, ptrdiff_t u, V v, int count) {
+    const ptrdiff_t H = s->k->spec.H;
+    if (s->gates)
+        V_STOREN(s->gates + row * 4 * H + gate * H + u, v, count);
+}
+
+static void lstm_gates(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    const Step *s = context;
+    const fl_spec *e = &s->k->spec;
+    const ptrdiff_t H = e->H, u = panel * VL;
+    const int count = (int)fl_min(VL, H - u);
+    const float *peep = s->k->peep;
+    for (const ptrdiff_t end = row + rows; row < end; row++, tile += 4 * VL) {
+        V i = V_LOAD(tile), f = V_LOAD(tile + VL), g = V_LOAD(tile + 2 * VL), o = V_LOAD(tile + 3 * VL);
+        float *const at_c = s->c + row * H + u;
+        V c = V_LOADN(at_c, count);
+        if (peep) {
+            i = V_FMA(V_LOADN(peep + u, count), c, i);
+            f = V_FMA(V_LOADN(peep + H + u, count), c, f);
+        }
+        i = v_act(e->act[0], i);
+        f = v_act(e->act[0], f);
+        g = v_act(e->act[1], g);
+        c = V_FMA(f, c, V_MUL(i, g)); /* c' = f c + i g */
+        if (peep)
+            o = V_FMA(V_LOADN(peep + 2 * H + u, count), c, o);
+        o = v_act(e->act[0], o);
+        const V h = V_MUL(o, v_act(e->act[2], c)); /* h' = o h(c') */
+        V_STOREN(at_c, c, count);
+        if (s->gates) {
+            give_gate(s, row, 0, u, i, count);
+            give_gate(s, row, 1, u, f, count);
+            give_gate(s, row, 2, u, g, count);
+            give_gate(s, row, 3, u, o, count);
+            V_STOREN(s->tape_c + row * H + u, c, count);
+        }
+        if (!e->projected) {
+            give_h(s, row, u, h, count);
+            continue;
+        }
+        V_STOREN(s->m + row * H + u, h, count);
+        if (s->tape_m)
+            V_STOREN(s->tape_m + row * H + u, h, count);
+    }
+}
+
+/* reset_after: n = g(n_x + r n_h), h' = (1 - z) n + z h */
+static void gru_gates(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    const Step *s = context;
+    const fl_spec *e = &s->k->spec;
+    const ptrdiff_t H = e->H, u = panel * VL;
+    const int count = (int)fl_min(VL, H - u);
+    for (const ptrdiff_t end = row + rows; row < end; row++, tile += 4 * VL) {
+        const V r = v_act(e->act[0], V_LOAD(tile)), z = v_act(e->act[0], V_LOAD(tile + VL));
+        const V m = V_LOAD(tile + 3 * VL);
+        const V n = v_act(e->act[1], V_FMA(r, m, V_LOAD(tile + 2 * VL)));
+        const V h = V_LOADN(s->h + row * H + u, count);
+        give_gate(s, row, 0, u, r, count);
+        give_gate(s, row, 1, u, z, count);
+        give_gate(s, row, 2, u, n, count);
+        give_gate(s, row, 3, u, m, count);
+        give_h(s, row, u, V_FMA(z, h, V_MUL(V_SUB(V_SET1(1.0f), z), n)), count);
+    }
+}
+
+/* reset_after = 0, first phase: r, z, and r * h for the second. */
+static void gru_reset(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    const Step *s = context;
+    const fl_spec *e = &s->k->spec;
+    const ptrdiff_t H = e->H, u = panel * VL;
+    const int count = (int)fl_min(VL, H - u);
+    for (const ptrdiff_t end = row + rows; row < end; row++, tile += 2 * VL) {
+        const V r = v_act(e->act[0], V_LOAD(tile)), z = v_act(e->act[0], V_LOAD(tile + VL));
+        const V m = V_MUL(r, V_LOADN(s->h + row * H + u, count));
+        V_STOREN(s->m + row * H + u, m, count);
+        V_STOREN(s->z + row * H + u, z, count);
+        give_gate(s, row, 0, u, r, count);
+        give_gate(s, row, 1, u, z, count);
+        give_gate(s, row, 3, u, m, count);
+    }
+}
+
+/* Epilogues over plain panels: GRU's second phase, the projection (identity) and RNN. */
+INLINE void plain_h(const Step *s, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows, const int gru,
+                    const int rnn) {
+    const fl_spec *e = &s->k->spec;
+    const ptrdiff_t first = panel * 4 * VL, R = e->R, width = fl_min(4 * VL, padded(R - first));
+    for (const ptrdiff_t end = row + rows; row < end; row++, tile += width)
+        for (ptrdiff_t v = 0; v < width; v += VL) {
+            const ptrdiff_t u = first + v;
+            const int count = (int)fl_min(VL, R - u);
+            V h = V_LOAD(tile + v);
+            if (rnn)
+                h = v_act(e->act[0], h);
+            if (gru) {
+                const V n = v_act(e->act[1], h), z = V_LOADN(s->z + row * R + u, count);
+                give_gate(s, row, 2, u, n, count);
+                h = V_FMA(z, V_LOADN(s->h + row * R + u, count), V_MUL(V_SUB(V_SET1(1.0f), z), n));
+            }
+            give_h(s, row, u, h, count);
+        }
+}
+static void gru_candidate(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    plain_h(context, tile, panel, row, rows, 1, 0);
+}
+static void projection(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    plain_h(context, tile, panel, row, rows, 0, 0);
+}
+static void rnn_output(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    plain_h(context, tile, panel, row, rows, 0, 1);
+}
+
+/* The first phase's product of a block, without its operands. */
+static Product first_phase(const fl_block *k) {
+    const fl_spec *s = &k->spec;
+    Product q = {.start = k->bias, .wa = k->w_x, .ka = s->I, .wb = k->w_h, .kb = s->R};
+    if (s->kind == FL_RNN) {
+        plain_shape(&q, s->H);
+        return q;
+    }
+    q.shape = s->kind == FL_LSTM ? 4 : s->reset_after ? SHAPE_GRU : 2;
+    q.last_vectors = q.shape;
+    q.panels = ceil_div(s->H, VL);
+    return q;
+}
+
+/* Width of a row of start values of the first phase. */
+static ptrdiff_t start_width(const fl_block *k) {
+    const Product q = first_phase(k);
+    return (q.panels * accumulators[q.shape] + (q.shape ? q.last_vectors - q.shape : 0)) * VL;
+}
+
+/* One step of n rows. Input: x (n, I), or ids (n), or start values of the first phase (n, start_width). */
+static void step(const Step *s, ptrdiff_t n, const float *x, const int64_t *ids, const float *start) {
+    static epilogue_fn *const first[] = {[FL_LSTM] = lstm_gates, [FL_GRU] = gru_gates, [FL_RNN] = rnn_output};
+    const fl_block *k = s->k;
+    const fl_spec *e = &k->spec;
+    const int two_phases = e->kind == FL_GRU && !e->reset_after;
+    Product q = first_phase(k);
+    q.ids = ids;
+    q.a = x, q.lda = e->I;
+    q.b = s->h, q.ldb = e->R;
+    if (start)
+        q.start = start, q.ld_start = start_width(k), q.ka = 0;
+    product(&q, n, two_phases ? gru_reset : first[e->kind], s);
+    if (two_phases) {
+        Product c = {.start = k->bias_n, .ids = ids, .a = x, .lda = e->I, .wa = k->x_n, .ka = e->I,
+                     .b = s->m, .ldb = e->H, .wb = k->w_n, .kb = e->H};
+        plain_shape(&c, e->H);
+        product(&c, n, gru_candidate, s);
+    }
+    if (e->projected) {
+        Product r = {.b = s->m, .ldb = e->H, .wb = k->w_r, .kb = e->H};
+        plain_shape(&r, e->R);
+        product(&r, n, projection, s);
+    }
+    memcpy(s->h, s->h_new, (size_t)(n * e->R) * sizeof(float));
+}
+
+/* ------------------------------------------------------------------------------------------------- forward, all time */
+
+static ptrdiff_t round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; }
+
+/* A small batch alone does not keep the multipliers busy, so the input's product is taken for a stretch of time at
+ * once, short enough that the start values stay in the second-level cache. Two-phase GRU takes it step by step. */
+static int hoists(const fl_spec *s, ptrdiff_t B) { return B <= 2 * ROWS && !(s->kind == FL_GRU && !s->reset_after); }
+
+static ptrdiff_t start_floats(const fl_spec *s, ptrdiff_t B) {
+    return fl_max(START_FLOATS, B * 4 * padded(fl_max(s->H, 1)));
+}
+
+/* Scratch of one chunk: h_new, m, z, then gathered inputs and start values where the input's product is hoisted. */
+static ptrdiff_t forward_scratch(const fl_spec *s, ptrdiff_t B) {
+    const ptrdiff_t state = round16(B * s->R) + 2 * round16(B * s->H);
+    if (!hoists(s, B))
+        return state;
+    const ptrdiff_t start = start_floats(s, B), rows = fl_max(B, start / padded(s->H));
+    return state + round16(start) + round16(rows * s->I);
+}
+
+typedef struct {
+    float *start, *x; /* start values and, where a chunk's rows do not touch, their inputs side by side */
+} Hoist;
+
+static void store_start(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    const Destination *d = context;
+    const ptrdiff_t width = fl_min(4 * VL, d->width - panel * 4 * VL);
+    for (int m = 0; m < rows; m++)
+        memcpy(d->rows + (row + m) * d->ld + panel * 4 * VL, tile + m * width, (size_t)width * sizeof(float));
+}
+
+/* Start values of n rows of x. */
+static void hoisted_product(const fl_block *k, const float *x, ptrdiff_t n, float *start) {
+    Product q = first_phase(k);
+    q.a = x, q.lda = k->spec.I, q.kb = 0;
+    Destination d = {start, start_width(k), start_width(k)};
+    product(&q, n, store_start, &d);
+}
+
+static void forward_chunk(void *arg, int step_index, int piece, int worker) {
+    (void)step_index, (void)worker;
+    const fl_forward_job *job = arg;
+    const fl_chunk *chunk = &job->chunks[piece];
+    const fl_pass *pass = &job->passes[chunk->direction];
+    const fl_block *k = pass->block;
+    const fl_spec *e = &k->spec;
+    const fl_rows *rows = job->rows;
+    const ptrdiff_t b0 = chunk->b0, B = chunk->b1 - b0, T = rows->T, I = e->I, H = e->H, R = e->R;
+    const int64_t *sizes = rows->batch_sizes;
+    float *const h_new = chunk->scratch, *const m = h_new + round16(B * R), *const z = m + round16(B * H);
+    float *const start = z + round16(B * H), *const gathered = start + round16(start_floats(e, B));
+    const int hoist = rows->x && T > 1 && hoists(e, B);
+    const ptrdiff_t width = start_width(k);
+    const ptrdiff_t room = fl_max(B, START_FLOATS / width);
+
+    const int whole = b0 == 0 && chunk->b1 == sizes[0]; /* the chunk's rows touch from step to step */
+    ptrdiff_t first = 0;                                /* row of the coming step's first sequence */
+    if (pass->reverse)
+        for (ptrdiff_t t = 0; t < T; t++)
+            first += sizes[t];
+    ptrdiff_t hoisted = 0, used = 0; /* steps whose start values are ready; rows of them used up */
+    for (ptrdiff_t i = 0; i < T; i++) {
+        const ptrdiff_t t = pass->reverse ? T - 1 - i : i;
+        if (pass->reverse)
+            first -= sizes[t];
+        const ptrdiff_t n = fl_min(B, sizes[t] - b0), row = first + b0;
+        if (n > 0) {
+            if (hoist && hoisted == 0) {
+                ptrdiff_t count = 0, at = first;
+                for (ptrdiff_t j = i; j < T; j++, hoisted++) {
+                    const ptrdiff_t tj = pass->reverse ? T - 1 - j : j, nj = fl_min(B, sizes[tj] - b0);
+                    if (nj > 0 && count + nj > room)
+                        break;
+                    if (nj > 0 && !whole)
+                        memcpy(gathered + count * I, rows->x + (at + b0) * I, (size_t)(nj * I) * sizeof(float));
+                    count += fl_max(nj, 0);
+                    if (pass->reverse)
+                        at -= tj > 0 ? sizes[tj - 1] : 0;
+                    else
+                        at += sizes[tj];
+                }
+                /* A whole chunk walked in reverse ends with its earliest rows: they are used from the back. */
+                const float *x = whole ? rows->x + (pass->reverse ? row + n - count : row) * I : gathered;
+                hoisted_product(k, x, count, start);
+                used = whole && pass->reverse ? count : 0;
+            }
+            if (hoist && whole && pass->reverse)
+                used -= n;
+            Step s = {.k = k,
+                      .h = pass->h + b0 * R,
+                      .c = pass->c ? pass->c + b0 * H : NULL,
+                      .h_new = h_new,
+                      .m = m,
+                      .z = z,
+                      .y = job->y ? job->y + row * job->ldy + chunk->direction * R : NULL,
+                      .ldy = job->ldy,
+                      .gates = pass->gates ? pass->gates + row * 4 * H : NULL,
+                      .tape_c = pass->tape_c ? pass->tape_c + row * H : NULL,
+                      .tape_h = pass->tape_h ? pass->tape_h + row * R : NULL,
+                      .tape_m = pass->tape_m ? pass->tape_m + row * H : NULL};
+            step(&s, n, rows->x ? rows->x + row * I : NULL, rows->ids ? rows->ids + row : NULL,
+                 hoist ? start + used * width : NULL);
+            if (hoist && !(whole && pass->reverse))
+                used += n;
+        }
+        if (hoisted > 0)
+            hoisted--;
+        if (!pass->reverse)
+            first += sizes[t];
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------------- backward, a step */
+
+/* The rows of one step of one chunk going back; every pointer is at the first of them. */
+typedef struct {
+    const fl_block *k;
+    float *dh, *dc;   /* (n, R), (n, H): of the step's result, then of what it began with */
+    const float *dy;  /* (n, ldy), or NULL */
+    ptrdiff_t ldy;
+    float *dh_all;    /* (n, R) where a projection wants the sum dh + dy */
+    float *gates;     /* (n, ld_gates): the gates, overwritten with their gradients */
+    ptrdiff_t ld_gates;
+    const float *c, *h;              /* (n, H), (n, R) tape */
+    const float *const *c_prev, *const *h_prev; /* (n) rows */
+    float *m;         /* (n, H) scratch */
+} Back;
+
+/* dh + dy of some units of one row. */
+INLINE V whole_dh(const Back *s, ptrdiff_t row, ptrdiff_t u, int count) {
+    const V dh = V_LOADN(s->dh + row * s->k->spec.R + u, count);
+    return s->dy ? V_ADD(dh, V_LOADN(s->dy + row * s->ldy + u, count)) : dh;
+}
+
+static void lstm_back(const Back *s, ptrdiff_t n) {
+    const fl_spec *e = &s->k->spec;
+    const ptrdiff_t H = e->H;
+    const float *peep = s->k->peep;
+    for (ptrdiff_t row = 0; row < n; row++) {
+        float *const gates = s->gates + row * s->ld_gates, *const at_dc = s->dc + row * H;
+        const float *const c_prev = s->c_prev[row];
+        for (ptrdiff_t u = 0; u < H; u += VL) {
+            const int count = (int)fl_min(VL, H - u);
+            const V i = V_LOADN(gates + u, count), f = V_LOADN(gates + H + u, count);
+            const V g = V_LOADN(gates + 2 * H + u, count), o = V_LOADN(gates + 3 * H + u, count);
+            const V tc = v_act(e->act[2], V_LOADN(s->c + row * H + u, count));
+            const V dm = e->projected ? V_LOADN(s->m + row * H + u, count) : whole_dh(s, row, u, count);
+            const V d_o = V_MUL(V_MUL(dm, tc), v_dact(e->act[0], o));
+            V dc = V_FMA(V_MUL(dm, o), v_dact(e->act[2], tc), V_LOADN(at_dc + u, count));
+            if (peep)
+                dc = V_FMA(d_o, V_LOADN(peep + 2 * H + u, count), dc);
+            const V di = V_MUL(V_MUL(dc, g), v_dact(e->act[0], i));
+            const V df = V_MUL(V_MUL(dc, V_LOADN(c_prev + u, count)), v_dact(e->act[0], f));
+            const V dg = V_MUL(V_MUL(dc, i), v_dact(e->act[1], g));
+            dc = V_MUL(dc, f);
+            if (peep) {
+                dc = V_FMA(di, V_LOADN(peep + u, count), dc);
+                dc = V_FMA(df, V_LOADN(peep + H + u, count), dc);
+            }
+            V_STOREN(gates + u, di, count);
+            V_STOREN(gates + H + u, df, count);
+            V_STOREN(gates + 2 * H + u, dg, count);
+            V_STOREN(gates + 3 * H + u, d_o, count);
+            V_STOREN(at_dc + u, dc, count);
+        }
+    }
+}
+
+/* dz, dn, the part of dh that passes by the gates; with reset_after also dr and the gradient of n_h in m's place. */
+static void gru_back(const Back *s, ptrdiff_t n) {
+    const fl_spec *e = &s->k->spec;
+    const ptrdiff_t H = e->H;
+    for (ptrdiff_t row = 0; row < n; row++) {
+        float *const gates = s->gates + row * s->ld_gates;
+        const float *const h_prev = s->h_prev[row];
+        for (ptrdiff_t u = 0; u < H; u += VL) {
+            const int count = (int)fl_min(VL, H - u);
+            const V r = V_LOADN(gates + u, count), z = V_LOADN(gates + H + u, count);
+            const V cand = V_LOADN(gates + 2 * H + u, count), dh = whole_dh(s, row, u, count);
+            const V dz = V_MUL(V_MUL(dh, V_SUB(V_LOADN(h_prev + u, count), cand)), v_dact(e->act[0], z));
+            const V dn = V_MUL(V_MUL(dh, V_SUB(V_SET1(1.0f), z)), v_dact(e->act[1], cand));
+            if (e->reset_after) {
+                const V m = V_LOADN(gates + 3 * H + u, count);
+                V_STOREN(gates + u, V_MUL(V_MUL(dn, m), v_dact(e->act[0], r)), count);
+                V_STOREN(gates + 3 * H + u, V_MUL(dn, r), count);
+            }
+            V_STOREN(gates + H + u, dz, count);
+            V_STOREN(gates + 2 * H + u, dn, count);
+            V_STOREN(s->dh + row * H + u, V_MUL(dh, z), count);
+        }
+    }
+}
+
+/* reset_after = 0: from the gradient of r * h (s->m) to dr, and dh's part that came through it. */
+static void gru_reset_back(const Back *s, ptrdiff_t n) {
+    const fl_spec *e = &s->k->spec;
+    const ptrdiff_t H = e->H;
+    for (ptrdiff_t row = 0; row < n; row++) {
+        float *const gates = s->gates + row * s->ld_gates;
+        for (ptrdiff_t u = 0; u < H; u += VL) {
+            const int count = (int)fl_min(VL, H - u);
+            const V r = V_LOADN(gates + u, count), drh = V_LOADN(s->m + row * H + u, count);
+            const V dr = V_MUL(V_MUL(drh, V_LOADN(s->h_prev[row] + u, count)), v_dact(e->act[0], r));
+            float *const dh = s->dh + row * H + u;
+            V_STOREN(dh, V_FMA(drh, r, V_LOADN(dh, count)), count);
+            V_STOREN(gates + u, dr, count);
+        }
+    }
+}
+
+static void rnn_back(const Back *s, ptrdiff_t n) {
+    const fl_spec *e = &s->k->spec;
+    const ptrdiff_t H = e->H;
+    for (ptrdiff_t row = 0; row < n; row++)
+        for (ptrdiff_t u = 0; u < H; u += VL) {
+            const int count = (int)fl_min(VL, H - u);
+            const V d = V_MUL(whole_dh(s, row, u, count), v_dact(e->act[0], V_LOADN(s->h + row * H + u, count)));
+            V_STOREN(s->gates + row * s->ld_gates + u, d, count);
+        }
+}
+
+/* to (n, width), stored or added to, from up to two products with plain panels. */
+static void back_product(float *to, ptrdiff_t width, ptrdiff_t n, int add, const float *a, ptrdiff_t lda,
+                         const float *wa, ptrdiff_t ka, const float *b, ptrdiff_t ldb, const float *wb, ptrdiff_t kb) {
+    Product q = {.a = a, .lda = lda, .wa = wa, .ka = ka, .b = b, .ldb = ldb, .wb = wb, .kb = kb};
+    plain_shape(&q, width);
+    const Destination d = {to, width, width};
+    product(&q, n, add ? add_plain : store_plain, &d);
+}
+
+static void step_back(const Back *s, ptrdiff_t n) {
+    const fl_block *k = s->k;
+    const fl_spec *e = &k->spec;
+    const ptrdiff_t H = e->H, R = e->R, ld = s->ld_gates;
+    switch (e->kind) {
+    case FL_LSTM:
+        if (e->projected) {
+            for (ptrdiff_t row = 0; row < n; row++)
+                for (ptrdiff_t u = 0; u < R; u += VL) {
+                    const int count = (int)fl_min(VL, R - u);
+                    V_STOREN(s->dh_all + row * R + u, whole_dh(s, row, u, count), count);
+                }
+            back_product(s->m, H, n, 0, s->dh_all, R, k->v_r, R, NULL, 0, NULL, 0);
+        }
+        lstm_back(s, n);
+        back_product(s->dh, R, n, 0, s->gates, ld, k->v_h, 4 * H, NULL, 0, NULL, 0);
+        break;
+    case FL_GRU:
+        gru_back(s, n);
+        if (!e->reset_after) {
+            back_product(s->m, H, n, 0, s->gates + 2 * H, ld, k->v_n, H, NULL, 0, NULL, 0);
+            gru_reset_back(s, n);
+        }
+        back_product(s->dh, R, n, 1, s->gates, ld, k->v_h, 2 * H, s->gates + 3 * H, ld, k->v_n,
+                     e->reset_after ? H : 0);
+        break;
+    default:
+        rnn_back(s, n);
+        back_product(s->dh, R, n, 0, s->gates, ld, k->v_h, H, NULL, 0, NULL, 0);
+    }
+}
+
+static ptrdiff_t backward_scratch(const fl_spec *s, ptrdiff_t B) { return round16(B * s->H); }
+
+static void backward_chunk(void *arg, int step_index, int piece, int worker) {
+    (void)step_index, (void)worker;
+    const fl_backward_job *job = arg;
+    const fl_chunk *chunk = &job->chunks[piece];
+    const fl_pass *pass = job->pass;
+    const fl_spec *e = &pass->block->spec;
+    const ptrdiff_t b0 = chunk->b0, B = chunk->b1 - b0, T = job->rows->T, H = e->H, R = e->R;
+    const int64_t *sizes = job->rows->batch_sizes;
+    ptrdiff_t first = pass->reverse ? 0 : job->N; /* the walk goes against the direction's own */
+    for (ptrdiff_t i = 0; i < T; i++) {
+        const ptrdiff_t t = pass->reverse ? i : T - 1 - i;
+        if (!pass->reverse)
+            first -= sizes[t];
+        const ptrdiff_t n = fl_min(B, sizes[t] - b0), row = first + b0;
+        if (n > 0) {
+            const Back s = {.k = pass->block,
+                            .dh = pass->h + b0 * R,
+                            .dc = pass->c ? pass->c + b0 * H : NULL,
+                            .dy = job->dy ? job->dy + row * job->ldy : NULL,
+                            .ldy = job->ldy,
+                            .dh_all = job->dh_all ? job->dh_all + row * R : NULL,
+                            .gates = job->dgates + row * job->ld_gates,
+                            .ld_gates = job->ld_gates,
+                            .c = pass->tape_c ? pass->tape_c + row * H : NULL,
+                            .h = pass->tape_h + row * R,
+                            .c_prev = job->c_prev ? job->c_prev + row : NULL,
+                            .h_prev = job->h_prev + row,
+                            .m = chunk->scratch};
+            step_back(&s, n);
+        }
+        if (pass->reverse)
+            first += sizes[t];
+    }
+}
+
+/* ---------------------------------------------------------------------------------------- gradients of the parameters */
+
+/* Rows of an (N, width) matrix: one after another, or wherever they lie. */
+typedef struct {
+    const float *base;
+    ptrdiff_t ld;
+    const float *const *rows; /* (N), or NULL */
+} Source;
+
+INLINE const float *source_row(const Source *s, ptrdiff_t n) { return s->rows ? s->rows[n] : s->base + n * s->ld; }
+
+/* out (4, C VL) += sum over n of a (n, GRAD_PACK) x b (n, C VL), four columns of a. */
+INLINE void gradient_tile(const int C, const float *a, const float *b, ptrdiff_t n, float *out, ptrdiff_t ld, int rows,
+                          ptrdiff_t columns) {
+    V acc[GRAD_ROWS * GRAD_C];
+    UNROLL
+    for (int i = 0; i < GRAD_ROWS * C; i++)
+        acc[i] = V_SET1(0.0f);
+    for (ptrdiff_t k = 0; k < n; k++, a += GRAD_PACK, b += C * VL) {
+        UNROLL
+        for (int v = 0; v < C; v++) {
+            const V bv = V_LOAD(b + v * VL);
+            UNROLL
+            for (int m = 0; m < GRAD_ROWS; m++)
+                acc[m * C + v] = V_FMA(V_SET1(a[m]), bv, acc[m * C + v]);
+        }
+    }
+    UNROLL
+    for (int m = 0; m < GRAD_ROWS; m++)
+        UNROLL
+        for (int v = 0; v < C; v++) {
+            const int count = (int)fl_min(VL, columns - v * VL);
+            float *const to = out + m * ld + v * VL;
+            if (m < rows && count > 0)
+                V_STOREN(to, V_ADD(V_LOADN(to, count), acc[m * C + v]), count);
+        }
+}
+
+typedef void gradient_fn(const float *a, const float *b, ptrdiff_t n, float *out, ptrdiff_t ld, int rows,
+                         ptrdiff_t columns);
+#define GRADIENT(C)                                                                                                    \
+    static void gradient_##C(const float *a, const float *b, ptrdiff_t n, float *out, ptrdiff_t ld, int rows,          \
+                             ptrdiff_t columns) {                                                                      \
+        gradient_tile(C, a, b, n, out, ld, rows, columns);                                                             \
+    }
+GRADIENT(1) GRADIENT(2) GRADIENT(3)
+#if GRAD_C == 4
+GRADIENT(4)
+static gradient_fn *const gradients[] = {NULL, gradient_1, gradient_2, gradient_3, gradient_4};
+#else
+static gradient_fn *const gradients[] = {NULL, gradient_1, gradient_2, gradient_3};
+#endif
+
+static ptrdiff_t gradient_scratch(const fl_spec *s) {
+    const ptrdiff_t outputs = fl_max(4 * s->H, s->R);
+    return GRAD_BLOCK * (ceil_div(outputs, GRAD_PACK) * GRAD_PACK + GRAD_C * VL) + round16(outputs);
+}
+
+/* The share of a range that one of `pieces` works on. */
+static void share(ptrdiff_t range, ptrdiff_t grain, int piece, int pieces, ptrdiff_t *from, ptrdiff_t *to) {
+    const ptrdiff_t units = ceil_div(range, grain);
+    *from = fl_min(range, units * piece / pieces * grain);
+    *to = fl_min(range, units * (piece + 1) / pieces * grain);
+}
+
+/* out (outputs, width) += d' source over N rows, for outputs j0..j1 of d (N, ld_d). Rows are summed in blocks of
+ * GRAD_BLOCK, whatever the share: the same bits for every number of threads. */
+static void weight_gradient(float *out, ptrdiff_t width, const float *d, ptrdiff_t ld_d, ptrdiff_t j0, ptrdiff_t j1,
+                            const Source *source, ptrdiff_t N, float *work) {
+    const ptrdiff_t step_columns = GRAD_C * VL;
+    float *const packed_b = work, *const packed_a = work + GRAD_BLOCK * step_columns;
+    for (ptrdiff_t n0 = 0; n0 < N; n0 += GRAD_BLOCK) {
+        const ptrdiff_t n = fl_min(GRAD_BLOCK, N - n0);
+        float *a = packed_a;
+        for (ptrdiff_t j = j0; j < j1; j += GRAD_PACK) {
+            const ptrdiff_t count = fl_min(GRAD_PACK, j1 - j);
+            for (ptrdiff_t i = 0; i < n; i++, a += GRAD_PACK) {
+                const float *from = d + (n0 + i) * ld_d + j;
+                if (count == GRAD_PACK) {
+                    memcpy(a, from, GRAD_PACK * sizeof(float));
+                } else {
+                    memset(a, 0, GRAD_PACK * sizeof(float));
+                    memcpy(a, from, (size_t)count * sizeof(float));
+                }
+            }
+        }
+        for (ptrdiff_t k = 0; k < width; k += step_columns) {
+            const ptrdiff_t columns = fl_min(step_columns, width - k), C = ceil_div(columns, VL);
+            for (ptrdiff_t i = 0; i < n; i++) {
+                const float *from = source_row(source, n0 + i) + k;
+                for (ptrdiff_t v = 0; v < columns; v += VL) {
+                    const int count = (int)fl_min(VL, columns - v);
+                    V_STORE(packed_b + i * C * VL + v, V_LOADN(from + v, count));
+                }
+            }
+            a = packed_a;
+            for (ptrdiff_t j = j0; j < j1; j += GRAD_PACK, a += n * GRAD_PACK)
+                for (ptrdiff_t r = 0; r < GRAD_PACK && j + r < j1; r += GRAD_ROWS)
+                    gradients[C](a + r, packed_b, n, out + (j + r) * width + k, width,
+                                 (int)fl_min(GRAD_ROWS, j1 - j - r), columns);
+        }
+    }
+}
+
+/* out (count) += sum over rows of d (N, ld), times factor's rows where given; in blocks, as above. */
+static void column_sums(float *out, const float *d, ptrdiff_t ld, ptrdiff_t count, const Source *factor, ptrdiff_t at,
+                        ptrdiff_t N, float *partial) {
+    for (ptrdiff_t n0 = 0; n0 < N; n0 += GRAD_BLOCK) {
+        const ptrdiff_t end = fl_min(N, n0 + GRAD_BLOCK);
+        memset(partial, 0, (size_t)count * sizeof(float));
+        for (ptrdiff_t n = n0; n < end; n++)
+            for (ptrdiff_t j = 0; j < count; j += VL) {
+                const int c = (int)fl_min(VL, count - j);
+                V v = V_LOADN(d + n * ld + j, c);
+                if (factor)
+                    v = V_MUL(v, V_LOADN(source_row(factor, n) + at + j, c));
+                V_STOREN(partial + j, V_ADD(V_LOADN(partial + j, c), v), c);
+            }
+        for (ptrdiff_t j = 0; j < count; j++)
+            out[j] += partial[j];
+    }
+}
+
+/* Rows of the input matrix's gradient, one per token seen: (rows, G*H), columns j0..j1. */
+static void token_gradient(float *out, ptrdiff_t GH, const float *d, ptrdiff_t ld, ptrdiff_t j0, ptrdiff_t j1,
+                           const int64_t *ids, ptrdiff_t N) {
+    for (ptrdiff_t n = 0; n < N; n++)
+        for (ptrdiff_t j = j0; j < j1; j += VL) {
+            const int c = (int)fl_min(VL, j1 - j);
+            float *const to = out + ids[n] * GH + j;
+            V_STOREN(to, V_ADD(V_LOADN(to, c), V_LOADN(d + n * ld + j, c)), c);
+        }
+}
+
+/* Share `piece` of every parameter's gradient (a share of its outputs) and of dx (a share of the rows). */
+static void backward_gradients(void *arg, int step_index, int piece, int worker) {
+    (void)step_index;
+    const fl_backward_job *job = arg;
+    const fl_pass *pass = job->pass;
+    const fl_spec *e = &pass->block->spec;
+    const fl_grads *g = job->grads;
+    const ptrdiff_t H = e->H, R = e->R, I = e->I, N = job->N, ld = job->ld_gates, GH = gate_count(e) * H;
+    const float *const d = job->dgates;
+    float *const work = job->workspace + worker * job->workspace_size;
+    float *const partial = work + job->workspace_size - round16(fl_max(4 * H, R));
+    const Source x = {job->rows->x, I, NULL}, h_prev = {NULL, 0, job->h_prev}, c_prev = {NULL, 0, job->c_prev};
+    const int apart = e->kind == FL_GRU; /* the candidate's recurrent product has a gradient or an operand of its own */
+    const ptrdiff_t candidate = e->reset_after ? 3 * H : 2 * H; /* where its gradient lies */
+    ptrdiff_t j0, j1;
+
+    share(GH, GRAD_PACK, piece, job->pieces, &j0, &j1);
+    if (job->rows->ids)
+        token_gradient(g->weight_ih, GH, d, ld, j0, j1, job->rows->ids, N);
+    else
+        weight_gradient(g->weight_ih, I, d, ld, j0, j1, &x, N, work);
+    if (g->bias_ih)
+        column_sums(g->bias_ih + j0, d + j0, ld, j1 - j0, NULL, 0, N, partial);
+
+    share(apart ? 2 * H : GH, GRAD_PACK, piece, job->pieces, &j0, &j1);
+    weight_gradient(g->weight_hh, R, d, ld, j0, j1, &h_prev, N, work);
+    if (g->bias_hh)
+        column_sums(g->bias_hh + j0, d + j0, ld, j1 - j0, NULL, 0, N, partial);
+    if (apart) {
+        const Source rh = {pass->gates + 3 * H, ld, NULL};
+        share(H, GRAD_PACK, piece, job->pieces, &j0, &j1);
+        weight_gradient(g->weight_hh + 2 * H * R, R, d + candidate, ld, j0, j1, e->reset_after ? &h_prev : &rh, N, work);
+        if (g->bias_hh)
+            column_sums(g->bias_hh + 2 * H + j0, d + candidate + j0, ld, j1 - j0, NULL, 0, N, partial);
+    }
+    if (e->projected) {
+        const Source m = {pass->tape_m, H, NULL};
+        share(R, GRAD_PACK, piece, job->pieces, &j0, &j1);
+        weight_gradient(g->weight_hr, H, job->dh_all, R, j0, j1, &m, N, work);
+    }
+    if (e->peepholes) {
+        const Source c = {pass->tape_c, H, NULL};
+        share(H, GRAD_PACK, piece, job->pieces, &j0, &j1);
+        column_sums(g->weight_peep + j0, d + j0, ld, j1 - j0, &c_prev, j0, N, partial);
+        column_sums(g->weight_peep + H + j0, d + H + j0, ld, j1 - j0, &c_prev, j0, N, partial);
+        column_sums(g->weight_peep + 2 * H + j0, d + 3 * H + j0, ld, j1 - j0, &c, j0, N, partial);
+    }
+    if (job->dx) {
+        share(N, ROWS, piece, job->pieces, &j0, &j1);
+        if (j1 > j0)
+            back_product(job->dx + j0 * I, I, j1 - j0, 1, d + j0 * ld, ld, pass->block->v_x, GH, NULL, 0, NULL, 0);
+    }
+}
+
+const fl_isa JOIN(fl_isa_, ISA) = {
+    .name = FL_STRING_OF(ISA),
+    .vl = VL,
+    .rows = ROWS,
+    .pack_size = pack_size,
+    .pack = pack,
+    .forward_scratch = forward_scratch,
+    .forward_chunk = forward_chunk,
+    .backward_scratch = backward_scratch,
+    .backward_chunk = backward_chunk,
+    .gradient_scratch = gradient_scratch,
+    .backward_gradients = backward_gradients,
+};

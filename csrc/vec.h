@@ -1,0 +1,64 @@
+/* vec.h: the vector words in which kernels.h is written, for the VL (1, 8, 16) that the including file has set.
+ * V is a vector of VL floats. Words ending in N touch only the first n (1..VL) lanes in memory; the others read as 0.
+ * MAX and MIN give their second operand where either is NaN, as x86 does: write the constant first to pass NaN on. */
+
+#if VL == 1
+typedef float V;
+#define V_SET1(s) (s)
+#define V_LOAD(p) (*(p))
+#define V_STORE(p, v) (*(p) = (v))
+#define V_LOADN(p, n) ((void)(n), *(p))
+#define V_STOREN(p, v, n) ((void)(n), *(p) = (v))
+#define V_ADD(a, b) ((a) + (b))
+#define V_SUB(a, b) ((a) - (b))
+#define V_MUL(a, b) ((a) * (b))
+#define V_DIV(a, b) ((a) / (b))
+#define V_FMA(a, b, c) ((a) * (b) + (c)) /* two roundings: contraction is off, so the same bits everywhere */
+#define V_MAX(a, b) ((a) > (b) ? (a) : (b))
+#define V_MIN(a, b) ((a) < (b) ? (a) : (b))
+#define V_ABS(a) fabsf(a)
+#define V_SELECT_GT(a, b, yes, no) ((a) > (b) ? (yes) : (no)) /* a > b ? yes : no, lane by lane */
+
+#elif VL == 8
+typedef __m256 V;
+#define V_SET1(s) _mm256_set1_ps(s)
+#define V_LOAD(p) _mm256_loadu_ps(p)
+#define V_STORE(p, v) _mm256_storeu_ps(p, v)
+static const int32_t tail_mask[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+#define V_MASK(n) _mm256_loadu_si256((const __m256i *)(tail_mask + 8 - (n)))
+#define V_LOADN(p, n) ((n) == VL ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, V_MASK(n)))
+#define V_STOREN(p, v, n)                                                                                              \
+    do {                                                                                                               \
+        if ((n) == VL)                                                                                                 \
+            _mm256_storeu_ps(p, v);                                                                                    \
+        else                                                                                                           \
+            _mm256_maskstore_ps(p, V_MASK(n), v);                                                                      \
+    } while (0)
+#define V_ADD(a, b) _mm256_add_ps(a, b)
+#define V_SUB(a, b) _mm256_sub_ps(a, b)
+#define V_MUL(a, b) _mm256_mul_ps(a, b)
+#define V_DIV(a, b) _mm256_div_ps(a, b)
+#define V_FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define V_MAX(a, b) _mm256_max_ps(a, b)
+#define V_MIN(a, b) _mm256_min_ps(a, b)
+#define V_ABS(a) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a)
+#define V_SELECT_GT(a, b, yes, no) _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ))
+
+#elif VL == 16
+typedef __m512 V;
+#define V_SET1(s) _mm512_set1_ps(s)
+#define V_LOAD(p) _mm512_loadu_ps(p)
+#define V_STORE(p, v) _mm512_storeu_ps(p, v)
+#define V_MASK(n) ((__mmask16)((1u << (n)) - 1))
+#define V_LOADN(p, n) _mm512_maskz_loadu_ps(V_MASK(n), p)
+#define V_STOREN(p, v, n) _mm512_mask_storeu_ps(p, V_MASK(n), v)
+#define V_ADD(a, b) _mm512_add_ps(a, b)
+#define V_SUB(a, b) _mm512_sub_ps(a, b)
+#define V_MUL(a, b) _mm512_mul_ps(a, b)
+#define V_DIV(a, b) _mm512_div_ps(a, b)
+#define V_FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define V_MAX(a, b) _mm512_max_ps(a, b)
+#define V_MIN(a, b) _mm512_min_ps(a, b)
+#define V_ABS(a) _mm512_abs_ps(a)
+#define V_SELECT_GT(a, b, yes, no) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), no, yes)
+#endif

@@ -1,0 +1,101 @@
+/* vmath.h: activations and their derivatives on vectors. NaN goes in and comes out; infinities saturate. */
+
+/* tanh(x) = x p(x^2) / q(x^2) on |x| <= 7.90531, beyond which float32's tanh is 1: Eigen's minimax coefficients.
+ * Error at most 3 units in the last place. */
+INLINE V v_tanh(V x) {
+    const V lim = V_SET1(7.90531110763549805f);
+    const V y = V_MAX(V_SUB(V_SET1(0.0f), lim), V_MIN(lim, x)); /* the constant first: NaN stays */
+    const V s = V_MUL(y, y);
+    V p = V_SET1(-2.76076847742355e-16f);
+    p = V_FMA(p, s, V_SET1(2.00018790482477e-13f));
+    p = V_FMA(p, s, V_SET1(-8.60467152213735e-11f));
+    p = V_FMA(p, s, V_SET1(5.12229709037114e-08f));
+    p = V_FMA(p, s, V_SET1(1.48572235717979e-05f));
+    p = V_FMA(p, s, V_SET1(6.37261928875436e-04f));
+    p = V_FMA(p, s, V_SET1(4.89352455891786e-03f));
+    V q = V_SET1(1.19825839466702e-06f);
+    q = V_FMA(q, s, V_SET1(1.18534705686654e-04f));
+    q = V_FMA(q, s, V_SET1(2.26843463243900e-03f));
+    q = V_FMA(q, s, V_SET1(4.89352518554385e-03f));
+    const V t = V_DIV(V_MUL(y, p), q);
+    /* Rounding may pass 1 by one unit. */
+    return V_MAX(V_SET1(-1.0f), V_MIN(V_SET1(1.0f), t));
+}
+
+/* 1 / (1 + exp(-x)) = (1 + tanh(x / 2)) / 2: within 1e-7, inside [0, 1]. */
+INLINE V v_sigmoid(V x) {
+    const V half = V_SET1(0.5f);
+    return V_FMA(half, v_tanh(V_MUL(half, x)), half);
+}
+
+/* The rest are rare: one lane at a time where a transcendental is needed. */
+static float rare_scalar(fl_act f, float x) {
+    switch (f.id) {
+    case FL_THRESHOLDED_RELU: return x < f.alpha ? 0.0f : x;
+    case FL_SCALED_TANH: return f.alpha * tanhf(f.beta * x);
+    case FL_ELU: return x > 0 ? x : f.alpha * expm1f(x);
+    case FL_SOFTSIGN: return x / (1 + fabsf(x));
+    default: return (x < 0 ? 0.0f : x) + log1pf(expf(-fabsf(x))); /* softplus */
+    }
+}
+
+static NOINLINE V v_act_rare(fl_act f, V x) {
+    const V alpha = V_SET1(f.alpha), zero = V_SET1(0.0f), one = V_SET1(1.0f);
+    switch (f.id) {
+    case FL_RELU: return V_MAX(zero, x);
+    case FL_IDENTITY: return x;
+    case FL_AFFINE: return V_FMA(alpha, x, V_SET1(f.beta));
+    case FL_HARD_SIGMOID:
+    case FL_HARD_SIGMOID_KERAS2: return V_MAX(zero, V_MIN(one, V_FMA(alpha, x, V_SET1(f.beta))));
+    case FL_LEAKY_RELU: return V_SELECT_GT(x, zero, x, V_MUL(alpha, x));
+    default: break;
+    }
+    float lanes[VL];
+    V_STORE(lanes, x);
+    for (int i = 0; i < VL; i++)
+        lanes[i] = rare_scalar(f, lanes[i]);
+    return V_LOAD(lanes);
+}
+
+INLINE V v_act(fl_act f, V x) {
+    if (f.id == FL_SIGMOID)
+        return v_sigmoid(x);
+    if (f.id == FL_TANH)
+        return v_tanh(x);
+    return v_act_rare(f, x);
+}
+
+/* Derivative by the input where the output is y. */
+static NOINLINE V v_dact_rare(fl_act f, V y) {
+    const V alpha = V_SET1(f.alpha), zero = V_SET1(0.0f), one = V_SET1(1.0f);
+    switch (f.id) {
+    case FL_RELU: return V_SELECT_GT(y, zero, one, zero);
+    case FL_IDENTITY: return one;
+    case FL_AFFINE: return alpha;
+    case FL_HARD_SIGMOID:
+    case FL_HARD_SIGMOID_KERAS2: return V_SELECT_GT(y, zero, V_SELECT_GT(one, y, alpha, zero), zero);
+    case FL_LEAKY_RELU: return V_SELECT_GT(y, zero, one, alpha);
+    case FL_THRESHOLDED_RELU: return V_SELECT_GT(V_ABS(y), zero, one, zero);
+    case FL_SCALED_TANH: return V_MUL(V_SET1(f.beta), V_SUB(alpha, V_DIV(V_MUL(y, y), alpha)));
+    case FL_ELU: return V_SELECT_GT(y, zero, one, V_ADD(y, alpha));
+    case FL_SOFTSIGN: {
+        const V d = V_SUB(one, V_ABS(y));
+        return V_MUL(d, d);
+    }
+    default: break; /* softplus: 1 - exp(-y) */
+    }
+    float lanes[VL];
+    V_STORE(lanes, y);
+    for (int i = 0; i < VL; i++)
+        lanes[i] = -expm1f(-lanes[i]);
+    return V_LOAD(lanes);
+}
+
+INLINE V v_dact(fl_act f, V y) {
+    const V one = V_SET1(1.0f);
+    if (f.id == FL_SIGMOID)
+        return V_MUL(y, V_SUB(one, y));
+    if (f.id == FL_TANH)
+        return V_SUB(one, V_MUL(y, y));
+    return v_dact_rare(f, y);
+}
