@@ -1,0 +1,243 @@
+"""Optimisers and clipping: against values worked out by hand, and against PyTorch where it is installed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastlstm as fl
+from fastlstm.optim import Optimizer
+
+# name -> (ours, arguments, PyTorch's name)
+OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], dict[str, Any], str]] = {
+    "sgd": (fl.SGD, {"lr": 0.1}, "SGD"),
+    "momentum": (fl.SGD, {"lr": 0.1, "momentum": 0.9}, "SGD"),
+    "nesterov": (fl.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, "SGD"),
+    "adam": (fl.Adam, {"lr": 0.01}, "Adam"),
+    "adam-options": (fl.Adam, {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}, "Adam"),
+}
+each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+def layers() -> list[Any]:
+    return [fl.LSTM(3, 4, seed=1, backend="numpy"), fl.Dense(4, 2, seed=2)]
+
+
+def draws(of: list[Any], steps: int) -> list[list[dict[str, Any]]]:
+    """Gradients for each step and layer."""
+    rng = np.random.default_rng(0)
+    return [
+        [{k: rng.standard_normal(p.shape).astype(p.dtype) for k, p in layer.state_dict().items()} for layer in of]
+        for _ in range(steps)
+    ]
+
+
+def parameters(of: list[Any]) -> list[Any]:
+    return [p for layer in of for p in layer.state_dict().values()]
+
+
+# -------------------------------------------------------------------------------------------------------- optimisers
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        # p = 1, gradients 2 then -1
+        (lambda d: fl.SGD(d, 0.1), [0.8, 0.9]),
+        (lambda d: fl.SGD(d, 0.1, momentum=0.5), [0.8, 0.8]),  # m = 2, then 1 - 1 = 0
+        (lambda d: fl.SGD(d, 0.1, momentum=0.5, nesterov=True), [0.7, 0.8]),  # 2 + 1, then -1 + 0
+        # m = 0.2, 0.08; v = 0.004, 0.004996; corrected by 0.1, 0.19 and 0.001, 0.001999
+        (lambda d: fl.Adam(d, 0.1), [0.9, 0.9 - 0.1 * (0.08 / 0.19) / math.sqrt(0.004996 / 0.001999)]),
+    ],
+    ids=["sgd", "momentum", "nesterov", "adam"],
+)
+def test_by_hand(make: Any, expected: list[float]) -> None:
+    dense = fl.Dense(1, 1, bias=False, dtype="float64")
+    dense.load_state_dict({"weight": np.ones((1, 1))})
+    optimizer = make(dense)
+    for gradient, value in zip((2.0, -1.0), expected, strict=True):
+        optimizer.step({"weight": np.full((1, 1), gradient)})
+        assert dense.state_dict()["weight"][0, 0] == pytest.approx(value, abs=1e-8)
+
+
+@each_optimizer
+def test_as_torch(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    make, arguments, theirs_name = OPTIMIZERS[name]
+    ours = layers()
+    theirs = [torch.nn.Parameter(torch.tensor(p)) for p in parameters(ours)]
+    optimizer, torchs = make(ours, **arguments), getattr(torch.optim, theirs_name)(theirs, **arguments)
+    for grads in draws(ours, 30):
+        for p, g in zip(theirs, [g for of_layer in grads for g in of_layer.values()], strict=True):
+            p.grad = torch.tensor(g)
+        optimizer.step(grads)
+        torchs.step()
+    for p, q in zip(parameters(ours), theirs, strict=True):
+        assert np.abs(p - q.detach().numpy()).max() <= 1e-6
+
+
+@each_optimizer
+def test_resumes_exactly(name: str) -> None:
+    make, arguments, _ = OPTIMIZERS[name]
+    through, first, second = layers(), layers(), layers()
+    one = make(through, **arguments)
+    for grads in draws(through, 6):
+        one.step(grads)
+    two = make(first, **arguments)
+    for grads in draws(first, 6)[:3]:
+        two.step(grads)
+    for new, old in zip(second, first, strict=True):
+        new.load_state_dict(old.state_dict())
+    three = make(second, **arguments | {"lr": 5.0})
+    three.load_state_dict(two.state_dict())
+    assert three.steps == 3 and three.lr == arguments["lr"]
+    for grads in draws(second, 6)[3:]:
+        three.step(grads)
+    assert all((p == q).all() for p, q in zip(parameters(through), parameters(second), strict=True))
+
+
+def test_step_raises_versions_and_leaves_gradients_alone() -> None:
+    ours = layers()
+    (grads,) = draws(ours, 1)
+    before = [g.copy() for of_layer in grads for g in of_layer.values()]
+    optimizer = fl.SGD(ours, 0.1, momentum=0.9)
+    versions = [layer.version for layer in ours]
+    optimizer.step(grads)
+    optimizer.step(grads)
+    assert [layer.version for layer in ours] == [v + 2 for v in versions]
+    assert all((g == b).all() for g, b in zip([g for d in grads for g in d.values()], before, strict=True))
+
+
+def test_lr_can_be_assigned() -> None:
+    dense = fl.Dense(1, 1, bias=False)
+    optimizer, grads = fl.SGD(dense, 1.0), {"weight": np.ones((1, 1), "float32")}
+    dense.load_state_dict({"weight": np.zeros((1, 1))})
+    optimizer.step(grads)
+    optimizer.lr /= 4
+    optimizer.step(grads)
+    assert dense.state_dict()["weight"][0, 0] == -1.25
+    with pytest.raises(ValueError, match="lr"):
+        optimizer.lr = -1
+
+
+def without(grads: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [{k: g for k, g in d.items() if k != name} for d in grads]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "said"),
+    [
+        (lambda g: without(g, "bias"), ValueError, r"missing: bias \(2,\)"),
+        (lambda g: [g[0], g[1] | {"extra": g[1]["bias"]}], ValueError, "unexpected: extra"),
+        (lambda g: [g[0], g[1] | {"bias": np.zeros(3, "float32")}], ValueError, r"bias has shape \(3,\).*\(2,\)"),
+        (lambda g: [g[0], g[1] | {"bias": [0.0, 0.0]}], ValueError, "bias has list"),
+        (lambda g: [g[0], g[1] | {"bias": np.zeros(2, int)}], ValueError, "int64"),
+        (lambda g: g[0], ValueError, "1 layer.*expected 2"),
+        (lambda g: 3, TypeError, "got int"),
+        (lambda g: [g[0], None], TypeError, "NoneType"),
+    ],
+    ids=lambda value: None,
+)
+@each_optimizer
+def test_bad_gradients_change_nothing(name: str, spoil: Any, error: type[Exception], said: str) -> None:
+    make, arguments, _ = OPTIMIZERS[name]
+    ours = layers()
+    optimizer = make(ours, **arguments)
+    before, state = parameters(ours), optimizer.state_dict()
+    versions = [layer.version for layer in ours]
+    with pytest.raises(error, match=said):
+        optimizer.step(spoil(draws(ours, 1)[0]))
+    assert all((p == q).all() for p, q in zip(before, parameters(ours), strict=True))
+    assert all((a == optimizer.state_dict()[key]).all() for key, a in state.items())
+    assert versions == [layer.version for layer in ours]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "said"),
+    [
+        (lambda d: fl.SGD([], 0.1), TypeError, "layers"),
+        (lambda d: fl.SGD([d, d], 0.1), ValueError, "twice"),
+        (lambda d: fl.SGD(d.state_dict(), 0.1), TypeError, "layers"),
+        (lambda d: fl.SGD(d, -0.1), ValueError, "lr"),
+        (lambda d: fl.SGD(d, math.nan), ValueError, "lr"),
+        (lambda d: fl.SGD(d, "0.1"), TypeError, "lr"),
+        (lambda d: fl.SGD(d, 0.1, nesterov=True), ValueError, "momentum"),
+        (lambda d: fl.Adam(d, betas=(0.9, 1.0)), ValueError, r"betas\[1\]"),
+    ],
+    ids=lambda value: None,
+)
+def test_optimizers_refuse(make: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        make(fl.Dense(1, 1))
+
+
+def test_load_state_dict_refuses_and_changes_nothing() -> None:
+    optimizer = fl.Adam(fl.Dense(2, 3))
+    before = optimizer.state_dict()
+    for spoilt in (
+        {k: a for k, a in before.items() if k != "steps"},
+        before | {"0.weight.m": np.zeros((3, 3), "float32")},
+        before | {"0.weight.m": np.zeros((3, 2))},
+        before | {"1.weight.m": np.zeros((3, 2), "float32")},
+    ):
+        with pytest.raises(RuntimeError, match=r"steps|weight"):
+            optimizer.load_state_dict(spoilt)
+    assert all((a == optimizer.state_dict()[key]).all() for key, a in before.items())
+
+
+# ---------------------------------------------------------------------------------------------------------- clipping
+def test_clip_by_norm_by_hand() -> None:
+    grads = [{"a": np.array([3.0])}, {"b": np.array([[4.0]])}]
+    assert fl.clip_by_norm(grads, 1.0) == 5.0
+    assert grads[0]["a"][0] == pytest.approx(3 / 5.000001, rel=1e-15)
+    assert grads[1]["b"][0, 0] == pytest.approx(4 / 5.000001, rel=1e-15)
+    small = {"a": np.array([3.0, 4.0])}
+    assert fl.clip_by_norm(small, 6.0) == 5.0 and small["a"].tolist() == [3.0, 4.0]
+    assert fl.clip_by_norm(small, math.inf) == 5.0 and small["a"].tolist() == [3.0, 4.0]
+
+
+def test_clip_by_norm_as_torch() -> None:
+    torch = pytest.importorskip("torch")
+    (grads,) = draws(layers(), 1)
+    flat = [g for d in grads for g in d.values()]
+    theirs = [torch.nn.Parameter(torch.zeros(g.shape)) for g in flat]
+    for p, g in zip(theirs, flat, strict=True):
+        p.grad = torch.tensor(g)
+    norm = torch.nn.utils.clip_grad_norm_(theirs, 0.7)
+    assert fl.clip_by_norm(grads, 0.7) == pytest.approx(float(norm), rel=1e-6)
+    for p, g in zip(theirs, flat, strict=True):
+        assert np.abs(p.grad.numpy() - g).max() <= 1e-7
+
+
+def test_clip_by_norm_at_extremes() -> None:
+    large = {"a": np.full(3, 1e30, "float32")}  # the squares overflow float32
+    assert fl.clip_by_norm(large, 1.0) == pytest.approx(math.sqrt(3) * 1e30, rel=1e-6)
+    assert large["a"] == pytest.approx(1 / math.sqrt(3), rel=1e-6)
+    for bad in (math.nan, math.inf):
+        grads = {"a": np.array([1.0, bad])}
+        assert not math.isfinite(fl.clip_by_norm(grads, 1.0))
+        assert grads["a"][0] == 1.0
+
+
+def test_clip_by_value() -> None:
+    grads = [{"a": np.array([-3.0, 0.5, math.nan, math.inf])}]
+    fl.clip_by_value(grads, 1.0)
+    assert np.array_equal(grads[0]["a"], [-1.0, 0.5, math.nan, 1.0], equal_nan=True)
+
+
+@pytest.mark.parametrize("clip", [fl.clip_by_value, fl.clip_by_norm])
+def test_clipping_refuses(clip: Any) -> None:
+    fixed = np.zeros(2)
+    fixed.flags.writeable = False
+    for grads, limit, error in (
+        ({"a": np.zeros(2)}, -1, ValueError),
+        ({"a": np.zeros(2)}, math.nan, ValueError),
+        ({"a": [1.0]}, 1, TypeError),
+        ({"a": np.zeros(2, int)}, 1, TypeError),
+        ({"a": fixed}, 1, ValueError),
+        (np.zeros(2), 1, TypeError),
+    ):
+        with pytest.raises(error):
+            clip(grads, limit)
