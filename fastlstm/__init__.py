@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # At once, not lazily: the function must win over the sub-package of the same name.
 from .backends import BackendError, backends
 
 __version__ = "0.1.0"
+
+
+def _check_built() -> None:
+    """Python run in the repository's root finds this folder before the installed package: say so, if it is not built."""
+    here = Path(__file__).parent
+    built = any(here.glob("_fastlstm_c*")) or (here / "_build_failed.txt").exists()
+    if not built and (here.parent / "csrc").is_dir():
+        raise ImportError(
+            f"fastlstm was imported from its source folder {here.parent}, where its C extension is not built. "
+            "Build it there (pip install -e .), or run Python from another folder to use an installed fastlstm."
+        )
+
+
+_check_built()
 
 if TYPE_CHECKING:
     from .config import show_config

@@ -1,0 +1,30 @@
+"""What is installed and in use, for people: `show_config`."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+
+from . import __version__, cpu
+from .backends import backends, module
+
+
+def show_config() -> None:
+    """Print version, backends, instruction sets (compiled, usable, active), threads and where their number comes from."""
+    print("\n".join(lines()))
+
+
+def lines() -> Iterator[str]:
+    """What `show_config` prints."""
+    import numpy as np
+
+    yield f"fastlstm {__version__} (Python {platform.python_version()}, NumPy {np.__version__}, {platform.machine()})"
+    yield "backends, best first:"
+    for name, why in backends().items():
+        yield f"  {name:8} {'usable: ' + ', '.join(module(name).DTYPES) if why is None else 'not usable: ' + why}"
+    c = module("c")
+    yield "instruction sets of backend c, best first:"
+    for name, why in c.isas().items():
+        state = f"not usable: {why}" if why else "active" if name == c.active_isa() else "usable"
+        yield f"  {name:8} {state}"
+    yield f"threads: {cpu.get_num_threads()} ({cpu.origin()})"
