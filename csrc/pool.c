@@ -54,7 +54,7 @@ enum {
     MAX_THREADS = 256,
     MAX_UNITS = 1024, /* 12 bits of the word each are more than enough for both */
     CACHE_LINE = 64,
-    SPIN_NS = 5000,     /* about what a futex sleep and wake-up costs on a quiet machine */
+    SPIN_NS = 5000,    /* about what a futex sleep and wake-up costs on a quiet machine */
     SLACK_NS = 200000, /* what a call may lose to late threads before it goes on alone: some wake-ups' worth */
     MAX_STRIKES = 5
 };
@@ -86,8 +86,8 @@ static struct {
     uint64_t first, end; /* tick of step 0, and of the step that is no more */
 
     /* The owner's own. */
-    int made;          /* threads that exist: they have the slots 1..made */
-    bool atfork;       /* the fork handler is registered (a child inherits it) */
+    int made;    /* threads that exist: they have the slots 1..made */
+    bool atfork; /* the fork handler is registered (a child inherits it) */
     /* After a call that lost time to a busy neighbour, the pool rests for as long as was lost, doubled with each further
      * such call, up to 2^MAX_STRIKES times. So a single hiccup costs little, and a lasting neighbour costs little too. */
     uint64_t retry_at; /* nanoseconds */

@@ -18,12 +18,12 @@
 
 enum { MAX_PIECES = 3000, CALLERS = 6, SECONDS = 4 };
 
-#define CHECK(what) \
-    do { \
-        if (!(what)) { \
-            fprintf(stderr, "test_pool.c:%d: failed: %s\n", __LINE__, #what); \
-            _exit(1); \
-        } \
+#define CHECK(what)                                                                                                    \
+    do {                                                                                                               \
+        if (!(what)) {                                                                                                 \
+            fprintf(stderr, "test_pool.c:%d: failed: %s\n", __LINE__, #what);                                          \
+            _exit(1);                                                                                                  \
+        }                                                                                                              \
     } while (0)
 
 static double seconds(void) {
