@@ -1,9 +1,10 @@
 /* vmath.h: activations and their derivatives on vectors. NaN goes in and comes out; infinities saturate. */
 
-/* tanh(x) = x p(x^2) / q(x^2) on |x| <= 7.90531, beyond which float32's tanh is 1: Eigen's minimax coefficients.
- * Error at most 3 units in the last place. */
+/* tanh(x) = x p(x^2) / q(x^2) on |x| <= 9, with Eigen's minimax coefficients. At 9 the sum is exactly 1, with fused
+ * multiply-adds and without, so saturated gates are exactly 1, 0 and -1 (a forget gate of almost 1 would forget).
+ * Relative error at most 2.7e-7 fused, 3.4e-7 not: found over 1e-4 to 12 in steps of 1e-4. */
 INLINE V v_tanh(V x) {
-    const V lim = V_SET1(7.90531110763549805f);
+    const V lim = V_SET1(9.0f);
     const V y = V_MAX(V_SUB(V_SET1(0.0f), lim), V_MIN(lim, x)); /* the constant first: NaN stays */
     const V s = V_MUL(y, y);
     V p = V_SET1(-2.76076847742355e-16f);
@@ -22,7 +23,7 @@ INLINE V v_tanh(V x) {
     return V_MAX(V_SET1(-1.0f), V_MIN(V_SET1(1.0f), t));
 }
 
-/* 1 / (1 + exp(-x)) = (1 + tanh(x / 2)) / 2: within 1e-7, inside [0, 1]. */
+/* 1 / (1 + exp(-x)) = (1 + tanh(x / 2)) / 2: within 1.4e-7, inside [0, 1]. */
 INLINE V v_sigmoid(V x) {
     const V half = V_SET1(0.5f);
     return V_FMA(half, v_tanh(V_MUL(half, x)), half);
