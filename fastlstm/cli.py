@@ -1,10 +1,19 @@
 """The commands: ``fastlstm train-text``, ``sample``, ``config``, ``demo``."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
+
+import os
+
+# NumPy's BLAS is left one thread; to be said before NumPy is loaded. Only the head's products use it, and its other
+# threads, which spin when they have nothing to do, take the cores from the recurrent layers' own: a step that takes
+# 16 ms with one took 25 ms with two on a quiet machine of two cores, and 112 ms beside another busy process.
+for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+    os.environ.setdefault(_name, "1")
 
 import argparse
 import importlib.resources
-import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -14,6 +23,7 @@ from typing import Any
 
 from . import __version__, backends
 from .backends import BackendError
+from .cpu import threads
 from .io import check_writable
 from .text import CharModel, Settings, TextTraining
 from .train import Diverged, perplexity, run
@@ -194,14 +204,10 @@ def write(prefix: str, characters: Iterable[str]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- demo
-DEMO: dict[str, Any] = {
-    "hidden": 256,
-    "seq_len": 64,
-    "batch": 32,
-    "lr": 4e-3,
-    "evaluate_every": 200,
-    "checkpoint_every": 0,
-}
+# Tried on two cores: of 2e-3, 4e-3 and 8e-3 the last leaves the lowest perplexity after 600 and after 2000 steps, and
+# letting it fall at the end takes held-out perplexity after 2000 steps from 4.26 to 4.06.
+DEMO: dict[str, Any] = {"hidden": 256, "seq_len": 64, "batch": 32, "lr": 8e-3, "decay": 0.3}
+DEMO |= {"evaluate_every": 500, "checkpoint_every": 0}
 COMPARED_STEPS = 20
 
 
@@ -219,9 +225,14 @@ def timed_step(job: TextTraining) -> float:
 
 
 def comparison(text: str, settings: Settings) -> str:
-    """A table of tokens/s and perplexity after the same steps on every usable backend."""
+    """A table of tokens/s and perplexity after the same steps on every usable backend, with one thread each."""
+    with threads(1):
+        return "\n".join(compared(text, settings))
+
+
+def compared(text: str, settings: Settings) -> list[str]:
     losses: dict[str, list[float]] = {}
-    rows = [f"{'backend':<10}{'tokens/s':>12}{'perplexity':>14}   after {COMPARED_STEPS} steps from the same start"]
+    rows = [f"{'backend':<10}{'tokens/s':>12}{'perplexity':>14}   after the same {COMPARED_STEPS} steps, one thread"]
     for name, reason in backends().items():
         if reason is not None:
             rows.append(f"{name:<10}not usable here: {reason}")
@@ -233,4 +244,4 @@ def comparison(text: str, settings: Settings) -> str:
         rows.append(f"{name:<10}{job.tokens_per_step / seconds:>12,.0f}{shown:>14.4f}")
     apart = max(max(step) - min(step) for step in zip(*losses.values(), strict=True))
     rows.append(f"largest difference between the backends' losses at any step: {apart:.1e}")
-    return "\n".join(rows)
+    return rows

@@ -250,6 +250,7 @@ class Settings:
     batch: int = setting(32, "streams into which the text is cut")
     optimizer: str = setting("adam", f"one of {', '.join(LEARNING_RATES)}")
     lr: float | None = setting(None, f"learning rate; by optimizer {LEARNING_RATES} unless given", float)
+    decay: float = setting(0.0, "share of the steps, the last ones, in which lr falls in a straight line towards 0")
     clip: float = setting(1.0, "largest norm of all gradients together; 0 for no clipping")
     steps: int = setting(2000, "steps in all, those before --resume included")
     seed: int = setting(0, "seed of weights and dropout")
@@ -262,16 +263,22 @@ class Settings:
             positive(getattr(self, name), name)
         for name in ("seed", "evaluate_every", "checkpoint_every"):
             positive(getattr(self, name), name, 0)
-        number(self.clip, "clip")
-        number(self.dropout, "dropout")
+        for name in ("clip", "decay", "dropout"):
+            number(getattr(self, name), name)
         if self.optimizer not in LEARNING_RATES:
             raise ValueError(f"optimizer must be one of {', '.join(LEARNING_RATES)}, got {self.optimizer!r}")
         if self.lr is not None:
             number(self.lr, "lr")
 
+    def lr_of(self, step: int) -> float:
+        """Learning rate of a step, the first being 1."""
+        lr = LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
+        falling = self.steps * min(self.decay, 1.0)
+        return lr * min(1.0, (self.steps - step + 1) / falling) if falling else lr
+
 
 # These may differ between a run and its continuation; the others make the model and its place in the text.
-CHANGEABLE = frozenset({"lr", "clip", "steps", "backend", "evaluate_every", "checkpoint_every"})
+CHANGEABLE = frozenset({"lr", "decay", "clip", "steps", "backend", "evaluate_every", "checkpoint_every"})
 
 
 class TextTraining:
@@ -318,8 +325,7 @@ class TextTraining:
             backend=settings.backend,
             seed=settings.seed,
         )
-        lr = LEARNING_RATES[settings.optimizer] if settings.lr is None else settings.lr
-        self.optimizer: Optimizer = (Adam if settings.optimizer == "adam" else SGD)(self.model.layers, lr)
+        self.optimizer: Optimizer = (Adam if settings.optimizer == "adam" else SGD)(self.model.layers, 0.0)
         self.history = History()
         self.position: int = 0  # where the next window begins, and in which state
         self.state: State = None
@@ -332,6 +338,7 @@ class TextTraining:
         norm = clip_by_norm(grads, self.settings.clip or math.inf)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Diverged(f"training diverged at step {self.history.steps + 1}: loss {loss}, gradients' norm {norm}")
+        self.optimizer.lr = self.settings.lr_of(self.history.steps + 1)
         self.optimizer.step(grads)
         self.position, self.state = self.position + T, state
         if self.position + T > len(self._inputs):  # the text begins again
@@ -389,9 +396,7 @@ class TextTraining:
         return job
 
     def _restore(self, arrays: Mapping[str, Array], training: Mapping[str, Any]) -> None:
-        lr = self.optimizer.lr
         self.optimizer.load_state_dict(below(arrays, "optimizer."))
-        self.optimizer.lr = lr
         self.history = History.from_arrays(below(arrays, "history."))
         self.position = positive(training["position"], "position", 0)
         if self.position + self.settings.seq_len > len(self._inputs):

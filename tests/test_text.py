@@ -21,7 +21,15 @@ from fastlstm import io
 from fastlstm.text import CharModel, Settings, TextTraining, choose_token, encode, side_by_side, vocabulary_of
 
 TEXT = "the quick brown fox jumps over the lazy dog.\nhow vexingly quick daft zebras jump!\n" * 60
-SMALL: dict[str, Any] = {"hidden": 24, "layers": 2, "dropout": 0.2, "seq_len": 12, "batch": 8, "steps": 40}
+SMALL: dict[str, Any] = {
+    "hidden": 24,
+    "layers": 2,
+    "dropout": 0.2,
+    "seq_len": 12,
+    "batch": 8,
+    "steps": 40,
+    "decay": 0.5,
+}
 SMALL |= {"evaluate_every": 10, "checkpoint_every": 7, "backend": "numpy"}
 
 
@@ -36,10 +44,10 @@ def text_file(tmp_path: Path) -> Path:
     return path
 
 
-def train(path: Path, **settings: Any) -> TextTraining:
+def train(path: Path, stop: int = 0, **settings: Any) -> TextTraining:
     job = TextTraining(TEXT, Settings(**SMALL | settings), path)
     s = job.settings
-    fastlstm.train.run(job, s.steps, s.evaluate_every, s.checkpoint_every)
+    fastlstm.train.run(job, stop or s.steps, s.evaluate_every, s.checkpoint_every)
     return job
 
 
@@ -70,9 +78,8 @@ def test_streams_are_the_text_in_order() -> None:
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_it_learns(tmp_path: Path, backend: str, optimizer: str) -> None:
     """The text repeats itself, so a model can come to know it: perplexity below 2, from some 30 at first."""
-    job = train(
-        tmp_path / "m", optimizer=optimizer, backend=backend, layers=1, hidden=48, seq_len=24, steps=250, dropout=0.0
-    )
+    larger = {"layers": 1, "hidden": 48, "seq_len": 24, "dropout": 0.0, "decay": 0.0}
+    job = train(tmp_path / "m", optimizer=optimizer, backend=backend, steps=250, **larger)
     assert job.history.losses[0] > 3.2
     assert max(job.history.losses[-10:]) < math.log(2)
     assert math.exp(job.history.held_out[-1][1]) < 2
@@ -97,11 +104,17 @@ def test_the_end_of_the_text_is_never_trained_on(tmp_path: Path) -> None:
 def test_resumed_is_bit_for_bit_uninterrupted(tmp_path: Path, trained: Path, stop: int) -> None:
     """The whole files are equal: weights, optimiser, position, state, dropout's generator, history."""
     path = tmp_path / "model.safetensors"
-    train(path, steps=stop)
-    job = TextTraining.resume(TEXT, path, {"steps": SMALL["steps"]})
+    train(path, stop=stop)
+    job = TextTraining.resume(TEXT, path, {})
     assert job.history.steps == stop
     fastlstm.train.run(job, SMALL["steps"], job.settings.evaluate_every, job.settings.checkpoint_every)
     assert path.read_bytes() == trained.read_bytes()
+
+
+def test_decay() -> None:
+    settings = Settings(steps=10, lr=8.0, decay=0.4)
+    assert [settings.lr_of(k) for k in (1, 7, 8, 9, 10)] == pytest.approx([8, 8, 6, 4, 2])
+    assert {Settings(steps=10, lr=8.0).lr_of(k) for k in range(1, 20)} == {8.0}
 
 
 def test_checkpoints_do_not_disturb(tmp_path: Path, trained: Path) -> None:
@@ -120,7 +133,7 @@ def command(*arguments: Any) -> list[str]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_resume_loses_nothing(tmp_path: Path, text_file: Path, number: int) -> None:
     out = tmp_path / "model.safetensors"
-    endless = {**SMALL, "steps": 10**6}
+    endless = {**SMALL, "steps": 10**6, "decay": 0.0}
     running = subprocess.Popen(
         command("train-text", text_file, "--out", out, *options(endless)), stderr=subprocess.PIPE, text=True
     )
@@ -136,7 +149,7 @@ def test_ctrl_c_saves_and_resume_loses_nothing(tmp_path: Path, text_file: Path, 
     assert stopped >= SMALL["checkpoint_every"]
     more = stopped + 5
     assert fastlstm.cli.main(["train-text", str(text_file), "--out", str(out), "--resume", "--steps", str(more)]) == 0
-    train(tmp_path / "through", steps=more)
+    train(tmp_path / "through", steps=more, decay=0.0)
     assert out.read_bytes() == (tmp_path / "through").read_bytes()
 
 
