@@ -1,11 +1,17 @@
 /* dispatch.c: which instruction set runs, and how a call is cut into pieces for the threads. */
 #include "internal.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 /* Best first. */
 static const fl_isa *const isas[] = {
 #if defined(__x86_64__)
     &fl_isa_avx512,
     &fl_isa_avx2,
+#elif defined(__aarch64__)
+    &fl_isa_neon, /* every such processor has it */
 #endif
     &fl_isa_scalar,
 };
@@ -13,6 +19,14 @@ enum { ISA_COUNT = sizeof isas / sizeof *isas };
 static int chosen = -1;
 
 const char *fl_isa_name(int isa) { return isa >= 0 && isa < ISA_COUNT ? isas[isa]->name : NULL; }
+
+#if defined(__x86_64__)
+/* Not every compiler's __builtin_cpu_supports knows the name f16c. */
+static int has_f16c(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
 
 int fl_isa_usable(int isa) {
     if (isa < 0 || isa >= ISA_COUNT)
@@ -22,7 +36,7 @@ int fl_isa_usable(int isa) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
     if (isas[isa] == &fl_isa_avx2)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 #endif
     return 1;
 }
@@ -51,13 +65,23 @@ void fl_pack(fl_block *block, const fl_params *params, int backward, float *memo
 
 /* ------------------------------------------------------------------------------------------------- cutting into pieces */
 
-/* Multiply-adds below which a second thread costs more than it brings: about 20 us of one core. */
-static const double LEAST_WORK = 5e5;
+/* Multiply-adds of a call below which a second thread costs more than it brings: about 10 us of one core. */
+static const double LEAST_WORK = 4e5;
+
+/* Multiply-adds of a team's step below which its members would mostly wait for one another: about 2 us of one core,
+ * against a barrier of some 0.3. */
+static const double LEAST_STEP = 1e5;
 
 static ptrdiff_t round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; }
 
 /* Floats that hold n pointers. */
 static ptrdiff_t pointers(ptrdiff_t n) { return n * (ptrdiff_t)sizeof(void *) / (ptrdiff_t)sizeof(float); }
+
+static float *take(float **memory, ptrdiff_t floats) {
+    float *taken = *memory;
+    *memory += round16(floats);
+    return taken;
+}
 
 static ptrdiff_t row_count(const fl_rows *rows) {
     ptrdiff_t N = 0;
@@ -66,45 +90,54 @@ static ptrdiff_t row_count(const fl_rows *rows) {
     return N;
 }
 
-/* Rows of the b longest sequences. */
-static ptrdiff_t rows_of_first(const fl_rows *rows, ptrdiff_t b) {
-    ptrdiff_t n = 0;
-    for (ptrdiff_t t = 0; t < rows->T; t++)
-        n += fl_min(rows->batch_sizes[t], b);
-    return n;
+/* Multiply-adds of one row of one direction. */
+static double row_work(const fl_spec *s) {
+    const double gates = s->kind == FL_LSTM ? 4 : s->kind == FL_GRU ? 3 : 1;
+    return gates * (double)s->H * (double)(s->I + s->R);
 }
 
 /* Threads worth waking for N rows of D directions. */
 static int worthwhile(const fl_spec *s, ptrdiff_t N, int D, int threads) {
-    const double gates = s->kind == FL_LSTM ? 4 : s->kind == FL_GRU ? 3 : 1;
-    const double work = (double)N * D * gates * (double)s->H * (double)(s->I + s->R);
-    return work < LEAST_WORK ? 1 : threads;
+    return (double)N * D * row_work(s) < LEAST_WORK ? 1 : threads;
 }
 
-/* Chunks of batch rows with about equal numbers of steps: as many for each direction as bring one to each thread. */
-static int cut(fl_chunk *chunks, const fl_rows *rows, int D, int threads) {
+/* Chunks of batch rows with about equal numbers of steps, `parts` for each direction. */
+static int cut(fl_chunk *chunks, const fl_rows *rows, ptrdiff_t N, int D, ptrdiff_t parts) {
     const ptrdiff_t B = rows->batch_sizes[0];
-    const ptrdiff_t parts = fl_max(1, fl_min(fl_min(B, (threads + D - 1) / D), FL_MAX_CHUNKS / FL_MAX_DIRECTIONS));
-    const ptrdiff_t N = parts > 1 ? row_count(rows) : 0;
+    parts = fl_max(1, fl_min(fl_min(B, parts), FL_MAX_CHUNKS / D));
+    ptrdiff_t steps = rows->T, done = 0, b = 0; /* of sequence b; of all before it */
     int count = 0;
-    for (int d = 0; d < D; d++) {
-        ptrdiff_t b0 = 0;
-        for (ptrdiff_t part = 1; part <= parts; part++) {
-            ptrdiff_t b1 = part == parts ? B : b0 + 1;
-            while (b1 < B - (parts - part) && rows_of_first(rows, b1) < N * part / parts)
-                b1++;
-            chunks[count++] = (fl_chunk){.direction = d, .b0 = b0, .b1 = b1};
-            b0 = b1;
-        }
+    for (ptrdiff_t part = 1; part <= parts; part++) {
+        const ptrdiff_t b0 = b;
+        for (; b < B - (parts - part) && (b == b0 || part == parts || done < N * part / parts); b++, done += steps)
+            while (rows->batch_sizes[steps - 1] <= b)
+                steps--;
+        chunks[count++] = (fl_chunk){.b0 = b0, .b1 = b};
     }
+    for (int d = 1; d < D; d++)
+        for (int i = 0; i < parts; i++) {
+            chunks[count] = chunks[i];
+            chunks[count++].direction = d;
+        }
     return count;
 }
 
 /* ----------------------------------------------------------------------------------------------------------- forward */
 
+/* Directions first (nobody waits), then batch rows (nobody waits), then hidden units (a barrier each phase and step).
+ * A chunk of few rows reads all weights for little work, so small dense batches are given to a team. */
 static void cut_forward(fl_forward_job *job, int D, int threads) {
-    const fl_spec *s = &job->passes[0].block->spec;
-    job->chunk_count = cut(job->chunks, job->rows, D, worthwhile(s, row_count(job->rows), D, threads));
+    const fl_block *k = job->passes[0].block;
+    const fl_isa *isa = isas[k->isa];
+    const fl_rows *rows = job->rows;
+    const ptrdiff_t N = row_count(rows), B = rows->batch_sizes[0];
+    const int dense = rows->batch_sizes[rows->T - 1] == B;
+    threads = worthwhile(&k->spec, N, D, threads);
+    const int each = (threads + D - 1) / D;
+    const ptrdiff_t most = k->spec.H / (4 * isa->vl); /* parts that still have some panels each */
+    if (dense && threads >= 2 * D && B < 2 * isa->rows * each && most >= 2 && (double)B * row_work(&k->spec) >= LEAST_STEP)
+        job->parts = (int)fl_min(threads / D, most);
+    job->chunk_count = cut(job->chunks, rows, N, D, job->parts ? 1 : each);
 }
 
 ptrdiff_t fl_forward_scratch(const fl_pass *passes, int D, const fl_rows *rows, int threads) {
@@ -119,22 +152,28 @@ ptrdiff_t fl_forward_scratch(const fl_pass *passes, int D, const fl_rows *rows, 
 }
 
 void fl_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, float *scratch, int threads) {
-    fl_forward_job job = {.passes = passes, .rows = rows, .y = y, .ldy = D * passes[0].block->spec.R};
+    const ptrdiff_t R = passes[0].block->spec.R, T = rows->T, B = rows->batch_sizes[0];
+    fl_forward_job job = {.passes = passes, .rows = rows, .y = y, .ldy = D * R};
     const fl_isa *isa = isas[passes[0].block->isa];
     cut_forward(&job, D, threads);
     for (int i = 0; i < job.chunk_count; i++) {
         fl_chunk *chunk = &job.chunks[i];
-        chunk->scratch = scratch;
-        scratch += round16(isa->forward_scratch(&passes[chunk->direction].block->spec, chunk->b1 - chunk->b0));
+        chunk->scratch = take(&scratch, isa->forward_scratch(&passes[chunk->direction].block->spec, chunk->b1 - chunk->b0));
     }
-    fl_run(isa->forward_chunk, &job, 1, job.chunk_count, job.chunk_count > 1 ? threads : 1);
+    if (!job.parts) {
+        fl_run(isa->forward_chunk, &job, 1, job.chunk_count, job.chunk_count > 1 ? threads : 1);
+        return;
+    }
+    fl_run(isa->forward_team, &job, isa->team_steps(&job), D * job.parts, threads);
+    for (int d = 0; d < D && T % 2; d++) /* an odd number of steps leaves the state in the scratch memory */
+        memcpy(passes[d].h, job.chunks[d].scratch, (size_t)(B * R) * sizeof(float));
 }
 
 /* ---------------------------------------------------------------------------------------------------------- backward */
 
 static void cut_backward(fl_backward_job *job, int threads) {
     job->pieces = worthwhile(&job->pass->block->spec, job->N, 2, threads);
-    job->chunk_count = cut(job->chunks, job->rows, 1, job->pieces);
+    job->chunk_count = cut(job->chunks, job->rows, job->N, 1, job->pieces);
 }
 
 ptrdiff_t fl_backward_scratch(const fl_pass *pass, const fl_rows *rows, int threads) {
@@ -165,12 +204,6 @@ static void find_previous(const float **previous, const fl_rows *rows, int rever
         if (!reverse)
             before = at;
     }
-}
-
-static float *take(float **memory, ptrdiff_t floats) {
-    float *taken = *memory;
-    *memory += round16(floats);
-    return taken;
 }
 
 void fl_backward(const fl_pass *pass, const fl_rows *rows, const float *dy, ptrdiff_t ldy, float *dx,

@@ -45,6 +45,7 @@ typedef struct {
     ptrdiff_t ldy;
     int chunk_count;
     fl_chunk chunks[FL_MAX_CHUNKS];
+    int parts; /* a team's members for each direction; 0: chunks go each its own way */
 } fl_forward_job;
 
 typedef struct {
@@ -76,12 +77,14 @@ typedef struct {
     void (*pack)(fl_block *block, const fl_params *params, int backward, float *memory);
     ptrdiff_t (*forward_scratch)(const fl_spec *spec, ptrdiff_t B);
     fl_piece_fn forward_chunk;     /* arg: fl_forward_job; piece: a chunk, through all time */
+    fl_piece_fn forward_team;      /* arg: fl_forward_job; step: one of team_steps; piece: direction, part */
+    int (*team_steps)(const fl_forward_job *job);
     ptrdiff_t (*backward_scratch)(const fl_spec *spec, ptrdiff_t B);
     fl_piece_fn backward_chunk;    /* arg: fl_backward_job; piece: a chunk, through all time */
     ptrdiff_t (*gradient_scratch)(const fl_spec *spec); /* of each worker */
     fl_piece_fn backward_gradients; /* arg: fl_backward_job; piece: a share of the parameters' and input's gradients */
 } fl_isa;
 
-extern const fl_isa fl_isa_scalar, fl_isa_avx2, fl_isa_avx512;
+extern const fl_isa fl_isa_scalar, fl_isa_avx2, fl_isa_avx512, fl_isa_neon;
 
 #endif

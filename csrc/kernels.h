@@ -28,6 +28,13 @@ enum { GRAD_ROWS = 4, GRAD_PACK = 16, GRAD_BLOCK = 256, START_FLOATS = 32768 };
 
 static inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 
+/* The share of a range that one of `pieces` works on. */
+static void share(ptrdiff_t range, ptrdiff_t grain, int piece, int pieces, ptrdiff_t *from, ptrdiff_t *to) {
+    const ptrdiff_t units = ceil_div(range, grain);
+    *from = fl_min(range, units * piece / pieces * grain);
+    *to = fl_min(range, units * (piece + 1) / pieces * grain);
+}
+
 /* ------------------------------------------------------------------------------------------------------------- tiles */
 
 /* out = start + a wa + b wb for the rows of one tile and one panel. */
@@ -150,6 +157,8 @@ typedef struct {
     ptrdiff_t lda, ka;
     const float *b, *wb;
     ptrdiff_t ldb, kb;
+    ptrdiff_t first_panel, end_panel; /* of `panels`, those wanted */
+    int backwards;                    /* walk them from the last: what the step before read last is still near */
 } Product;
 
 typedef void epilogue_fn(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows);
@@ -177,11 +186,13 @@ static void product(const Product *q, ptrdiff_t n, epilogue_fn *epilogue, const 
     /* An operand that a product does not have is of depth 0; its rows still need an address. */
     const float *const a = q->a ? q->a : zeros, *const b = q->b ? q->b : zeros;
     const ptrdiff_t lda = q->a ? q->lda : 0, ldb = q->b ? q->ldb : 0;
-    for (ptrdiff_t p = 0; p < q->panels;) {
+    for (ptrdiff_t from = q->first_panel, end = q->end_panel; from < end;) {
+        const ptrdiff_t second = q->backwards ? end - 1 : from + 1; /* of a pair of like panels */
+        const int pair = n == 1 && !q->ids && end - from > 1 &&
+                         (second < q->panels - 1 || !q->shape || q->last_vectors == q->shape);
+        const ptrdiff_t p = !q->backwards ? from : pair ? end - 2 : end - 1;
         const int shape = p == q->panels - 1 && q->shape ? (int)q->last_vectors : q->shape;
         const int width = accumulators[shape] * VL;
-        const int next_is_alike = p + 2 < q->panels || (p + 2 == q->panels && (!q->shape || q->last_vectors == q->shape));
-        const int pair = n == 1 && !q->ids && next_is_alike;
         for (ptrdiff_t r = 0; r < n; r += ROWS) {
             const int rows = (int)fl_min(ROWS, n - r);
             Tile t = {.start = q->start ? q->start + r * q->ld_start + p * start_panel : zeros,
@@ -209,7 +220,10 @@ static void product(const Product *q, ptrdiff_t n, epilogue_fn *epilogue, const 
             if (pair)
                 epilogue(context, out + width, p + 1, r, rows);
         }
-        p += pair ? 2 : 1;
+        if (q->backwards)
+            end = p;
+        else
+            from = p + 1 + pair;
     }
 }
 
@@ -218,6 +232,7 @@ static void plain_shape(Product *q, ptrdiff_t outputs) {
     q->panels = ceil_div(v, 4);
     q->last_vectors = v - 4 * (q->panels - 1);
     q->shape = q->panels == 1 ? (int)q->last_vectors : 4;
+    q->end_panel = q->panels;
 }
 
 /* Rows of a plain product's result: stored, or added. */
@@ -292,6 +307,8 @@ static float *pack_plain(float *to, const float *w, ptrdiff_t outputs, ptrdiff_t
 
 static ptrdiff_t padded(ptrdiff_t n) { return ceil_div(n, VL) * VL; }
 
+static int has_two_phases(const fl_spec *s) { return s->kind == FL_GRU && !s->reset_after; }
+
 static int gate_count(const fl_spec *s) { return s->kind == FL_LSTM ? 4 : s->kind == FL_GRU ? 3 : 1; }
 
 static ptrdiff_t pack_size(const fl_spec *s, int backward) {
@@ -321,7 +338,7 @@ static float *pack_bias(float *to, const fl_spec *s, const fl_params *w, int fir
 
 static void pack(fl_block *k, const fl_params *w, int backward, float *to) {
     const fl_spec *s = &k->spec;
-    const int G = gate_count(s), two_phases = s->kind == FL_GRU && !s->reset_after, plain = s->kind == FL_RNN;
+    const int G = gate_count(s), two_phases = has_two_phases(s), plain = s->kind == FL_RNN;
     const ptrdiff_t I = s->I, H = s->H, R = s->R;
     const int C = two_phases ? 2 : G; /* gates of the first phase */
     if (backward) {
@@ -491,7 +508,7 @@ static Product first_phase(const fl_block *k) {
     }
     q.shape = s->kind == FL_LSTM ? 4 : s->reset_after ? SHAPE_GRU : 2;
     q.last_vectors = q.shape;
-    q.panels = ceil_div(s->H, VL);
+    q.panels = q.end_panel = ceil_div(s->H, VL);
     return q;
 }
 
@@ -501,31 +518,43 @@ static ptrdiff_t start_width(const fl_block *k) {
     return (q.panels * accumulators[q.shape] + (q.shape ? q.last_vectors - q.shape : 0)) * VL;
 }
 
-/* One step of n rows. Input: x (n, I), or ids (n), or start values of the first phase (n, start_width). */
-static void step(const Step *s, ptrdiff_t n, const float *x, const int64_t *ids, const float *start) {
+/* Products of a step that wait for one another (Spec.phases). */
+static int phase_count(const fl_spec *s) { return 1 + (has_two_phases(s) || s->projected); }
+
+/* What a phase reads: x (n, I), or ids (n), or start values of the first phase (n, start_width). */
+typedef struct {
+    const float *x, *start;
+    const int64_t *ids;
+} Input;
+
+/* One phase of a step of n rows: the share `part` of its panels. */
+static void run_phase(const Step *s, int phase, ptrdiff_t n, const Input *in, int part, int parts, int backwards) {
     static epilogue_fn *const first[] = {[FL_LSTM] = lstm_gates, [FL_GRU] = gru_gates, [FL_RNN] = rnn_output};
     const fl_block *k = s->k;
     const fl_spec *e = &k->spec;
-    const int two_phases = e->kind == FL_GRU && !e->reset_after;
-    Product q = first_phase(k);
-    q.ids = ids;
-    q.a = x, q.lda = e->I;
-    q.b = s->h, q.ldb = e->R;
-    if (start)
-        q.start = start, q.ld_start = start_width(k), q.ka = 0;
-    product(&q, n, two_phases ? gru_reset : first[e->kind], s);
-    if (two_phases) {
-        Product c = {.start = k->bias_n, .ids = ids, .a = x, .lda = e->I, .wa = k->x_n, .ka = e->I,
-                     .b = s->m, .ldb = e->H, .wb = k->w_n, .kb = e->H};
-        plain_shape(&c, e->H);
-        product(&c, n, gru_candidate, s);
+    epilogue_fn *epilogue;
+    Product q;
+    if (phase == 0) {
+        epilogue = has_two_phases(e) ? gru_reset : first[e->kind];
+        q = first_phase(k);
+        q.ids = in->ids;
+        q.a = in->x, q.lda = e->I;
+        q.b = s->h, q.ldb = e->R;
+        if (in->start)
+            q.start = in->start, q.ld_start = start_width(k), q.ka = 0;
+    } else if (e->projected) {
+        epilogue = projection;
+        q = (Product){.b = s->m, .ldb = e->H, .wb = k->w_r, .kb = e->H};
+        plain_shape(&q, e->R);
+    } else {
+        epilogue = gru_candidate;
+        q = (Product){.start = k->bias_n, .ids = in->ids, .a = in->x, .lda = e->I, .wa = k->x_n, .ka = e->I,
+                      .b = s->m, .ldb = e->H, .wb = k->w_n, .kb = e->H};
+        plain_shape(&q, e->H);
     }
-    if (e->projected) {
-        Product r = {.b = s->m, .ldb = e->H, .wb = k->w_r, .kb = e->H};
-        plain_shape(&r, e->R);
-        product(&r, n, projection, s);
-    }
-    memcpy(s->h, s->h_new, (size_t)(n * e->R) * sizeof(float));
+    share(q.panels, 1, part, parts, &q.first_panel, &q.end_panel);
+    q.backwards = backwards;
+    product(&q, n, epilogue, s);
 }
 
 /* ------------------------------------------------------------------------------------------------- forward, all time */
@@ -534,7 +563,7 @@ static ptrdiff_t round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; }
 
 /* A small batch alone does not keep the multipliers busy, so the input's product is taken for a stretch of time at
  * once, short enough that the start values stay in the second-level cache. Two-phase GRU takes it step by step. */
-static int hoists(const fl_spec *s, ptrdiff_t B) { return B <= 2 * ROWS && !(s->kind == FL_GRU && !s->reset_after); }
+static int hoists(const fl_spec *s, ptrdiff_t B) { return B <= 2 * ROWS && !has_two_phases(s); }
 
 static ptrdiff_t start_floats(const fl_spec *s, ptrdiff_t B) {
     return fl_max(START_FLOATS, B * 4 * padded(fl_max(s->H, 1)));
@@ -549,10 +578,6 @@ static ptrdiff_t forward_scratch(const fl_spec *s, ptrdiff_t B) {
     return state + round16(start) + round16(rows * s->I);
 }
 
-typedef struct {
-    float *start, *x; /* start values and, where a chunk's rows do not touch, their inputs side by side */
-} Hoist;
-
 static void store_start(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
     const Destination *d = context;
     const ptrdiff_t width = fl_min(4 * VL, d->width - panel * 4 * VL);
@@ -560,14 +585,48 @@ static void store_start(const void *context, const float *tile, ptrdiff_t panel,
         memcpy(d->rows + (row + m) * d->ld + panel * 4 * VL, tile + m * width, (size_t)width * sizeof(float));
 }
 
-/* Start values of n rows of x. */
-static void hoisted_product(const fl_block *k, const float *x, ptrdiff_t n, float *start) {
+/* Start values of n rows of x: the share `part` of the panels. */
+static void hoisted_product(const fl_block *k, const float *x, ptrdiff_t n, float *start, int part, int parts) {
     Product q = first_phase(k);
     q.a = x, q.lda = k->spec.I, q.kb = 0;
+    share(q.panels, 1, part, parts, &q.first_panel, &q.end_panel);
     Destination d = {start, start_width(k), start_width(k)};
     product(&q, n, store_start, &d);
 }
 
+/* A chunk's scratch memory begins with h_new, m and z. */
+static float *scratch_m(const fl_chunk *c, const fl_spec *s) { return c->scratch + round16((c->b1 - c->b0) * s->R); }
+static float *scratch_z(const fl_chunk *c, const fl_spec *s) {
+    return scratch_m(c, s) + round16((c->b1 - c->b0) * s->H);
+}
+static float *scratch_start(const fl_chunk *c, const fl_spec *s) {
+    return scratch_z(c, s) + round16((c->b1 - c->b0) * s->H);
+}
+
+/* The step of a chunk whose first sequence is packed row `row`. */
+static Step step_at(const fl_forward_job *job, const fl_chunk *chunk, ptrdiff_t row, float *h_new, float *h) {
+    const fl_pass *pass = &job->passes[chunk->direction];
+    const fl_spec *e = &pass->block->spec;
+    const ptrdiff_t H = e->H, R = e->R;
+    return (Step){.k = pass->block,
+                  .h = h,
+                  .c = pass->c ? pass->c + chunk->b0 * H : NULL,
+                  .h_new = h_new,
+                  .m = scratch_m(chunk, e),
+                  .z = scratch_z(chunk, e),
+                  .y = job->y ? job->y + row * job->ldy + chunk->direction * R : NULL,
+                  .ldy = job->ldy,
+                  .gates = pass->gates ? pass->gates + row * 4 * H : NULL,
+                  .tape_c = pass->tape_c ? pass->tape_c + row * H : NULL,
+                  .tape_h = pass->tape_h ? pass->tape_h + row * R : NULL,
+                  .tape_m = pass->tape_m ? pass->tape_m + row * H : NULL};
+}
+
+static Input input_at(const fl_rows *rows, ptrdiff_t I, ptrdiff_t row, const float *start) {
+    return (Input){.x = rows->x ? rows->x + row * I : NULL, .ids = rows->ids ? rows->ids + row : NULL, .start = start};
+}
+
+/* One chunk through all time. */
 static void forward_chunk(void *arg, int step_index, int piece, int worker) {
     (void)step_index, (void)worker;
     const fl_forward_job *job = arg;
@@ -576,10 +635,10 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
     const fl_block *k = pass->block;
     const fl_spec *e = &k->spec;
     const fl_rows *rows = job->rows;
-    const ptrdiff_t b0 = chunk->b0, B = chunk->b1 - b0, T = rows->T, I = e->I, H = e->H, R = e->R;
+    const ptrdiff_t b0 = chunk->b0, B = chunk->b1 - b0, T = rows->T, I = e->I, R = e->R;
     const int64_t *sizes = rows->batch_sizes;
-    float *const h_new = chunk->scratch, *const m = h_new + round16(B * R), *const z = m + round16(B * H);
-    float *const start = z + round16(B * H), *const gathered = start + round16(start_floats(e, B));
+    float *const h_new = chunk->scratch, *const start = scratch_start(chunk, e);
+    float *const gathered = start + round16(start_floats(e, B));
     const int hoist = rows->x && T > 1 && hoists(e, B);
     const ptrdiff_t width = start_width(k);
     const ptrdiff_t room = fl_max(B, START_FLOATS / width);
@@ -612,25 +671,16 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
                 }
                 /* A whole chunk walked in reverse ends with its earliest rows: they are used from the back. */
                 const float *x = whole ? rows->x + (pass->reverse ? row + n - count : row) * I : gathered;
-                hoisted_product(k, x, count, start);
+                hoisted_product(k, x, count, start, 0, 1);
                 used = whole && pass->reverse ? count : 0;
             }
             if (hoist && whole && pass->reverse)
                 used -= n;
-            Step s = {.k = k,
-                      .h = pass->h + b0 * R,
-                      .c = pass->c ? pass->c + b0 * H : NULL,
-                      .h_new = h_new,
-                      .m = m,
-                      .z = z,
-                      .y = job->y ? job->y + row * job->ldy + chunk->direction * R : NULL,
-                      .ldy = job->ldy,
-                      .gates = pass->gates ? pass->gates + row * 4 * H : NULL,
-                      .tape_c = pass->tape_c ? pass->tape_c + row * H : NULL,
-                      .tape_h = pass->tape_h ? pass->tape_h + row * R : NULL,
-                      .tape_m = pass->tape_m ? pass->tape_m + row * H : NULL};
-            step(&s, n, rows->x ? rows->x + row * I : NULL, rows->ids ? rows->ids + row : NULL,
-                 hoist ? start + used * width : NULL);
+            const Step s = step_at(job, chunk, row, h_new, pass->h + b0 * R);
+            const Input in = input_at(rows, I, row, hoist ? start + used * width : NULL);
+            for (int phase = 0; phase < phase_count(e); phase++)
+                run_phase(&s, phase, n, &in, 0, 1, i & 1);
+            memcpy(s.h, h_new, (size_t)(n * R) * sizeof(float));
             if (hoist && !(whole && pass->reverse))
                 used += n;
         }
@@ -639,6 +689,49 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
         if (!pass->reverse)
             first += sizes[t];
     }
+}
+
+/* A team: every direction's panels are shared out, and all members meet after each phase. For dense batches too small
+ * to be cut into rows. Steps come in stretches; where the input's product is hoisted, each begins with it. h alternates
+ * between the state and the scratch memory, so that no copy has to be waited for. */
+static ptrdiff_t team_stretch(const fl_block *k, ptrdiff_t B, ptrdiff_t T) {
+    return fl_max(1, fl_min(T, START_FLOATS / start_width(k) / B));
+}
+
+static int team_hoists(const fl_forward_job *job, const fl_spec *e) {
+    return job->rows->x && job->rows->T > 1 && hoists(e, job->rows->batch_sizes[0]);
+}
+
+static int team_steps(const fl_forward_job *job) {
+    const fl_block *k = job->passes[0].block;
+    const ptrdiff_t T = job->rows->T, stretch = team_stretch(k, job->rows->batch_sizes[0], T);
+    return (int)(T * phase_count(&k->spec) + (team_hoists(job, &k->spec) ? ceil_div(T, stretch) : 0));
+}
+
+static void forward_team(void *arg, int index, int piece, int worker) {
+    (void)worker;
+    const fl_forward_job *job = arg;
+    const fl_chunk *chunk = &job->chunks[piece / job->parts];
+    const fl_pass *pass = &job->passes[chunk->direction];
+    const fl_block *k = pass->block;
+    const fl_spec *e = &k->spec;
+    const ptrdiff_t T = job->rows->T, B = chunk->b1, width = start_width(k), stretch = team_stretch(k, B, T);
+    const int part = piece % job->parts, hoist = team_hoists(job, e), phases = phase_count(e);
+    float *const start = scratch_start(chunk, e);
+
+    const ptrdiff_t per_stretch = hoist + stretch * phases;
+    const ptrdiff_t i0 = index / per_stretch * stretch, i1 = fl_min(T, i0 + stretch); /* the stretch's steps */
+    const ptrdiff_t t0 = pass->reverse ? T - i1 : i0;                                 /* the earliest of them */
+    ptrdiff_t within = index % per_stretch;
+    if (hoist && within-- == 0) {
+        hoisted_product(k, job->rows->x + t0 * B * e->I, (i1 - i0) * B, start, part, job->parts);
+        return;
+    }
+    const ptrdiff_t i = i0 + within / phases, t = pass->reverse ? T - 1 - i : i;
+    float *const h = i & 1 ? chunk->scratch : pass->h, *const h_new = i & 1 ? pass->h : chunk->scratch;
+    const Step s = step_at(job, chunk, t * B, h_new, h);
+    const Input in = input_at(job->rows, e->I, t * B, hoist ? start + (t - t0) * B * width : NULL);
+    run_phase(&s, (int)(within % phases), B, &in, part, job->parts, i & 1);
 }
 
 /* ---------------------------------------------------------------------------------------------------- backward, a step */
@@ -886,13 +979,6 @@ static ptrdiff_t gradient_scratch(const fl_spec *s) {
     return GRAD_BLOCK * (ceil_div(outputs, GRAD_PACK) * GRAD_PACK + GRAD_C * VL) + round16(outputs);
 }
 
-/* The share of a range that one of `pieces` works on. */
-static void share(ptrdiff_t range, ptrdiff_t grain, int piece, int pieces, ptrdiff_t *from, ptrdiff_t *to) {
-    const ptrdiff_t units = ceil_div(range, grain);
-    *from = fl_min(range, units * piece / pieces * grain);
-    *to = fl_min(range, units * (piece + 1) / pieces * grain);
-}
-
 /* out (outputs, width) += d' source over N rows, for outputs j0..j1 of d (N, ld_d). Rows are summed in blocks of
  * GRAD_BLOCK, whatever the share: the same bits for every number of threads. */
 static void weight_gradient(float *out, ptrdiff_t width, const float *d, ptrdiff_t ld_d, ptrdiff_t j0, ptrdiff_t j1,
@@ -1024,6 +1110,8 @@ const fl_isa JOIN(fl_isa_, ISA) = {
     .pack = pack,
     .forward_scratch = forward_scratch,
     .forward_chunk = forward_chunk,
+    .forward_team = forward_team,
+    .team_steps = team_steps,
     .backward_scratch = backward_scratch,
     .backward_chunk = backward_chunk,
     .gradient_scratch = gradient_scratch,

@@ -1,4 +1,4 @@
-/* vec.h: the vector words in which kernels.h is written, for the VL (1, 8, 16) that the including file has set.
+/* vec.h: the vector words in which kernels.h is written, for the VL (1, 4, 8, 16) that the including file has set.
  * V is a vector of VL floats. Words ending in N touch only the first n (1..VL) lanes in memory; the others read as 0.
  * MAX and MIN give their second operand where either is NaN, as x86 does: write the constant first to pass NaN on. */
 
@@ -18,6 +18,41 @@ typedef float V;
 #define V_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define V_ABS(a) fabsf(a)
 #define V_SELECT_GT(a, b, yes, no) ((a) > (b) ? (yes) : (no)) /* a > b ? yes : no, lane by lane */
+
+#elif VL == 4
+typedef float32x4_t V;
+#define V_SET1(s) vdupq_n_f32(s)
+#define V_LOAD(p) vld1q_f32(p)
+#define V_STORE(p, v) vst1q_f32(p, v)
+INLINE V neon_loadn(const float *p, int n) { /* no masked loads here: lane by lane */
+    if (n == VL)
+        return vld1q_f32(p);
+    V v = vld1q_lane_f32(p, vdupq_n_f32(0), 0);
+    v = n > 1 ? vld1q_lane_f32(p + 1, v, 1) : v;
+    return n > 2 ? vld1q_lane_f32(p + 2, v, 2) : v;
+}
+INLINE void neon_storen(float *p, V v, int n) {
+    if (n == VL) {
+        vst1q_f32(p, v);
+        return;
+    }
+    vst1q_lane_f32(p, v, 0);
+    if (n > 1)
+        vst1q_lane_f32(p + 1, v, 1);
+    if (n > 2)
+        vst1q_lane_f32(p + 2, v, 2);
+}
+#define V_LOADN(p, n) neon_loadn(p, n)
+#define V_STOREN(p, v, n) neon_storen(p, v, n)
+#define V_ADD(a, b) vaddq_f32(a, b)
+#define V_SUB(a, b) vsubq_f32(a, b)
+#define V_MUL(a, b) vmulq_f32(a, b)
+#define V_DIV(a, b) vdivq_f32(a, b)
+#define V_FMA(a, b, c) vfmaq_f32(c, a, b)
+#define V_MAX(a, b) V_SELECT_GT(a, b, a, b) /* vmaxq gives NaN where either is NaN: not our rule */
+#define V_MIN(a, b) V_SELECT_GT(b, a, a, b)
+#define V_ABS(a) vabsq_f32(a)
+#define V_SELECT_GT(a, b, yes, no) vbslq_f32(vcgtq_f32(a, b), yes, no)
 
 #elif VL == 8
 typedef __m256 V;
