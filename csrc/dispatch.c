@@ -65,12 +65,17 @@ void fl_pack(fl_block *block, const fl_params *params, int backward, float *memo
 
 /* ------------------------------------------------------------------------------------------------- cutting into pieces */
 
+/* The C tests set this to 0: then the smallest call is split. */
+#ifndef FL_LEAST
+#define FL_LEAST 1
+#endif
+
 /* Multiply-adds of a call below which a second thread costs more than it brings: about 10 us of one core. */
-static const double LEAST_WORK = 4e5;
+static const double LEAST_WORK = FL_LEAST * 4e5;
 
 /* Multiply-adds of a team's step below which its members would mostly wait for one another: about 2 us of one core,
  * against a barrier of some 0.3. */
-static const double LEAST_STEP = 1e5;
+static const double LEAST_STEP = FL_LEAST * 1e5;
 
 static ptrdiff_t round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; }
 
