@@ -137,6 +137,20 @@ class Layer:
         self.training = False
         return self
 
+    def _check_tape(self, tape: Any) -> None:
+        """Raise RuntimeError unless the tape can serve this layer now, TypeError where it is none."""
+        if not isinstance(tape, Tape):
+            raise TypeError(f"backward needs the tape that this layer's forward returned, got {type(tape).__name__}")
+        if tape.layer is not self:
+            raise RuntimeError("this tape was made by another layer; backward needs the one from this layer's forward")
+        if tape.used:
+            raise RuntimeError("this tape was used by an earlier backward and serves once: call forward again")
+        if tape.version != self.version:
+            raise RuntimeError(
+                f"the weights have changed since forward made this tape (version {tape.version}, now {self.version}): "
+                "call forward again, and update the weights after backward"
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_packed", "_module")}
@@ -161,18 +175,6 @@ class Tape:
     kept: list[list[dict[str, Array]]]  # of each layer and direction: see Spec.tape
     masks: list[Array | None]  # of each layer: dropout's factors on its output, (N, D*R)
     used: bool = False
-
-    def check(self, layer: Layer) -> None:
-        """Raise RuntimeError unless this tape can serve `layer` now."""
-        if self.layer is not layer:
-            raise RuntimeError("this tape was made by another layer; backward needs the one from this layer's forward")
-        if self.used:
-            raise RuntimeError("this tape was used by an earlier backward and serves once: call forward again")
-        if self.version != layer.version:
-            raise RuntimeError(
-                f"the weights have changed since forward made this tape (version {self.version}, now {layer.version}): "
-                "call forward again, and update the weights after backward"
-            )
 
 
 @dataclass
@@ -566,7 +568,7 @@ class Recurrent(Layer):
         ValueError, TypeError
             dy or dstate do not fit; the tape still serves then.
         """
-        tape.check(self)
+        self._check_tape(tape)
         batch, unbatched, D = tape.batch, tape.unbatched, self._D
         d_rows = None if dy is None else self._check_dy(dy, batch, unbatched)
         dh, dc = self._check_state(dstate, "dstate", batch.B, unbatched, optional=True)
@@ -821,31 +823,28 @@ class Cell(Layer):
         super().__setstate__(state)
         self._params = {name.removesuffix("_l0"): p for name, p in self._layer._params.items()}
 
-    def _wide(self, state: Any, name: str, batched: bool) -> Any:
-        """A cell's state (B, H) or (H,) as the layer's (1, B, H) or (1, H)."""
+    def _wide(self, state: Any, name: str, batch: tuple[int, ...]) -> Any:
+        """A cell's state, (B, H) or (H,), as the layer's (1, B, H) or (1, H)."""
+        if state is None or (isinstance(state, (tuple, list)) and len(state) != 2):
+            return state  # the layer knows what to say
         if isinstance(state, (tuple, list)):
-            return tuple(self._wide(part, name, batched) for part in state)
-        if state is None:
-            return None
+            return tuple(self._wide(part, f"{name}'s {which}", batch) for part, which in zip(state, "hc", strict=True))
         state = np.asarray(state)
-        if state.ndim != 1 + batched:
-            raise ValueError(
-                f"{name} has shape {state.shape}, expected "
-                + ("(batch, width), as x has a batch" if batched else "(width,), as x has no batch")
-            )
+        meaning = "(batch, hidden_size)" if batch else "(hidden_size,), since x has no batch"
+        check_shape(state, (*batch, self._layer.hidden_size), name, meaning)
         return state[None]
 
     @staticmethod
     def _narrow(state: Any) -> Any:
         return tuple(part[0] for part in state) if isinstance(state, tuple) else state[0]
 
-    def _one_step(self, x: Any) -> tuple[Array, bool]:
-        """x (B, I), (I,) or ids (B,) as a sequence of one step, and whether it has a batch."""
+    def _one_step(self, x: Any) -> tuple[Array, tuple[int, ...]]:
+        """x (B, I), (I,) or ids (B,) as a sequence of one step, and (B,) or, without a batch, ()."""
         x = np.asarray(x)
-        ids = x.dtype.kind in "iu"
-        if x.ndim not in ((0, 1) if ids else (1, 2)):
+        rank = 0 if x.dtype.kind in "iu" else 1
+        if x.ndim not in (rank, rank + 1):
             raise ValueError(f"x has shape {x.shape}, expected (batch, {self._layer.input_size}) or token ids (batch,)")
-        return x[None], x.ndim == (1 if ids else 2)
+        return x[None], x.shape[: x.ndim - rank]
 
     def __call__(self, x: Any, state: Any = None) -> State:
         """One step for inference.
@@ -859,20 +858,21 @@ class Cell(Layer):
         -------
         state : as given
         """
-        x, batched = self._one_step(x)
-        _, state = self._layer(x, self._wide(state, "state", batched))
+        x, batch = self._one_step(x)
+        _, state = self._layer(x, self._wide(state, "state", batch))
         return self._narrow(state)
 
     def forward(self, x: Any, state: Any = None) -> tuple[State, Tape]:
         """One step for training: (state, tape)."""
-        x, batched = self._one_step(x)
-        _, state, tape = self._layer.forward(x, self._wide(state, "state", batched))
+        x, batch = self._one_step(x)
+        _, state, tape = self._layer.forward(x, self._wide(state, "state", batch))
         return self._narrow(state), tape
 
     def backward(self, tape: Tape, dstate: Any) -> tuple[Array | None, State, dict[str, Array]]:
         """Gradients of one step: (dx, dstate, grads); see `Recurrent.backward`."""
-        tape.check(self._layer)
-        dx, dstate, grads = self._layer.backward(tape, None, self._wide(dstate, "dstate", not tape.unbatched))
+        self._layer._check_tape(tape)
+        batch = () if tape.unbatched else (tape.batch.B,)
+        dx, dstate, grads = self._layer.backward(tape, None, self._wide(dstate, "dstate", batch))
         grads = {name.removesuffix("_l0"): g for name, g in grads.items()}
         return None if dx is None else dx[0], self._narrow(dstate), grads
 

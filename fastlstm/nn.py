@@ -110,7 +110,7 @@ class Dense(Layer):
         ValueError, TypeError
             dy does not fit; the tape still serves then.
         """
-        tape.check(self)
+        self._check_tape(tape)
         x = tape.x[0]
         dy = as_numbers(dy, "dy", self.dtype)
         check_shape(dy, (*x.shape[:-1], self.units), "dy", "the shape of y")
