@@ -25,6 +25,7 @@ from . import __version__, backends
 from .backends import BackendError
 from .cpu import threads
 from .io import check_writable
+from .optim import number
 from .text import CharModel, Settings, TextTraining
 from .train import Diverged, perplexity, run
 
@@ -144,7 +145,8 @@ def demo(options: argparse.Namespace) -> int:
     describe(job)
     job.settings = replace(settings, steps=steps_within(options.seconds, job))
     stopped_by = train(job, options.plot)
-    print(f"\nAfter {job.history.steps} steps it writes:\n")
+    reached = f"; held-out perplexity {perplexity(job.history.held_out[-1][1]):.2f}" if job.history.held_out else ""
+    print(f"\nAfter {job.history.steps} steps it writes{reached}:\n")
     write("", job.model.sample("", 300, 0.7, seed=1))
     print(f"\nloss curve in {options.plot}, model in {options.out}\n")
     if stopped_by is not None:
@@ -213,6 +215,7 @@ COMPARED_STEPS = 20
 
 def steps_within(seconds: float, job: TextTraining) -> int:
     """How many steps the time allows, measured on the first few, which count."""
+    seconds = number(seconds, "seconds")
     taken = [timed_step(job) for _ in range(10)]
     return max(len(taken), round(seconds / (sum(taken[2:]) / len(taken[2:]))))
 

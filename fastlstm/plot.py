@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from .io import check_writable, write_atomically
+from .layout import Array
 from .train import History, perplexity
 
 TRAINING, HELD_OUT, GRID = "#4c72b0", "#c44e52", "#d9d9d9"  # blue and red that also differ in brightness
+TICKS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000)  # of perplexity, about evenly far apart
 
 
 def figure() -> Any:
@@ -43,11 +45,13 @@ def check(path: str | os.PathLike[str]) -> None:
     check_writable(path)
 
 
-def smooth(values: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
-    """Mean of the last `width` values at each place (of fewer at the start)."""
-    total = np.cumsum(values)
-    total[width:] -= total[:-width].copy()
-    return total / np.minimum(np.arange(1, len(values) + 1), width)
+def smooth(values: Array) -> Array:
+    """Mean of the values before each place: of a tenth of them, so that the steep beginning stays steep, 50 at most."""
+    ends = np.arange(1, len(values) + 1)
+    begins = ends - np.clip(ends // 10, 1, 50)
+    total = np.concatenate(([0.0], np.cumsum(values)))
+    means: Array = (total[ends] - total[begins]) / (ends - begins)
+    return means
 
 
 def logarithm(values: Any) -> Any:
@@ -77,14 +81,17 @@ def loss_curve(history: History, path: str | os.PathLike[str], title: str = "") 
     steps = np.arange(1, len(losses) + 1)
     if len(losses):
         axes.plot(steps, losses, color=TRAINING, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, smooth(losses, max(1, len(losses) // 50)), color=TRAINING, linewidth=1.8, label="training")
+        axes.plot(steps, smooth(losses), color=TRAINING, linewidth=1.8, label="training")
     if history.held_out:
         at, held_out = zip(*history.held_out, strict=True)
         label = f"held out (last perplexity {perplexity(held_out[-1]):.2f})"
         axes.plot(at, held_out, color=HELD_OUT, linewidth=1.8, marker="o", markersize=4, label=label)
     axes.set(xlabel="step", ylabel="loss (nats per character)", title=title)
     axes.set_xlim(left=0)
-    axes.secondary_yaxis("right", functions=(np.exp, logarithm)).set_ylabel("perplexity")
+    axes.set_ylim(*axes.get_ylim())  # as the loss wants it, whatever ticks the other axis has
+    right = axes.secondary_yaxis("right", functions=(np.exp, logarithm))
+    right.set_yticks(TICKS, map(str, TICKS))
+    right.set_ylabel("perplexity")
     axes.grid(color=GRID, linewidth=0.6)
     axes.spines["top"].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
