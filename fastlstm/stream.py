@@ -84,6 +84,8 @@ class Stream:
         return np.ascontiguousarray(x, self._dtype)
 
     def _check_out(self, out: Array, shape: tuple[int, ...]) -> Array:
+        if not isinstance(out, np.ndarray):
+            raise TypeError(f"out must be a NumPy array to write to, got {type(out).__name__}")
         if out.dtype is not self._dtype and out.dtype != self._dtype or out.shape != shape:
             raise ValueError(f"out has shape {out.shape} and dtype {out.dtype}, expected {shape} and {self._dtype}")
         if not (out.flags.c_contiguous and out.flags.writeable):

@@ -757,6 +757,7 @@ BAD_CELL_CALLS: list[tuple[Any, Any, type[Exception], str]] = [
     (np.zeros((1, B, I), F32), None, ValueError, "x has shape (1, 6, 4), expected (batch, 4) or token ids (batch,)"),
     (np.zeros((B, I)), None, ValueError, "x has dtype float64"),
     (np.zeros((B, I), F32), np.zeros((B, H), F32), TypeError, "is a pair (h, c)"),
+    (np.zeros((B, I), F32), (np.zeros((B, H), F32),) * 3, TypeError, "is a pair (h, c)"),
     (
         np.zeros((B, I), F32),
         (np.zeros(H, F32),) * 2,
