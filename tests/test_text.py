@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fastlstm
 import fastlstm.cli
 import fastlstm.train
 from fastlstm import io
@@ -348,6 +349,19 @@ def test_train_and_sample_commands(
     assert written.startswith("the q") and len(written) == 5 + 30 + 1
     assert fastlstm.cli.main(sample) == 0
     assert capsys.readouterr().out == written
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In short: ten steps, and the table, in which the backends' losses agree."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    assert fastlstm.cli.main(["demo", "--seconds", "0"]) == 0
+    said = capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path)) == ["demo-loss.png", "demo-model.safetensors"]
+    table = said[said.index("backend ") :].splitlines()
+    assert {line.split()[0] for line in table[1:-1]} == set(fastlstm.backends())
+    assert float(table[-1].split()[-1]) < 1e-4
+    assert len(said) > 300
 
 
 def test_bad_training_arguments(tmp_path: Path, text_file: Path, trained: Path, capsys: Any) -> None:
