@@ -217,7 +217,7 @@ def steps_within(seconds: float, job: TextTraining) -> int:
     """How many steps the time allows, measured on the first few, which count."""
     seconds = number(seconds, "seconds")
     taken = [timed_step(job) for _ in range(10)]
-    return max(len(taken), round(seconds / (sum(taken[2:]) / len(taken[2:]))))
+    return max(len(taken) + 1, round(seconds / (sum(taken[2:]) / len(taken[2:]))))
 
 
 def timed_step(job: TextTraining) -> float:
