@@ -7,6 +7,7 @@ length, runs the backend layer by layer, and scatters the result. Shapes use the
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ State = Any  # (h, c) for LSTM, h for GRU and RNN
 def as_numbers(x: Any, name: str, dtype: np.dtype[Any]) -> Array:
     """x as a native array of the layer's dtype (any order, any strides), or a ValueError that says the cure."""
     x = np.asarray(x)
-    if x.dtype.newbyteorder("=") != dtype:
+    if x.dtype is not dtype and x.dtype.newbyteorder("=") != dtype:
         if x.dtype.kind not in "fiu":
             raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}")
         raise ValueError(
@@ -191,16 +192,24 @@ class Batch:
     @classmethod
     def of(cls, T: int, B: int, lengths: Array | None) -> Batch:
         if lengths is None or (lengths == T).all():
-            return cls(T, B, Rows.dense(T if B else 0, B), None)
+            return cls.dense(T, B) if T <= 1024 else cls.dense.__wrapped__(cls, T, B)  # long ones are rare, and large
         order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
         rows = Rows.of_lengths(lengths[order])
         steps = np.repeat(np.arange(rows.T), rows.batch_sizes)
         return cls(T, B, rows, order, steps, order[np.arange(rows.N) - rows.offsets[steps]])
 
+    @classmethod
+    @functools.lru_cache(maxsize=256)
+    def dense(cls, T: int, B: int) -> Batch:
+        """B sequences of T steps each. Remembered: making it takes longer than a short call."""
+        return cls(T, B, Rows.dense(T if B else 0, B), None)
+
     def pack(self, x: Array, dtype: Any) -> Array:
         """(T, B, ...) -> (N, ...), contiguous; x itself where nothing has to move."""
         if self.order is None:
-            return np.ascontiguousarray(x, dtype).reshape(self.rows.N, *x.shape[2:])
+            if x.dtype is not dtype or not x.flags.c_contiguous:
+                x = np.ascontiguousarray(x, dtype)
+            return x.reshape(self.rows.N, *x.shape[2:])
         return np.ascontiguousarray(x[self.steps, self.which], dtype)
 
     def unpack(self, rows: Array) -> Array:
@@ -212,12 +221,13 @@ class Batch:
         return x
 
     def pack_state(self, state: Array) -> Array:
-        """(B, W) -> (rows.B, W), a copy."""
-        return state[: self.rows.B].copy() if self.order is None else state[self.order]
+        """(B, W) -> (rows.B, W): the same memory where the batch is dense, else a copy."""
+        return state if self.order is None else state[self.order]
 
     def unpack_state(self, into: Array, state: Array) -> None:
         """Write (rows.B, W) back over (B, W); sequences without steps keep what they have."""
-        into[slice(self.rows.B) if self.order is None else self.order] = state
+        if self.order is not None:
+            into[self.order] = state
 
 
 # ----------------------------------------------------------------------------------------------------------- the layer
@@ -432,23 +442,26 @@ class Recurrent(Layer):
         if keep and np.may_share_memory(rows, x):
             rows = rows.copy()  # the tape's own: the caller may write to x before backward
         version, blocks = self._blocks()
-        tape = Tape(self, version, batch, unbatched, [], [], [])
+        tape = Tape(self, version, batch, unbatched, [], [], []) if keep else None
+        N, D = batch.rows.N, self._D
         for layer, spec in enumerate(self._specs):
             directions = [
                 self._direction(spec, block, d, layer, batch, h, c, keep) for d, block in enumerate(blocks[layer])
             ]
-            y = np.empty((batch.rows.N, self._D * spec.R), self.dtype)
-            if batch.rows.N:
+            y = np.empty((N, D * spec.R), self.dtype)
+            if N:
                 self._module.forward(directions, rows, batch.rows, y)
             for d, one in enumerate(directions):
-                batch.unpack_state(h[layer * self._D + d], one.h)
+                batch.unpack_state(h[layer * D + d], one.h)
                 if c is not None:
-                    batch.unpack_state(c[layer * self._D + d], one.c)
-            mask = self._mask(y.shape) if keep and layer < self.num_layers - 1 else None
-            if keep:
-                tape.x.append(rows)
-                tape.kept.append([one.tape or {} for one in directions])
-                tape.masks.append(mask)
+                    batch.unpack_state(c[layer * D + d], one.c)
+            if tape is None:
+                rows = y
+                continue
+            mask = self._mask(y.shape) if layer < self.num_layers - 1 else None
+            tape.x.append(rows)
+            tape.kept.append([one.tape or {} for one in directions])
+            tape.masks.append(mask)
             rows = y if mask is None else y * mask
         return rows, h, c, batch, unbatched, tape
 
@@ -513,7 +526,8 @@ class Recurrent(Layer):
         y = np.zeros((batch.B, rows.shape[1]), rows.dtype)
         if r.N:
             lengths = np.searchsorted(-r.batch_sizes, -np.arange(r.B), side="left")
-            batch.unpack_state(y, rows[r.offsets[lengths - 1] + np.arange(r.B)])
+            last = rows[r.offsets[lengths - 1] + np.arange(r.B)]
+            y[slice(None) if batch.order is None else batch.order] = last
         return y
 
     def forward(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[Array, State, Tape]:

@@ -30,9 +30,22 @@ class Rows:
 
     batch_sizes: Array
     offsets: Array = field(init=False)  # (T + 1,) first row of each step, then N
+    T: int = field(init=False)
+    B: int = field(init=False)  # sequences alive at the first step: the rows of every state array
+    N: int = field(init=False)
+    handles: dict[str, Any] = field(init=False, compare=False)  # what a backend derives from these rows and keeps
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "offsets", np.concatenate(([0], np.cumsum(self.batch_sizes))).astype(np.int64))
+        sizes = self.batch_sizes
+        known = {
+            "offsets": np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
+            "T": len(sizes),
+            "B": int(sizes[0]) if len(sizes) else 0,
+            "N": int(sizes.sum()),
+            "handles": {},
+        }
+        for name, value in known.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def dense(cls, T: int, B: int) -> Rows:
@@ -44,25 +57,12 @@ class Rows:
         """Rows of sequences with these lengths: (B,), sorted, longest first, none of length 0."""
         return cls(np.searchsorted(-lengths, -np.arange(lengths[0] if len(lengths) else 0), side="left").astype(np.int64))
 
-    @property
-    def T(self) -> int:
-        return len(self.batch_sizes)
-
-    @property
-    def B(self) -> int:
-        """Sequences alive at the first step: the rows of every state array."""
-        return int(self.batch_sizes[0]) if self.T else 0
-
-    @property
-    def N(self) -> int:
-        return int(self.offsets[-1])
-
     def steps(self, reverse: bool) -> range:
         """The steps in the order in which a direction walks them."""
         return range(self.T - 1, -1, -1) if reverse else range(self.T)
 
 
-@dataclass
+@dataclass(slots=True)
 class Direction:
     """One direction of one layer in one call of a backend.
 

@@ -31,6 +31,9 @@ STORAGES = ("float32",)
 
 FLOATS = None if ffi is None else ffi.typeof("float[]")
 INTS = None if ffi is None else ffi.typeof("int64_t[]")
+PASSES = None if ffi is None else ffi.typeof("fl_pass[]")
+ROWS = None if ffi is None else ffi.typeof("fl_rows *")
+TAPE_FIELDS = {"gates": "gates", "c": "tape_c", "h": "tape_h", "m": "tape_m", "h0": "h0", "c0": "c0"}  # of fl_pass
 KINDS = ("lstm", "gru", "rnn")  # enum fl_kind
 ACTIVATION_IDS = {name: i for i, name in enumerate(ACTIVATIONS)}  # enum fl_activation
 
@@ -110,21 +113,19 @@ class Arena:
     """Scratch memory, kept between calls: fresh memory would cost its page faults every time."""
 
     def __init__(self) -> None:
-        self._free: deque[Array] = deque(maxlen=16)  # more callers at once than this is rare: theirs is made anew
+        self._free: deque[tuple[int, Any]] = deque(maxlen=16)  # more callers at once than this is rare: theirs is made anew
 
-    @contextmanager
-    def floats(self, count: int) -> Iterator[Any]:
-        """So many floats for one call, as a C pointer."""
+    def take(self, count: int) -> tuple[int, Any]:
+        """At least so many floats for one call: (how many, C pointer). A call that fails need not give them back."""
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = aligned(count)
-        if len(memory) < count:
-            memory = aligned(count)
-        try:
-            yield ffi.from_buffer(FLOATS, memory)
-        finally:
-            self._free.append(memory)
+            memory = (0, None)
+        return memory if memory[0] >= count else (count, pointer(aligned(count)))
+
+    def give(self, memory: tuple[int, Any]) -> None:
+        """Back for the next call."""
+        self._free.append(memory)
 
 
 _arena = Arena()
@@ -172,43 +173,45 @@ def _pack(block: Block, backward: int) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- forward, backward
-def _fill(one_pass: Any, d: Direction) -> list[Any]:
-    """Set an fl_pass; returns what must stay alive while it is used."""
-    tape = d.tape or {}
-    arrays = {
-        "h": d.h,
-        "c": d.c,
-        "gates": tape.get("gates"),
-        "tape_c": tape.get("c"),
-        "tape_h": tape.get("h"),
-        "tape_m": tape.get("m"),
-        "h0": tape.get("h0"),
-        "c0": tape.get("c0"),
-    }
-    pointers = {name: pointer(a) for name, a in arrays.items() if a is not None}
+def _fill(one_pass: Any, d: Direction, keep: list[Any]) -> None:
+    """Set an fl_pass; what must stay alive while it is used goes to `keep`."""
     one_pass.block, one_pass.reverse = d.block.handle, d.reverse
-    for name, p in pointers.items():
-        setattr(one_pass, name, p)
-    return list(pointers.values())
+    one_pass.h = h = ffi.from_buffer(FLOATS, d.h)
+    keep.append(h)
+    if d.c is not None:
+        one_pass.c = c = ffi.from_buffer(FLOATS, d.c)
+        keep.append(c)
+    for name, a in (d.tape or {}).items():
+        setattr(one_pass, TAPE_FIELDS[name], p := ffi.from_buffer(FLOATS, a))
+        keep.append(p)
 
 
-def _rows(x: Array, rows: Rows) -> tuple[Any, list[Any]]:
-    """fl_rows of an input, and what must stay alive."""
-    sizes = ffi.from_buffer(INTS, rows.batch_sizes)
-    ids = x.ndim == 1
-    data = ffi.from_buffer(INTS if ids else FLOATS, x)
-    return ffi.new("fl_rows *", {"ids" if ids else "x": data, "batch_sizes": sizes, "T": rows.T}), [sizes, data]
+def _rows(x: Array, rows: Rows, keep: list[Any]) -> Any:
+    """fl_rows of an input."""
+    sizes = rows.handles.get("c")
+    if sizes is None:
+        sizes = rows.handles["c"] = ffi.from_buffer(INTS, rows.batch_sizes)
+    c_rows = ffi.new(ROWS)
+    c_rows.batch_sizes, c_rows.T = sizes, rows.T
+    if x.ndim == 1:
+        c_rows.ids = data = ffi.from_buffer(INTS, x)
+    else:
+        c_rows.x = data = ffi.from_buffer(FLOATS, x)
+    keep.append(data)
+    return c_rows
 
 
 def forward(directions: list[Direction], x: Array, rows: Rows, y: Array | None) -> None:
     """See `backends.numpy.forward`."""
-    passes = ffi.new("fl_pass[]", len(directions))
-    keep = [_fill(passes[i], d) for i, d in enumerate(directions)]
-    c_rows, data = _rows(x, rows)
+    D, keep = len(directions), []
+    passes = ffi.new(PASSES, D)
+    for i, d in enumerate(directions):
+        _fill(passes[i], d, keep)
+    c_rows = _rows(x, rows, keep)
     threads = get_num_threads()
-    with _arena.floats(lib.fl_forward_scratch(passes, len(directions), c_rows, threads)) as scratch:
-        lib.fl_forward(passes, len(directions), c_rows, pointer(y), scratch, threads)
-    del keep, data
+    memory = _arena.take(lib.fl_forward_scratch(passes, D, c_rows, threads))
+    lib.fl_forward(passes, D, c_rows, pointer(y), memory[1], threads)
+    _arena.give(memory)
 
 
 def backward(
@@ -219,17 +222,18 @@ def backward(
     with block.lock:
         if block.handle.v_x == ffi.NULL:
             _pack(block, backward=1)
-    one_pass = ffi.new("fl_pass *")
-    keep = _fill(one_pass, direction)
-    c_rows, data = _rows(x, rows)
+    keep: list[Any] = []
+    passes = ffi.new(PASSES, 1)
+    _fill(passes[0], direction, keep)
+    c_rows = _rows(x, rows, keep)
     c_grads = ffi.new("fl_grads *", {name: pointer(g) for name, g in grads.items()})
     # dy is a stretch of columns of a wider array: its rows lie apart, which from_buffer refuses.
     c_dy = ffi.NULL if dy is None else ffi.cast("float *", dy.__array_interface__["data"][0])
     ldy = 0 if dy is None else dy.strides[0] // dy.itemsize
     threads = get_num_threads()
-    with _arena.floats(lib.fl_backward_scratch(one_pass, c_rows, threads)) as scratch:
-        lib.fl_backward(one_pass, c_rows, c_dy, ldy, pointer(dx), c_grads, scratch, threads)
-    del keep, data
+    memory = _arena.take(lib.fl_backward_scratch(passes, c_rows, threads))
+    lib.fl_backward(passes, c_rows, c_dy, ldy, pointer(dx), c_grads, memory[1], threads)
+    _arena.give(memory)
 
 
 # ----------------------------------------------------------------------------------------------------------- streaming
@@ -237,8 +241,9 @@ def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array, Arr
     """See `backends.numpy.bind`. Every pointer is taken here, once: a step is one C call."""
     L, B = h.shape[:2]
     passes = ffi.new("fl_pass[]", L)
-    keep: list[Any] = [_fill(passes[i], Direction(k, False, h[i], None if c is None else c[i])) for i, k in enumerate(blocks)]
-    keep += [blocks, passes]
+    keep: list[Any] = [blocks, passes]
+    for i, k in enumerate(blocks):
+        _fill(passes[i], Direction(k, False, h[i], None if c is None else c[i]), keep)
     threads = get_num_threads()
     memory = aligned(lib.fl_step_scratch(passes, L, B, threads))
     scratch = pointer(memory)
