@@ -103,3 +103,9 @@ ptrdiff_t fl_step_scratch(const fl_pass *passes, int L, ptrdiff_t B, int threads
 void fl_step(const fl_pass *passes, int L, ptrdiff_t B, const float *x, const int64_t *ids, float *y, float *scratch,
              int threads);
 void flq_step(const fl_pass *passes, int L, ptrdiff_t B, const float *x, const int64_t *ids, float *y, float *scratch);
+
+/* limits.c, for the reports: floating-point operations, and bytes read from memory of so many bytes in turn, that the
+ * calling thread does at most in a second, measured for about so many seconds; 0 where there is not so much memory. */
+double fl_measure_fma(int isa, double seconds);
+double fl_measure_read(int isa, ptrdiff_t bytes, double seconds);
+const char *fl_compiler(void); /* that built this */
