@@ -1,0 +1,135 @@
+"""The compiled backend stays within its memory: every array ends, or begins, at a page that may not be touched.
+
+Each case runs in a forked child: a stray access kills it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import mmap
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES, Case
+
+import fastlstm as fl
+from fastlstm.backends import module
+from fastlstm.layout import Direction, Rows
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+# One layer in one direction, in all sizes; which activation it is does not change where it lies.
+GUARDED = [
+    case
+    for case in CASES
+    if case.T and case.B and not case.options.keys() & {"num_layers", "bidirectional", "activations", "nonlinearity"}
+]
+
+
+def fence(nbytes: int, at_end: bool, align: int = 1) -> Any:
+    """nbytes of memory (bytes array) that end just before, or begin just after, a page without access."""
+    page = mmap.PAGESIZE
+    pages = -(-max(nbytes, 1) // page) + 1
+    memory = mmap.mmap(-1, (pages + 1) * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for edge in (0, pages):
+        assert libc.mprotect(ctypes.c_void_p(start + edge * page), page, 0) == 0, os.strerror(ctypes.get_errno())
+    begin = (pages * page - nbytes) // align * align if at_end else page
+    return np.frombuffer(memory, np.uint8, nbytes, begin)
+
+
+def guarded(a: Any, at_end: bool) -> Any:
+    """A copy of an array between fences."""
+    copy = fence(a.nbytes, at_end).view(a.dtype).reshape(a.shape)
+    copy[...] = a
+    return copy
+
+
+def exercise(case: Case, at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pack, forward, backward and a step, with fences round every array, packed weights and scratch memory too."""
+    c = module("c")
+    # The kernels' own memory is promised to begin at a cache line.
+    monkeypatch.setattr(c, "aligned", lambda floats: fence(4 * floats, at_end, align=64).view(np.float32))
+    monkeypatch.setattr(c, "_arena", c.Arena())
+
+    def guard(a: Any) -> Any:
+        return guarded(a, at_end)
+
+    spec = case.layer()._specs[0]
+    params = {name.removesuffix("_l0"): guard(p) for name, p in case.layer().state_dict().items()}
+    block = c.pack(spec, params, "float32")
+    drawn = case.draw()
+    lengths = np.sort([n for n in case.lengths or [case.T] * case.B if n])[::-1].astype(np.int64)
+    rows = Rows.of_lengths(lengths)
+    object.__setattr__(rows, "batch_sizes", guard(rows.batch_sizes))
+    x = guard(drawn.x.reshape(-1, *drawn.x.shape[2:])[: rows.N].astype(np.int64 if case.ids else np.float32))
+    is_lstm = case.kind == "lstm"
+
+    def direction(reverse: bool, tape: dict[str, Any] | None) -> Direction:
+        h, cell = guard(np.ones((rows.B, spec.R), np.float32)), guard(np.ones((rows.B, spec.H), np.float32))
+        return Direction(block, reverse, h, cell if is_lstm else None, tape)
+
+    for reverse in (False, True):
+        tape = {name: guard(np.zeros((rows.N, width), np.float32)) for name, width in spec.tape.items()}
+        one = direction(reverse, tape)
+        tape |= {"h0": guard(one.h)} | ({"c0": guard(one.c)} if is_lstm else {})
+        y = guard(np.zeros((rows.N, spec.R), np.float32))
+        c.forward([direction(reverse, None)], x, rows, y)
+        c.forward([one], x, rows, y)
+        grads = {name: guard(np.zeros_like(p)) for name, p in params.items()}
+        if case.ids:
+            grads["weight_ih"] = guard(np.zeros(params["weight_ih"].shape[::-1], np.float32))
+        dx = None if case.ids else guard(np.zeros_like(x))
+        c.backward(one, x, rows, guard(np.ones((rows.N, spec.R), np.float32)), dx, grads)
+        assert y.any() and all(np.isfinite(g).all() and g.any() for g in grads.values())
+    state_h = guard(np.zeros((1, rows.B, spec.R), np.float32))
+    state_c = guard(np.zeros((1, rows.B, spec.H), np.float32)) if is_lstm else None
+    c.bind([block], state_h, state_c)(guard(x[: rows.B]), guard(np.zeros((rows.B, spec.R), np.float32)))
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Exit status of `work` in a forked child: 0, 1 for an exception, or minus the signal that killed it."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            faulthandler.disable()  # the parent says what happened
+            signal.alarm(60)
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize(("at_end", "threads"), [(True, 1), (True, 3), (False, 1)])
+def test_no_access_beyond_the_arrays(
+    at_end: bool, threads: int, compiled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work() -> None:
+        with fl.threads(threads):
+            for case in GUARDED:
+                exercise(case, at_end, monkeypatch)
+
+    if in_child(work):  # find out which
+        with fl.threads(threads):
+            failed = [str(case) for case in GUARDED if in_child(lambda case=case: exercise(case, at_end, monkeypatch))]
+        pytest.fail("access beyond an array, or an exception, in:\n" + "\n".join(failed))
+
+
+@pytest.mark.parametrize("offset", [-1, 8])
+def test_the_fence_stands(offset: int) -> None:
+    """The check can fail: one byte too far kills the child."""
+
+    def stray() -> None:
+        a = fence(8, at_end=offset > 0)
+        ctypes.memset(a.__array_interface__["data"][0] + offset, 0, 1)
+
+    assert in_child(stray) == -signal.SIGSEGV
+    assert in_child(lambda: None) == 0
