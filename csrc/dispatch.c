@@ -79,9 +79,6 @@ static const double LEAST_STEP = FL_LEAST * 1e5;
 
 static ptrdiff_t round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; }
 
-/* Floats that hold n pointers. */
-static ptrdiff_t pointers(ptrdiff_t n) { return n * (ptrdiff_t)sizeof(void *) / (ptrdiff_t)sizeof(float); }
-
 static float *take(float **memory, ptrdiff_t floats) {
     float *taken = *memory;
     *memory += round16(floats);
@@ -181,12 +178,41 @@ static void cut_backward(fl_backward_job *job, int threads) {
     job->chunk_count = cut(job->chunks, job->rows, job->N, 1, job->pieces);
 }
 
+/* Rows of a stretch: few enough to stay in cache, enough to be worth a pass over the weights' gradients. */
+static const ptrdiff_t STRETCH_ROWS = 2 * FL_GRAD_BLOCK;
+
+static int stretch_limit(const fl_rows *rows, ptrdiff_t N) { return (int)fl_min(rows->T, N / STRETCH_ROWS + 1); }
+
+/* Stretches of whole steps, last first; in reverse for a reverse direction, whose backward walks forth. */
+static int find_stretches(fl_stretch *stretches, const fl_rows *rows, ptrdiff_t N, int reverse) {
+    int count = 0;
+    fl_stretch s = {rows->T, rows->T, N, N};
+    if (reverse)
+        s = (fl_stretch){0, 0, 0, 0};
+    while (reverse ? s.t1 < rows->T : s.t0 > 0) {
+        if (reverse)
+            s.row1 += rows->batch_sizes[s.t1++];
+        else
+            s.row0 -= rows->batch_sizes[--s.t0];
+        const int last = reverse ? s.t1 == rows->T : s.t0 == 0;
+        if (s.row1 - s.row0 < STRETCH_ROWS && !last)
+            continue;
+        stretches[count++] = s;
+        s = reverse ? (fl_stretch){s.t1, s.t1, s.row1, s.row1} : (fl_stretch){s.t0, s.t0, s.row0, s.row0};
+    }
+    return count;
+}
+
+/* Floats that hold n of something. */
+static ptrdiff_t floats_of(ptrdiff_t n, size_t size) { return n * (ptrdiff_t)(size / sizeof(float)); }
+
 ptrdiff_t fl_backward_scratch(const fl_pass *pass, const fl_rows *rows, int threads) {
     const fl_spec *s = &pass->block->spec;
     const fl_isa *isa = isas[pass->block->isa];
     fl_backward_job job = {.pass = pass, .rows = rows, .N = row_count(rows)};
     cut_backward(&job, threads);
-    ptrdiff_t size = (s->kind == FL_LSTM ? 2 : 1) * round16(pointers(job.N));
+    ptrdiff_t size = (s->kind == FL_LSTM ? 2 : 1) * round16(floats_of(job.N, sizeof(float *)));
+    size += round16(floats_of(stretch_limit(rows, job.N), sizeof(fl_stretch)));
     size += s->projected ? round16(job.N * s->R) : 0;
     size += s->kind == FL_RNN ? round16(job.N * s->H) : 0;
     for (int i = 0; i < job.chunk_count; i++)
@@ -217,12 +243,14 @@ void fl_backward(const fl_pass *pass, const fl_rows *rows, const float *dy, ptrd
     const fl_isa *isa = isas[pass->block->isa];
     fl_backward_job job = {.pass = pass, .rows = rows, .N = row_count(rows), .dy = dy, .ldy = ldy, .dx = dx, .grads = grads};
     cut_backward(&job, threads);
-    job.h_prev = (const float **)take(&scratch, pointers(job.N));
+    job.h_prev = (const float **)take(&scratch, floats_of(job.N, sizeof(float *)));
     find_previous(job.h_prev, rows, pass->reverse, pass->tape_h, pass->h0, s->R);
     if (s->kind == FL_LSTM) {
-        job.c_prev = (const float **)take(&scratch, pointers(job.N));
+        job.c_prev = (const float **)take(&scratch, floats_of(job.N, sizeof(float *)));
         find_previous(job.c_prev, rows, pass->reverse, pass->tape_c, pass->c0, s->H);
     }
+    job.stretches = (fl_stretch *)take(&scratch, floats_of(stretch_limit(rows, job.N), sizeof(fl_stretch)));
+    job.stretch_count = find_stretches(job.stretches, rows, job.N, pass->reverse);
     if (s->projected)
         job.dh_all = take(&scratch, job.N * s->R);
     job.dgates = s->kind == FL_RNN ? take(&scratch, job.N * s->H) : pass->gates;
@@ -231,8 +259,7 @@ void fl_backward(const fl_pass *pass, const fl_rows *rows, const float *dy, ptrd
         job.chunks[i].scratch = take(&scratch, isa->backward_scratch(s, job.chunks[i].b1 - job.chunks[i].b0));
     job.workspace = scratch;
     job.workspace_size = round16(isa->gradient_scratch(s));
-    fl_run(isa->backward_chunk, &job, 1, job.chunk_count, job.chunk_count > 1 ? threads : 1);
-    fl_run(isa->backward_gradients, &job, 1, job.pieces, job.pieces > 1 ? threads : 1);
+    fl_run(isa->backward, &job, 2 * job.stretch_count, job.pieces, threads);
 }
 
 /* --------------------------------------------------------------------------------------------------------- streaming */

@@ -29,7 +29,10 @@
 INLINE ptrdiff_t fl_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 INLINE ptrdiff_t fl_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
 
-enum { FL_MAX_DIRECTIONS = 2, FL_MAX_CHUNKS = 64 };
+enum {
+    FL_MAX_CHUNKS = 64,
+    FL_GRAD_BLOCK = 128 /* rows that a weight gradient sums at once: its operands then fit the first-level cache */
+};
 
 /* A stretch of batch rows of one direction: no other piece reads or writes them. */
 typedef struct {
@@ -48,6 +51,11 @@ typedef struct {
     int parts; /* a team's members for each direction; 0: chunks go each its own way */
 } fl_forward_job;
 
+/* Steps t0..t1, packed rows row0..row1. */
+typedef struct {
+    ptrdiff_t t0, t1, row0, row1;
+} fl_stretch;
+
 typedef struct {
     const fl_pass *pass;
     const fl_rows *rows;
@@ -61,7 +69,9 @@ typedef struct {
     ptrdiff_t ld_gates;
     const float **h_prev;  /* (N) where each row's previous h, */
     const float **c_prev;  /* (N) and c lie */
-    float *workspace;      /* of each worker */
+    fl_stretch *stretches; /* in the order in which backward walks them */
+    int stretch_count;
+    float *workspace; /* of each worker */
     ptrdiff_t workspace_size;
     int pieces;
     int chunk_count;
@@ -80,9 +90,8 @@ typedef struct {
     fl_piece_fn forward_team;      /* arg: fl_forward_job; step: one of team_steps; piece: direction, part */
     int (*team_steps)(const fl_forward_job *job);
     ptrdiff_t (*backward_scratch)(const fl_spec *spec, ptrdiff_t B);
-    fl_piece_fn backward_chunk;    /* arg: fl_backward_job; piece: a chunk, through all time */
     ptrdiff_t (*gradient_scratch)(const fl_spec *spec); /* of each worker */
-    fl_piece_fn backward_gradients; /* arg: fl_backward_job; piece: a share of the parameters' and input's gradients */
+    fl_piece_fn backward; /* arg: fl_backward_job; step: a stretch's walk, then its sums; piece: a chunk or a share */
 } fl_isa;
 
 extern const fl_isa fl_isa_scalar, fl_isa_avx2, fl_isa_avx512, fl_isa_neon;

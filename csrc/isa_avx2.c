@@ -7,7 +7,7 @@
 #define ISA avx2
 #define VL 8
 #define ROWS 3
-#define GRAD_C 3
+#define GRAD_ROWS 4
 TARGET_BEGIN("avx2,fma,f16c")
 #include "kernels.h"
 TARGET_END

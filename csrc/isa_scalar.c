@@ -4,5 +4,5 @@
 #define ISA scalar
 #define VL 1
 #define ROWS 3
-#define GRAD_C 3
+#define GRAD_ROWS 4
 #include "kernels.h"

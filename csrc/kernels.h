@@ -3,7 +3,7 @@
  *   ISA      its name, as in fl_isa_<name>
  *   VL       floats in a vector (vec.h)
  *   ROWS     rows of a tile: as many as keep ROWS x 4 accumulators in registers
- *   GRAD_C   vectors across a tile of a weight gradient (4 rows high)
+ *   GRAD_ROWS  rows of a weight gradient's tile, which is GRAD_C vectors wide
  *
  * opens a target region and includes this file. Contract: pointers are valid and do not overlap; sizes are positive;
  * nothing outside the shapes given is read or written; no allocation.
@@ -24,7 +24,7 @@
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
-enum { GRAD_ROWS = 4, GRAD_PACK = 16, GRAD_BLOCK = 256, START_FLOATS = 32768 };
+enum { GRAD_PACK = 16, GRAD_C = 3, GRAD_BLOCK = FL_GRAD_BLOCK, START_FLOATS = 32768 };
 
 static inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 
@@ -886,17 +886,15 @@ static void step_back(const Back *s, ptrdiff_t n) {
 
 static ptrdiff_t backward_scratch(const fl_spec *s, ptrdiff_t B) { return round16(B * s->H); }
 
-static void backward_chunk(void *arg, int step_index, int piece, int worker) {
-    (void)step_index, (void)worker;
-    const fl_backward_job *job = arg;
-    const fl_chunk *chunk = &job->chunks[piece];
+/* One chunk back through one stretch of time. */
+static void backward_chunk(const fl_backward_job *job, const fl_chunk *chunk, const fl_stretch *stretch) {
     const fl_pass *pass = job->pass;
     const fl_spec *e = &pass->block->spec;
-    const ptrdiff_t b0 = chunk->b0, B = chunk->b1 - b0, T = job->rows->T, H = e->H, R = e->R;
+    const ptrdiff_t b0 = chunk->b0, B = chunk->b1 - b0, H = e->H, R = e->R;
     const int64_t *sizes = job->rows->batch_sizes;
-    ptrdiff_t first = pass->reverse ? 0 : job->N; /* the walk goes against the direction's own */
-    for (ptrdiff_t i = 0; i < T; i++) {
-        const ptrdiff_t t = pass->reverse ? i : T - 1 - i;
+    ptrdiff_t first = pass->reverse ? stretch->row0 : stretch->row1; /* the walk goes against the direction's own */
+    for (ptrdiff_t i = stretch->t0; i < stretch->t1; i++) {
+        const ptrdiff_t t = pass->reverse ? i : stretch->t0 + stretch->t1 - 1 - i;
         if (!pass->reverse)
             first -= sizes[t];
         const ptrdiff_t n = fl_min(B, sizes[t] - b0), row = first + b0;
@@ -932,20 +930,27 @@ typedef struct {
 
 INLINE const float *source_row(const Source *s, ptrdiff_t n) { return s->rows ? s->rows[n] : s->base + n * s->ld; }
 
-/* out (4, C VL) += sum over n of a (n, GRAD_PACK) x b (n, C VL), four columns of a. */
+/* out (GRAD_ROWS, C VL) += sum over n of a (n, GRAD_PACK) x b (n, C VL), GRAD_ROWS columns of a. */
 INLINE void gradient_tile(const int C, const float *a, const float *b, ptrdiff_t n, float *out, ptrdiff_t ld, int rows,
                           ptrdiff_t columns) {
     V acc[GRAD_ROWS * GRAD_C];
     UNROLL
     for (int i = 0; i < GRAD_ROWS * C; i++)
         acc[i] = V_SET1(0.0f);
+    for (int m = 0; m < rows; m++) /* wanted at the end; it comes while the sums are made */
+        for (ptrdiff_t j = 0; j < columns; j += 16)
+            __builtin_prefetch(out + m * ld + j, 1);
     for (ptrdiff_t k = 0; k < n; k++, a += GRAD_PACK, b += C * VL) {
+        V bv[GRAD_C];
         UNROLL
-        for (int v = 0; v < C; v++) {
-            const V bv = V_LOAD(b + v * VL);
+        for (int v = 0; v < C; v++)
+            bv[v] = V_LOAD(b + v * VL);
+        UNROLL
+        for (int m = 0; m < GRAD_ROWS; m++) {
+            const V am = V_SET1(a[m]);
             UNROLL
-            for (int m = 0; m < GRAD_ROWS; m++)
-                acc[m * C + v] = V_FMA(V_SET1(a[m]), bv, acc[m * C + v]);
+            for (int v = 0; v < C; v++)
+                acc[m * C + v] = V_FMA(am, bv[v], acc[m * C + v]);
         }
     }
     UNROLL
@@ -967,80 +972,95 @@ typedef void gradient_fn(const float *a, const float *b, ptrdiff_t n, float *out
         gradient_tile(C, a, b, n, out, ld, rows, columns);                                                             \
     }
 GRADIENT(1) GRADIENT(2) GRADIENT(3)
-#if GRAD_C == 4
-GRADIENT(4)
-static gradient_fn *const gradients[] = {NULL, gradient_1, gradient_2, gradient_3, gradient_4};
-#else
-static gradient_fn *const gradients[] = {NULL, gradient_1, gradient_2, gradient_3};
-#endif
+static gradient_fn *const gradients[GRAD_C + 1] = {NULL, gradient_1, gradient_2, gradient_3};
 
+/* What is summed over rows n0..n1 and outputs j0..j1 of d (N, ld): out (outputs, width) += d' source for up to two
+ * sources, bias (outputs) += column sums for up to two biases. Rows are summed in blocks of GRAD_BLOCK, whatever the
+ * share: the same bits for every number of threads. */
+typedef struct {
+    const float *d;
+    ptrdiff_t ld, j0, j1;
+    int count;
+    struct {
+        float *out;
+        ptrdiff_t width;
+        Source source;
+    } target[2];
+    float *bias[2];
+} Sums;
+
+/* Floats of workspace: columns of d, block by block, and a tile's width of a source. */
 static ptrdiff_t gradient_scratch(const fl_spec *s) {
-    const ptrdiff_t outputs = fl_max(4 * s->H, s->R);
-    return GRAD_BLOCK * (ceil_div(outputs, GRAD_PACK) * GRAD_PACK + GRAD_C * VL) + round16(outputs);
+    return GRAD_BLOCK * (ceil_div(fl_max(4 * s->H, s->R), GRAD_PACK) * GRAD_PACK + GRAD_C * VL);
 }
 
-/* out (outputs, width) += d' source over N rows, for outputs j0..j1 of d (N, ld_d). Rows are summed in blocks of
- * GRAD_BLOCK, whatever the share: the same bits for every number of threads. */
-static void weight_gradient(float *out, ptrdiff_t width, const float *d, ptrdiff_t ld_d, ptrdiff_t j0, ptrdiff_t j1,
-                            const Source *source, ptrdiff_t N, float *work) {
-    const ptrdiff_t step_columns = GRAD_C * VL;
-    float *const packed_b = work, *const packed_a = work + GRAD_BLOCK * step_columns;
-    for (ptrdiff_t n0 = 0; n0 < N; n0 += GRAD_BLOCK) {
-        const ptrdiff_t n = fl_min(GRAD_BLOCK, N - n0);
-        float *a = packed_a;
-        for (ptrdiff_t j = j0; j < j1; j += GRAD_PACK) {
-            const ptrdiff_t count = fl_min(GRAD_PACK, j1 - j);
-            for (ptrdiff_t i = 0; i < n; i++, a += GRAD_PACK) {
-                const float *from = d + (n0 + i) * ld_d + j;
-                if (count == GRAD_PACK) {
-                    memcpy(a, from, GRAD_PACK * sizeof(float));
-                } else {
-                    memset(a, 0, GRAD_PACK * sizeof(float));
-                    memcpy(a, from, (size_t)count * sizeof(float));
-                }
+/* n rows of d from `row`, GRAD_PACK columns after another: (columns / GRAD_PACK, n, GRAD_PACK); their sums to the
+ * biases. */
+static void pack_columns(const Sums *s, ptrdiff_t row, ptrdiff_t n, float *to) {
+    for (ptrdiff_t j = s->j0; j < s->j1; j += GRAD_PACK) {
+        V sums[GRAD_PACK / VL];
+        for (int v = 0; v < GRAD_PACK / VL; v++)
+            sums[v] = V_SET1(0.0f);
+        const float *from = s->d + row * s->ld + j;
+        for (ptrdiff_t i = 0; i < n; i++, from += s->ld, to += GRAD_PACK)
+            UNROLL
+            for (int v = 0; v < GRAD_PACK / VL; v++) {
+                const ptrdiff_t left = s->j1 - j - v * VL;
+                const V x = left >= VL ? V_LOAD(from + v * VL) : left > 0 ? V_LOADN(from + v * VL, (int)left) : V_SET1(0.0f);
+                sums[v] = V_ADD(sums[v], x);
+                V_STORE(to + v * VL, x);
             }
-        }
-        for (ptrdiff_t k = 0; k < width; k += step_columns) {
-            const ptrdiff_t columns = fl_min(step_columns, width - k), C = ceil_div(columns, VL);
-            for (ptrdiff_t i = 0; i < n; i++) {
-                const float *from = source_row(source, n0 + i) + k;
-                for (ptrdiff_t v = 0; v < columns; v += VL) {
-                    const int count = (int)fl_min(VL, columns - v);
-                    V_STORE(packed_b + i * C * VL + v, V_LOADN(from + v, count));
-                }
+        for (int b = 0; b < 2; b++)
+            for (int v = 0; v < GRAD_PACK / VL && s->bias[b]; v++) {
+                const int count = (int)fl_min(VL, s->j1 - j - v * VL);
+                float *const bias = s->bias[b] + j + v * VL;
+                if (count > 0)
+                    V_STOREN(bias, V_ADD(V_LOADN(bias, count), sums[v]), count);
             }
-            a = packed_a;
-            for (ptrdiff_t j = j0; j < j1; j += GRAD_PACK, a += n * GRAD_PACK)
-                for (ptrdiff_t r = 0; r < GRAD_PACK && j + r < j1; r += GRAD_ROWS)
-                    gradients[C](a + r, packed_b, n, out + (j + r) * width + k, width,
-                                 (int)fl_min(GRAD_ROWS, j1 - j - r), columns);
+    }
+}
+
+static void sum_rows(const Sums *s, ptrdiff_t n0, ptrdiff_t n1, float *work) {
+    const ptrdiff_t tile_width = GRAD_C * VL;
+    float *const packed_b = work, *const packed_a = work + GRAD_BLOCK * tile_width;
+    for (ptrdiff_t row = n0; row < n1; row += GRAD_BLOCK) {
+        const ptrdiff_t n = fl_min(GRAD_BLOCK, n1 - row);
+        pack_columns(s, row, n, packed_a);
+        for (int i = 0; i < s->count; i++) {
+            const ptrdiff_t width = s->target[i].width;
+            for (ptrdiff_t k = 0; k < width; k += tile_width) {
+                const ptrdiff_t columns = fl_min(tile_width, width - k), C = ceil_div(columns, VL);
+                for (ptrdiff_t r = 0; r < n; r++) {
+                    const float *from = source_row(&s->target[i].source, row + r) + k;
+                    for (ptrdiff_t v = 0; v < columns; v += VL)
+                        V_STORE(packed_b + r * C * VL + v, V_LOADN(from + v, (int)fl_min(VL, columns - v)));
+                }
+                const float *a = packed_a;
+                for (ptrdiff_t j = s->j0; j < s->j1; j += GRAD_PACK, a += n * GRAD_PACK)
+                    for (ptrdiff_t r = 0; r < GRAD_PACK && j + r < s->j1; r += GRAD_ROWS)
+                        gradients[C](a + r, packed_b, n, s->target[i].out + (j + r) * width + k, width,
+                                     (int)fl_min(GRAD_ROWS, s->j1 - j - r), columns);
+            }
         }
     }
 }
 
-/* out (count) += sum over rows of d (N, ld), times factor's rows where given; in blocks, as above. */
-static void column_sums(float *out, const float *d, ptrdiff_t ld, ptrdiff_t count, const Source *factor, ptrdiff_t at,
-                        ptrdiff_t N, float *partial) {
-    for (ptrdiff_t n0 = 0; n0 < N; n0 += GRAD_BLOCK) {
-        const ptrdiff_t end = fl_min(N, n0 + GRAD_BLOCK);
-        memset(partial, 0, (size_t)count * sizeof(float));
-        for (ptrdiff_t n = n0; n < end; n++)
-            for (ptrdiff_t j = 0; j < count; j += VL) {
-                const int c = (int)fl_min(VL, count - j);
-                V v = V_LOADN(d + n * ld + j, c);
-                if (factor)
-                    v = V_MUL(v, V_LOADN(source_row(factor, n) + at + j, c));
-                V_STOREN(partial + j, V_ADD(V_LOADN(partial + j, c), v), c);
-            }
-        for (ptrdiff_t j = 0; j < count; j++)
-            out[j] += partial[j];
+/* out (count) += sum over rows of d (N, ld) * factor (N, .) from column `at` on; row by row. */
+static void product_sums(float *out, const float *d, ptrdiff_t ld, ptrdiff_t count, const Source *factor, ptrdiff_t at,
+                         ptrdiff_t n0, ptrdiff_t n1) {
+    for (ptrdiff_t j = 0; j < count; j += VL) {
+        const int c = (int)fl_min(VL, count - j);
+        V sum = V_SET1(0.0f);
+        for (ptrdiff_t n = n0; n < n1; n++)
+            sum = V_FMA(V_LOADN(d + n * ld + j, c), V_LOADN(source_row(factor, n) + at + j, c), sum);
+        V_STOREN(out + j, V_ADD(V_LOADN(out + j, c), sum), c);
     }
 }
 
-/* Rows of the input matrix's gradient, one per token seen: (rows, G*H), columns j0..j1. */
+/* Rows of the input matrix's gradient, one per token seen: (rows, GH), columns j0..j1. */
 static void token_gradient(float *out, ptrdiff_t GH, const float *d, ptrdiff_t ld, ptrdiff_t j0, ptrdiff_t j1,
-                           const int64_t *ids, ptrdiff_t N) {
-    for (ptrdiff_t n = 0; n < N; n++)
+                           const int64_t *ids, ptrdiff_t n0, ptrdiff_t n1) {
+    for (ptrdiff_t n = n0; n < n1; n++)
         for (ptrdiff_t j = j0; j < j1; j += VL) {
             const int c = (int)fl_min(VL, j1 - j);
             float *const to = out + ids[n] * GH + j;
@@ -1048,58 +1068,75 @@ static void token_gradient(float *out, ptrdiff_t GH, const float *d, ptrdiff_t l
         }
 }
 
-/* Share `piece` of every parameter's gradient (a share of its outputs) and of dx (a share of the rows). */
-static void backward_gradients(void *arg, int step_index, int piece, int worker) {
-    (void)step_index;
-    const fl_backward_job *job = arg;
+/* Share `piece` of every parameter's gradient (of its outputs) and of dx (of the rows), for packed rows n0..n1. */
+static void gradients_of_rows(const fl_backward_job *job, int piece, float *work, ptrdiff_t n0, ptrdiff_t n1) {
     const fl_pass *pass = job->pass;
     const fl_spec *e = &pass->block->spec;
     const fl_grads *g = job->grads;
-    const ptrdiff_t H = e->H, R = e->R, I = e->I, N = job->N, ld = job->ld_gates, GH = gate_count(e) * H;
+    const ptrdiff_t H = e->H, R = e->R, I = e->I, ld = job->ld_gates, GH = gate_count(e) * H;
     const float *const d = job->dgates;
-    float *const work = job->workspace + worker * job->workspace_size;
-    float *const partial = work + job->workspace_size - round16(fl_max(4 * H, R));
     const Source x = {job->rows->x, I, NULL}, h_prev = {NULL, 0, job->h_prev}, c_prev = {NULL, 0, job->c_prev};
-    const int apart = e->kind == FL_GRU; /* the candidate's recurrent product has a gradient or an operand of its own */
-    const ptrdiff_t candidate = e->reset_after ? 3 * H : 2 * H; /* where its gradient lies */
+    const Source rh = {pass->gates + 3 * H, ld, NULL}, m = {pass->tape_m, H, NULL}, c = {pass->tape_c, H, NULL};
+    const int gru = e->kind == FL_GRU;
+    const ptrdiff_t both = gru ? 2 * H : GH; /* gates whose input and recurrent product have the same gradient */
     ptrdiff_t j0, j1;
 
-    share(GH, GRAD_PACK, piece, job->pieces, &j0, &j1);
-    if (job->rows->ids)
-        token_gradient(g->weight_ih, GH, d, ld, j0, j1, job->rows->ids, N);
-    else
-        weight_gradient(g->weight_ih, I, d, ld, j0, j1, &x, N, work);
-    if (g->bias_ih)
-        column_sums(g->bias_ih + j0, d + j0, ld, j1 - j0, NULL, 0, N, partial);
+    share(both, GRAD_PACK, piece, job->pieces, &j0, &j1);
+    Sums s = {.d = d, .ld = ld, .j0 = j0, .j1 = j1, .bias = {g->bias_ih, g->bias_hh}};
+    s.target[s.count].out = g->weight_hh, s.target[s.count].width = R, s.target[s.count++].source = h_prev;
+    if (x.base)
+        s.target[s.count].out = g->weight_ih, s.target[s.count].width = I, s.target[s.count++].source = x;
+    sum_rows(&s, n0, n1, work);
 
-    share(apart ? 2 * H : GH, GRAD_PACK, piece, job->pieces, &j0, &j1);
-    weight_gradient(g->weight_hh, R, d, ld, j0, j1, &h_prev, N, work);
-    if (g->bias_hh)
-        column_sums(g->bias_hh + j0, d + j0, ld, j1 - j0, NULL, 0, N, partial);
-    if (apart) {
-        const Source rh = {pass->gates + 3 * H, ld, NULL};
+    if (gru) { /* the candidate: its recurrent product has a gradient (reset_after) or an operand of its own */
+        float *const weight_hh = g->weight_hh + 2 * H * R, *const weight_ih = g->weight_ih + 2 * H * I;
         share(H, GRAD_PACK, piece, job->pieces, &j0, &j1);
-        weight_gradient(g->weight_hh + 2 * H * R, R, d + candidate, ld, j0, j1, e->reset_after ? &h_prev : &rh, N, work);
-        if (g->bias_hh)
-            column_sums(g->bias_hh + 2 * H + j0, d + candidate + j0, ld, j1 - j0, NULL, 0, N, partial);
+        Sums of_x = {.d = d + 2 * H, .ld = ld, .j0 = j0, .j1 = j1};
+        of_x.bias[0] = g->bias_ih ? g->bias_ih + 2 * H : NULL;
+        if (x.base)
+            of_x.target[of_x.count].out = weight_ih, of_x.target[of_x.count].width = I, of_x.target[of_x.count++].source = x;
+        Sums of_h = {.d = d + 3 * H, .ld = ld, .j0 = j0, .j1 = j1};
+        Sums *const recurrent = e->reset_after ? &of_h : &of_x;
+        recurrent->bias[1] = g->bias_hh ? g->bias_hh + 2 * H : NULL;
+        recurrent->target[recurrent->count].out = weight_hh;
+        recurrent->target[recurrent->count].width = R;
+        recurrent->target[recurrent->count++].source = e->reset_after ? h_prev : rh;
+        sum_rows(&of_x, n0, n1, work);
+        if (e->reset_after)
+            sum_rows(&of_h, n0, n1, work);
+    }
+    if (job->rows->ids) {
+        share(GH, GRAD_PACK, piece, job->pieces, &j0, &j1);
+        token_gradient(g->weight_ih, GH, d, ld, j0, j1, job->rows->ids, n0, n1);
     }
     if (e->projected) {
-        const Source m = {pass->tape_m, H, NULL};
         share(R, GRAD_PACK, piece, job->pieces, &j0, &j1);
-        weight_gradient(g->weight_hr, H, job->dh_all, R, j0, j1, &m, N, work);
+        const Sums r = {.d = job->dh_all, .ld = R, .j0 = j0, .j1 = j1, .count = 1, .target = {{g->weight_hr, H, m}}};
+        sum_rows(&r, n0, n1, work);
     }
     if (e->peepholes) {
-        const Source c = {pass->tape_c, H, NULL};
         share(H, GRAD_PACK, piece, job->pieces, &j0, &j1);
-        column_sums(g->weight_peep + j0, d + j0, ld, j1 - j0, &c_prev, j0, N, partial);
-        column_sums(g->weight_peep + H + j0, d + H + j0, ld, j1 - j0, &c_prev, j0, N, partial);
-        column_sums(g->weight_peep + 2 * H + j0, d + 3 * H + j0, ld, j1 - j0, &c, j0, N, partial);
+        product_sums(g->weight_peep + j0, d + j0, ld, j1 - j0, &c_prev, j0, n0, n1);
+        product_sums(g->weight_peep + H + j0, d + H + j0, ld, j1 - j0, &c_prev, j0, n0, n1);
+        product_sums(g->weight_peep + 2 * H + j0, d + 3 * H + j0, ld, j1 - j0, &c, j0, n0, n1);
     }
     if (job->dx) {
-        share(N, ROWS, piece, job->pieces, &j0, &j1);
+        share(n1 - n0, ROWS, piece, job->pieces, &j0, &j1);
         if (j1 > j0)
-            back_product(job->dx + j0 * I, I, j1 - j0, 1, d + j0 * ld, ld, pass->block->v_x, GH, NULL, 0, NULL, 0);
+            back_product(job->dx + (n0 + j0) * I, I, j1 - j0, 1, d + (n0 + j0) * ld, ld, pass->block->v_x, GH, NULL, 0,
+                         NULL, 0);
     }
+}
+
+/* Backward goes stretch by stretch of time: first the chunks walk back through it, then the gradients of its rows are
+ * summed while these are still in cache. Even steps of fl_run walk, odd ones sum. */
+static void backward(void *arg, int index, int piece, int worker) {
+    const fl_backward_job *job = arg;
+    const fl_stretch *stretch = &job->stretches[index / 2];
+    if (index % 2)
+        gradients_of_rows(job, piece, job->workspace + worker * job->workspace_size, stretch->row0, stretch->row1);
+    else if (piece < job->chunk_count)
+        backward_chunk(job, &job->chunks[piece], stretch);
 }
 
 const fl_isa JOIN(fl_isa_, ISA) = {
@@ -1113,7 +1150,6 @@ const fl_isa JOIN(fl_isa_, ISA) = {
     .forward_team = forward_team,
     .team_steps = team_steps,
     .backward_scratch = backward_scratch,
-    .backward_chunk = backward_chunk,
     .gradient_scratch = gradient_scratch,
-    .backward_gradients = backward_gradients,
+    .backward = backward,
 };

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .arena import arena
 from .backends import choose
 from .cells import ACTIVATIONS, DEFAULT_ACTIVATIONS, Kind, Spec, activation
 from .layout import Array, Direction, Rows, draw, suffix
@@ -440,7 +441,7 @@ class Recurrent(Layer):
         if ids:
             check_ids(rows, self.input_size)
         if keep and np.may_share_memory(rows, x):
-            rows = rows.copy()  # the tape's own: the caller may write to x before backward
+            rows = arena.copy(rows)  # the tape's own: the caller may write to x before backward
         version, blocks = self._blocks()
         tape = Tape(self, version, batch, unbatched, [], [], []) if keep else None
         N, D = batch.rows.N, self._D
@@ -448,7 +449,7 @@ class Recurrent(Layer):
             directions = [
                 self._direction(spec, block, d, layer, batch, h, c, keep) for d, block in enumerate(blocks[layer])
             ]
-            y = np.empty((N, D * spec.R), self.dtype)
+            y = arena.empty((N, D * spec.R), self.dtype)
             if N:
                 self._module.forward(directions, rows, batch.rows, y)
             for d, one in enumerate(directions):
@@ -472,7 +473,7 @@ class Recurrent(Layer):
         at = layer * self._D + d
         one = Direction(block, bool(d), batch.pack_state(h[at]), None if c is None else batch.pack_state(c[at]))
         if keep:
-            one.tape = {name: np.empty((batch.rows.N, width), self.dtype) for name, width in spec.tape.items()}
+            one.tape = {name: arena.empty((batch.rows.N, width), self.dtype) for name, width in spec.tape.items()}
             one.tape["h0"] = one.h.copy()
             if one.c is not None:
                 one.tape["c0"] = one.c.copy()
@@ -592,7 +593,7 @@ class Recurrent(Layer):
         for layer in reversed(range(self.num_layers if batch.rows.N else 0)):
             x = tape.x[layer]
             seen, x = np.unique(x, return_inverse=True) if x.ndim == 1 else (None, x)
-            dx = np.zeros_like(x) if seen is None else None
+            dx = arena.zeros(x.shape, self.dtype) if seen is None else None
             for d, block in enumerate(blocks[layer]):
                 at, R = layer * D + d, self._R
                 one = Direction(block, bool(d), batch.pack_state(dh[at]), None, tape.kept[layer][d])
