@@ -7,6 +7,6 @@
 #define ISA neon
 #define VL 4
 #define ROWS 6
-#define GRAD_C 4
+#define GRAD_ROWS 8
 #include "kernels.h"
 #endif
