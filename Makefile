@@ -77,23 +77,98 @@ format: $(VENV)/tools
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(C_FILES)
 
-C_FILES = $(wildcard csrc/*.c csrc/*.h tests/c/*.c)
+C_FILES = $(wildcard csrc/*.c csrc/*.h tests/c/*.[ch] tests/emulator/*.c)
 
-## test-pool: stress the thread pool, plainly (with futex and without) and under the sanitizers; half a minute
-.PHONY: test-pool
-test-pool: $(addprefix build/pool/,futex condition address thread)
-	build/pool/futex
-	build/pool/condition
-	build/pool/address
-	TSAN_OPTIONS=halt_on_error=1 build/pool/thread
-	build/pool/futex time
+## test-c: hold each instruction set's kernels against the scalar ones, and stress the thread pool; a minute
+.PHONY: test-c
+test-c: build/c/native/test_kernels build/c/native/test_pool build/c/condition/test_pool
+	build/c/native/test_pool
+	build/c/condition/test_pool
+	@$(call run_kernels,build/c/native/test_kernels,1200)
 
-build/pool/condition: POOL_FLAGS := -DFL_POOL_NO_FUTEX
-build/pool/address: POOL_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all
-build/pool/thread: POOL_FLAGS := -fsanitize=thread
-build/pool/%: csrc/pool.c csrc/pool.h tests/c/test_pool.c
-	@mkdir -p build/pool
-	$(CC) -std=gnu11 -O2 -g -Wall -Wextra -Werror -Icsrc -pthread $(POOL_FLAGS) -o $@ csrc/pool.c tests/c/test_pool.c
+## test-arm: the same for 64-bit ARM (NEON), cross-compiled and emulated; two minutes
+.PHONY: test-arm
+test-arm:
+	@$(call need,aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu /usr/aarch64-linux-gnu/lib/libc.a=libc6-dev-arm64-cross \
+	    qemu-aarch64=qemu-user)
+	@$(MAKE) --no-print-directory build/c/arm/test_kernels build/c/arm/test_pool
+	@aarch64-linux-gnu-objdump -d build/c/arm/isa_neon.o | grep -c 'fmla.*v[0-9]*\.4s' \
+	    | sed 's/$$/ fused multiply-adds on four floats/'
+	qemu-aarch64 build/c/arm/test_pool
+	@$(call run_kernels,qemu-aarch64 build/c/arm/test_kernels,150)
+
+## test-avx512: the same for AVX-512, on an emulated processor that has it (one thread, no operating system); two minutes
+.PHONY: test-avx512
+test-avx512:
+	@$(call need,bochs=bochs /usr/share/bochs/BIOS-bochs-latest=bochsbios /usr/share/bochs/VGABIOS-lgpl-latest=vgabios \
+	    /usr/lib/ISOLINUX/isolinux.bin=isolinux /usr/lib/syslinux/modules/bios/mboot.c32=syslinux-common xorriso=xorriso)
+	@$(MAKE) --no-print-directory build/c/emulator/image
+	tests/emulator/run build/c/emulator/image
+
+## test-sanitize: kernels and thread pool under the address, undefined-behaviour and thread sanitizers; five minutes
+.PHONY: test-sanitize
+test-sanitize: $(foreach build,address thread,build/c/$(build)/test_kernels build/c/$(build)/test_pool)
+	build/c/address/test_pool
+	TSAN_OPTIONS=halt_on_error=1 build/c/thread/test_pool
+	build/c/address/test_kernels --cases 300
+	TSAN_OPTIONS=halt_on_error=1 build/c/thread/test_kernels --cases 150
+
+## time-pool: what a call of the thread pool and one of its steps cost
+.PHONY: time-pool
+time-pool: build/c/native/test_pool
+	build/c/native/test_pool time
+
+# $(call need,what=package ...): an error that names the Debian packages whose command or file is not here.
+define need
+missing=; for pair in $(1); do \
+    command -v "$${pair%%=*}" >/dev/null || [ -e "$${pair%%=*}" ] || missing="$$missing $${pair##*=}"; \
+done; \
+[ -z "$$missing" ] || { echo "make $@ needs what these Debian packages have: apt-get install$$missing" >&2; exit 1; }
+endef
+
+# $(call run_kernels,command,cases): that it fails where a weight is changed, and passes where none is.
+define run_kernels
+status=0; $(1) --cases 20 --break > build/c/broken.txt || status=$$?; \
+[ $$status = 1 ] || { cat build/c/broken.txt; echo "One weight was changed: that should have failed" >&2; exit 1; }; \
+echo "with one weight changed: $$(tail -n 1 build/c/broken.txt), as it should be; and as it is:"; \
+$(1) --cases $(2)
+endef
+
+# The C tests are built in build/c/<how>/. Flags as in csrc/build.py; FL_LEAST: even the smallest call is split. (The
+# tests themselves with -O2: gcc 12 for ARM breaks down over them with -O3.)
+C_FLAGS := -std=gnu11 -O3 -g -fno-math-errno -ffp-contract=off -pthread -Wall -Wextra -Werror
+C_TEST_FLAGS := $(C_FLAGS) -DFL_LEAST=0 -Icsrc -Itests/c
+C_KERNELS := dispatch $(patsubst csrc/%.c,%,$(wildcard csrc/isa_*.c))
+C_HEADERS := $(wildcard csrc/*.h tests/c/*.h)
+EMULATED := -fno-pic -mcmodel=small -fcf-protection=none -fno-stack-protector
+
+# $(call c_build,how,compiler,flags)
+define c_build
+build/c/$(1)/%.o: csrc/%.c $$(C_HEADERS)
+	@mkdir -p $$(@D)
+	$(2) $$(C_TEST_FLAGS) $(3) -c -o $$@ $$<
+build/c/$(1)/%.o: tests/c/%.c $$(C_HEADERS)
+	@mkdir -p $$(@D)
+	$(2) $$(C_TEST_FLAGS) $(3) -O2 -c -o $$@ $$<
+build/c/$(1)/test_pool: $(addprefix build/c/$(1)/,test_pool.o pool.o)
+	$(2) -pthread $(3) -o $$@ $$^ -lm
+build/c/$(1)/test_kernels: $(patsubst %,build/c/$(1)/%.o,test_kernels host pool $(C_KERNELS))
+	$(2) -pthread $(3) -o $$@ $$^ -lm
+endef
+$(eval $(call c_build,native,$(CC),))
+$(eval $(call c_build,condition,$(CC),-DFL_POOL_NO_FUTEX))
+$(eval $(call c_build,address,$(CC),-fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all))
+$(eval $(call c_build,thread,$(CC),-fsanitize=thread))
+$(eval $(call c_build,arm,aarch64-linux-gnu-gcc,-static))
+$(eval $(call c_build,emulator,$(CC),$(EMULATED)))
+
+build/c/emulator/bare.o: tests/emulator/host.c $(C_HEADERS)
+	$(CC) $(C_TEST_FLAGS) $(EMULATED) -O2 -c -o $@ $<
+build/c/emulator/start.o: tests/emulator/start.S
+	$(CC) -c -o $@ $<
+build/c/emulator/image: tests/emulator/link.ld $(patsubst %,build/c/emulator/%.o,test_kernels $(C_KERNELS) bare start)
+	$(CC) -nostdlib -static -no-pie -Wl,-z,noexecstack,--build-id=none,-T,$< \
+	    -o $@ $(filter %.o,$^) -lgcc
 
 ## clean: remove everything that was made here, the virtual environments too
 .PHONY: clean
