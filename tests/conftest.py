@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import pytest
+
+# Before NumPy is loaded: the reference multiplies small matrices, for which BLAS's threads mostly wait for each other,
+# for minutes where the cores have other work.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from fastlstm.backends import backends, module
 
