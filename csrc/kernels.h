@@ -265,14 +265,32 @@ static void add_plain(const void *d, const float *tile, ptrdiff_t panel, ptrdiff
 /* ----------------------------------------------------------------------------------------------------------- packing */
 
 /* One panel: C vectors whose first outputs lie at from[v] (count[v] of them; the rest is zero), outputs `by_output`
- * apart, depth `by_depth` apart. Returns the end. */
+ * apart, depth `by_depth` apart. Returns the end. Output by output over a stretch of depth, so that reading runs along
+ * the rows and what is written meanwhile (at most 16 KiB) stays in the first-level cache. */
 static float *pack_panel(float *to, int C, ptrdiff_t K, const float *const *from, const ptrdiff_t *count,
                          ptrdiff_t by_output, ptrdiff_t by_depth) {
-    for (ptrdiff_t k = 0; k < K; k++, to += C * VL)
-        for (int v = 0; v < C; v++)
-            for (int lane = 0; lane < VL; lane++)
-                to[v * VL + lane] = lane < count[v] ? from[v][lane * by_output + k * by_depth] : 0.0f;
-    return to;
+    enum { STRETCH = 64 };
+    const ptrdiff_t row = C * VL;
+    for (ptrdiff_t k0 = 0; k0 < K; k0 += STRETCH) {
+        const ptrdiff_t k1 = fl_min(K, k0 + STRETCH);
+        for (int v = 0; v < C; v++) {
+            const ptrdiff_t lanes = fl_min(VL, count[v]);
+            if (by_output == 1 && lanes > 0) {
+                for (ptrdiff_t k = k0; k < k1; k++)
+                    V_STORE(to + k * row + v * VL, V_LOADN(from[v] + k * by_depth, (int)lanes));
+                continue;
+            }
+            for (ptrdiff_t k = k0; k < k1 && lanes < VL; k++)
+                V_STORE(to + k * row + v * VL, V_SET1(0.0f));
+            for (ptrdiff_t lane = 0; lane < lanes; lane++) {
+                const float *const source = from[v] + lane * by_output;
+                float *const target = to + v * VL + lane;
+                for (ptrdiff_t k = k0; k < k1; k++)
+                    target[k * row] = source[k]; /* by_depth is 1 here */
+            }
+        }
+    }
+    return to + K * row;
 }
 
 /* Gate panels of w (G*H, K): gates first..first+C-1. */

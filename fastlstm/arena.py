@@ -17,6 +17,7 @@ import numpy as np
 from .layout import Array
 
 LARGE = 1 << 16  # bytes; below, NumPy's own memory is quick enough
+LINE = 64  # bytes of a cache line: every array from here begins with one
 MOST = 64  # pieces of memory that are watched; what goes beyond comes from NumPy
 MOST_FREE = 16  # pieces that wait for use
 
@@ -36,8 +37,9 @@ class Arena:
         if size < LARGE:
             return np.empty(shape, dtype)
         with self._lock:
-            piece = self._piece(size)
-            array: Array = piece[:size].view(dtype).reshape(shape)
+            piece = self._piece(size + LINE)
+            skip = -piece.__array_interface__["data"][0] % LINE
+            array: Array = piece[skip : skip + size].view(dtype).reshape(shape)
             del piece
         return array
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arena import LARGE, arena
 from ..cells import ACTIVATIONS, Spec
 from ..cpu import get_num_threads
 from ..layout import Array, Direction, Rows
@@ -104,6 +105,8 @@ def forced_isa_problem() -> str | None:
 # -------------------------------------------------------------------------------------------------------------- memory
 def aligned(floats: int) -> Array:
     """Uninitialised float32 memory that begins at a cache line."""
+    if 4 * floats >= LARGE:
+        return arena.empty((floats,), np.float32)
     memory = np.empty(floats + 16, np.float32)
     skip = -(memory.__array_interface__["data"][0] // 4) % 16
     return memory[skip : skip + floats]
