@@ -159,7 +159,7 @@ $(eval $(call c_build,native,$(CC),))
 $(eval $(call c_build,condition,$(CC),-DFL_POOL_NO_FUTEX))
 $(eval $(call c_build,address,$(CC),-fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all))
 $(eval $(call c_build,thread,$(CC),-fsanitize=thread))
-$(eval $(call c_build,arm,aarch64-linux-gnu-gcc,-static))
+$(eval $(call c_build,arm,aarch64-linux-gnu-gcc,-static -DNO_FORK))
 $(eval $(call c_build,emulator,$(CC),$(EMULATED)))
 
 build/c/emulator/bare.o: tests/emulator/host.c $(C_HEADERS)

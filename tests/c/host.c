@@ -59,10 +59,19 @@ void host_say(const char *format, ...) {
     fflush(stdout);
 }
 
-static void trapped(int signal) {
-    (void)signal;
+static void trapped(int number) {
+    (void)number;
     test_kernels_trapped();
     _exit(2);
+}
+
+static void catch_traps(void) {
+#if defined(__SANITIZE_ADDRESS__)
+    (void)trapped; /* it tells more by itself */
+#else
+    signal(SIGSEGV, trapped);
+    signal(SIGBUS, trapped);
+#endif
 }
 
 int main(int argc, char **argv) {
@@ -82,9 +91,6 @@ int main(int argc, char **argv) {
             return 2;
         }
     }
-#if !defined(__SANITIZE_ADDRESS__) /* it tells more by itself */
-    signal(SIGSEGV, trapped);
-    signal(SIGBUS, trapped);
-#endif
+    catch_traps();
     return test_kernels(options) > 0;
 }
