@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 
 def _check_built() -> None:
-    """Python run in the repository's root finds this folder before the installed package: say so, if it is not built."""
+    """Python run in the repository's root finds this folder before the installed package: say so, if not built."""
     here = Path(__file__).parent
     built = any(here.glob("_fastlstm_c*")) or (here / "_build_failed.txt").exists()
     if not built and (here.parent / "csrc").is_dir():
@@ -26,13 +26,35 @@ def _check_built() -> None:
 _check_built()
 
 if TYPE_CHECKING:
-    from .config import show_config
-    from .cpu import get_num_threads, set_num_threads, threads
-    from .forms import from_arrays
-    from .layers import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
-    from .losses import softmax_cross_entropy
-    from .nn import Dense
-    from .optim import SGD, Adam, clip_by_norm, clip_by_value
+    from .config import show_config as show_config
+    from .cpu import get_num_threads as get_num_threads
+    from .cpu import set_num_threads as set_num_threads
+    from .cpu import threads as threads
+    from .forms import from_arrays as from_arrays
+    from .layers import (
+        GRU as GRU,
+    )
+    from .layers import (
+        LSTM as LSTM,
+    )
+    from .layers import (
+        RNN as RNN,
+    )
+    from .layers import (
+        GRUCell as GRUCell,
+    )
+    from .layers import (
+        LSTMCell as LSTMCell,
+    )
+    from .layers import (
+        RNNCell as RNNCell,
+    )
+    from .losses import softmax_cross_entropy as softmax_cross_entropy
+    from .nn import Dense as Dense
+    from .optim import SGD as SGD
+    from .optim import Adam as Adam
+    from .optim import clip_by_norm as clip_by_norm
+    from .optim import clip_by_value as clip_by_value
 
 # Public name -> the module that has it. Loaded when first asked for, so that importing fastlstm costs next to nothing.
 _HOME = {

@@ -74,7 +74,8 @@ def activation(given: str | Sequence[object]) -> Activation:
             f"activation {given!r} is not known. Give a name, or (name, alpha, beta); names: {', '.join(ACTIVATIONS)}"
         )
     default = ACTIVATIONS[name]
-    alpha, beta = [float(p) for p in parameters] + list(default[1 + len(parameters) :])  # type: ignore[arg-type]
+    given_numbers = [float(p) for p in parameters]  # type: ignore[arg-type]
+    alpha, beta = given_numbers + [default.alpha, default.beta][len(given_numbers) :]
     # Backward sees an activation's output only (one array less on the tape), so the output must tell the side.
     if name in ("leaky_relu", "elu") and alpha < 0:
         raise ValueError(f"activation {name!r} needs alpha >= 0, got {alpha}")
@@ -92,7 +93,11 @@ class Phase(NamedTuple):
 
 
 GATES: dict[str, tuple[str, ...]] = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("h",)}
-ROLES: dict[str, tuple[str, ...]] = {"lstm": ("gates", "candidate", "output"), "gru": ("gates", "candidate"), "rnn": ("output",)}
+ROLES: dict[str, tuple[str, ...]] = {
+    "lstm": ("gates", "candidate", "output"),
+    "gru": ("gates", "candidate"),
+    "rnn": ("output",),
+}
 DEFAULT_ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "lstm": ("sigmoid", "tanh", "tanh"),
     "gru": ("sigmoid", "tanh"),

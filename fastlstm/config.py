@@ -10,7 +10,7 @@ from .backends import backends, module
 
 
 def show_config() -> None:
-    """Print version, backends, instruction sets (compiled, usable, active), threads and where their number comes from."""
+    """Print version, backends, instruction sets (compiled, usable, active), threads and where their number is from."""
     print("\n".join(lines()))
 
 

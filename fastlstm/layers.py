@@ -27,9 +27,9 @@ State = Any  # (h, c) for LSTM, h for GRU and RNN
 
 
 # ------------------------------------------------------------------------------------------------------------ checking
-def as_numbers(x: Any, name: str, dtype: np.dtype[Any]) -> Array:
-    """x as a native array of the layer's dtype (any order, any strides), or a ValueError that says the cure."""
-    x = np.asarray(x)
+def as_numbers(given: Any, name: str, dtype: np.dtype[Any]) -> Array:
+    """given as a native array of the layer's dtype (any order, any strides), or a ValueError that says the cure."""
+    x: Array = np.asarray(given)
     if x.dtype is not dtype and x.dtype.newbyteorder("=") != dtype:
         if x.dtype.kind not in "fiu":
             raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}")
@@ -51,7 +51,7 @@ def positive(value: Any, name: str, least: int = 1) -> int:
 
 def check_ids(ids: Array, size: int) -> None:
     """Raise ValueError unless every token id is a row of the input matrix."""
-    if ids.size and not (0 <= ids.min() and ids.max() < size):
+    if ids.size and (ids.min() < 0 or ids.max() >= size):
         raise ValueError(
             f"token ids must lie between 0 and input_size - 1 = {size - 1}, got {ids.min()} to {ids.max()}"
         )
@@ -108,7 +108,9 @@ class Layer:
             if name in new and new[name].shape != p.shape
         ]
         wrong += [
-            f"not numbers: {name} has dtype {value.dtype}" for name, value in new.items() if value.dtype.kind not in "fiu"
+            f"not numbers: {name} has dtype {value.dtype}"
+            for name, value in new.items()
+            if value.dtype.kind not in "fiu"
         ]
         if wrong:
             raise RuntimeError(f"state does not fit {self!r}:\n  " + "\n  ".join(wrong))
@@ -225,9 +227,9 @@ class Batch:
         """(B, W) -> (rows.B, W): the same memory where the batch is dense, else a copy."""
         return state if self.order is None else state[self.order]
 
-    def unpack_state(self, into: Array, state: Array) -> None:
+    def unpack_state(self, into: Array, state: Array | None) -> None:
         """Write (rows.B, W) back over (B, W); sequences without steps keep what they have."""
-        if self.order is not None:
+        if self.order is not None and state is not None:
             into[self.order] = state
 
 
@@ -343,10 +345,7 @@ class Recurrent(Layer):
         with self._lock:
             if self._packed is None or self._packed[0] != self._version:
                 blocks = [
-                    [
-                        self._module.pack(spec, self._direction_params(layer, d), self.dtype.name)
-                        for d in range(self._D)
-                    ]
+                    [self._module.pack(spec, self._direction_params(layer, d), self.dtype.name) for d in range(self._D)]
                     for layer, spec in enumerate(self._specs)
                 ]
                 self._packed = (self._version, blocks)
@@ -389,11 +388,13 @@ class Recurrent(Layer):
         if given.dtype.kind not in "iu" and given.size:
             raise TypeError(f"lengths must be integers, got dtype {given.dtype}")
         check_shape(given, (B,), "lengths", f"one entry for each of the {B} sequences")
-        if given.size and not (0 <= given.min() and given.max() <= T):
+        if given.size and (given.min() < 0 or given.max() > T):
             raise ValueError(f"lengths must lie between 0 and T = {T}, got {given.min()} to {given.max()}")
         return given.astype(np.int64)
 
-    def _check_state(self, state: Any, name: str, B: int, unbatched: bool, optional: bool) -> tuple[Array, Array | None]:
+    def _check_state(
+        self, state: Any, name: str, B: int, unbatched: bool, optional: bool
+    ) -> tuple[Array, Array | None]:
         """The state as fresh arrays (L*D, B, R) and (L*D, B, H) (None but for LSTM); zeros for what is absent."""
         widths = {"h": self._R, "c": self.hidden_size} if self.kind == "lstm" else {"h": self._R}
         if self.kind != "lstm" and isinstance(state, (tuple, list)):
@@ -408,7 +409,7 @@ class Recurrent(Layer):
             parts = state
         LD = self.num_layers * self._D
         arrays: list[Array] = []
-        for part, (which, width) in zip(parts, widths.items()):
+        for part, (which, width) in zip(parts, widths.items(), strict=True):
             if part is None and (optional or state is None):
                 arrays.append(np.zeros((LD, B, width), self.dtype))
                 continue
@@ -431,8 +432,10 @@ class Recurrent(Layer):
         return np.ascontiguousarray(x.swapaxes(0, 1)) if self.batch_first else x
 
     # ------------------------------------------------------------------------------------------------------- forward
-    def _run(self, x: Any, state: Any, lengths: Any, keep: bool) -> tuple[Array, Array, Array | None, Batch, bool, Tape]:
-        """Forward through all layers: (y rows (N, D*R), h, c, batch, unbatched, tape)."""
+    def _run(
+        self, x: Any, state: Any, lengths: Any, keep: bool
+    ) -> tuple[Array, Array, Array | None, Batch, bool, Tape | None]:
+        """Forward through all layers: (y rows (N, D*R), h, c, batch, unbatched, the tape if it is to be kept)."""
         x, ids, unbatched = self._check_x(x)
         T, B = x.shape[:2]
         batch = Batch.of(T, B, self._check_lengths(lengths, T, B, unbatched))
@@ -487,7 +490,8 @@ class Recurrent(Layer):
             return np.zeros(shape, self.dtype)
         with self._lock:
             kept = self._rng.random(shape, np.float32) >= self.dropout
-        return kept * self.dtype.type(1 / (1 - self.dropout))
+        mask: Array = kept * self.dtype.type(1 / (1 - self.dropout))
+        return mask
 
     def __call__(self, x: Any, state: Any = None, lengths: Any = None, last_only: bool = False) -> tuple[Array, State]:
         """Run the layers for inference: nothing is dropped, nothing kept.
@@ -544,6 +548,7 @@ class Recurrent(Layer):
             direction 6 H floats for LSTM (gates, c, h; with a projection 6 H + proj_size), 5 H for GRU, H for RNN.
         """
         rows, h, c, batch, unbatched, tape = self._run(x, state, lengths, keep=True)
+        assert tape is not None
         return self._give(batch.unpack(rows), unbatched), self._give_state(h, c, unbatched), tape
 
     # ------------------------------------------------------------------------------------------------------ backward
@@ -614,7 +619,7 @@ class Recurrent(Layer):
             d_rows = dx if mask is None or dx is None else dx * mask
         dx = None
         if tape.x[0].ndim == 2:  # without any row, tape.x[0] is as empty as its gradient
-            dx = self._give(batch.unpack(d_rows if batch.rows.N else tape.x[0]), unbatched)
+            dx = self._give(batch.unpack(tape.x[0] if d_rows is None or not batch.rows.N else d_rows), unbatched)
         return dx, self._give_state(dh, dc, unbatched), grads
 
     # ----------------------------------------------------------------------------------------------------- streaming
@@ -817,9 +822,8 @@ class Cell(Layer):
     @contextmanager
     def update(self) -> Iterator[dict[str, Array]]:
         """The live parameters, to be changed in place."""
-        with self._layer.update():
-            with super().update() as params:
-                yield params
+        with self._layer.update(), super().update() as params:
+            yield params
 
     @property
     def backend(self) -> str:
@@ -829,7 +833,8 @@ class Cell(Layer):
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of parameters, input and state."""
-        return self._layer.dtype
+        dtype: np.dtype[Any] = self._layer.dtype
+        return dtype
 
     def __repr__(self) -> str:
         return repr(self._layer).replace("(", "Cell(", 1)

@@ -55,7 +55,8 @@ class Rows:
     @classmethod
     def of_lengths(cls, lengths: Array) -> Rows:
         """Rows of sequences with these lengths: (B,), sorted, longest first, none of length 0."""
-        return cls(np.searchsorted(-lengths, -np.arange(lengths[0] if len(lengths) else 0), side="left").astype(np.int64))
+        T = lengths[0] if len(lengths) else 0
+        return cls(np.searchsorted(-lengths, -np.arange(T), side="left").astype(np.int64))
 
     def steps(self, reverse: bool) -> range:
         """The steps in the order in which a direction walks them."""

@@ -58,7 +58,7 @@ class Stream:
 
     def _step_any(self, x: Array, out: Array | None) -> Array:
         """A step whose input needs a change of form first."""
-        B, I = self._x_shape  # noqa: E741
+        B = self.batch_size
         rank = 0 if x.dtype.kind in "iu" else 1
         single = B == 1 and x.ndim == rank
         rows = self._check_rows(x[None] if single else x, (B,))
@@ -86,7 +86,7 @@ class Stream:
     def _check_out(self, out: Array, shape: tuple[int, ...]) -> Array:
         if not isinstance(out, np.ndarray):
             raise TypeError(f"out must be a NumPy array to write to, got {type(out).__name__}")
-        if out.dtype is not self._dtype and out.dtype != self._dtype or out.shape != shape:
+        if out.dtype != self._dtype or out.shape != shape:
             raise ValueError(f"out has shape {out.shape} and dtype {out.dtype}, expected {shape} and {self._dtype}")
         if not (out.flags.c_contiguous and out.flags.writeable):
             raise ValueError("out must be C-contiguous and writeable: make it with numpy.empty")
@@ -138,9 +138,9 @@ class Stream:
         if len(parts) != len(own):
             raise ValueError(f"the state of this stream is {len(own)} array(s), got {len(parts)}")
         new = [as_numbers(part, "state", self._dtype) for part in parts]
-        for mine, given in zip(own, new):
+        for mine, given in zip(own, new, strict=True):
             check_shape(given, mine.shape, "state", "(num_layers, batch_size, width)")
-        for mine, given in zip(own, new):
+        for mine, given in zip(own, new, strict=True):
             mine[...] = given
 
     def reset(self, rows: Any = None) -> None:

@@ -49,7 +49,8 @@ def unusable() -> str | None:
     if lib is None:
         note = Path(__file__).parent.parent / "_build_failed.txt"
         why = note.read_text(encoding="utf-8").strip() if note.exists() else _why_missing
-        return f"its extension is missing ({why}). To get it: install a C compiler, then pip install --force-reinstall fastlstm"
+        cure = "install a C compiler, then pip install --force-reinstall fastlstm"
+        return f"its extension is missing ({why}). To get it: {cure}"
     return forced_isa_problem()
 
 
@@ -66,7 +67,8 @@ def isas() -> dict[str, str | None]:
 
 def active_isa() -> str:
     """The instruction set for which weights are packed from now on."""
-    return list(isas())[lib.fl_isa_chosen()]
+    at: int = lib.fl_isa_chosen()
+    return list(isas())[at]
 
 
 def choose_isa(name: str) -> None:
@@ -112,11 +114,12 @@ def aligned(floats: int) -> Array:
     return memory[skip : skip + floats]
 
 
-class Arena:
+class Scratch:
     """Scratch memory, kept between calls: fresh memory would cost its page faults every time."""
 
     def __init__(self) -> None:
-        self._free: deque[tuple[int, Any]] = deque(maxlen=16)  # more callers at once than this is rare: theirs is made anew
+        # More callers at once than this are rare: what they use is made anew.
+        self._free: deque[tuple[int, Any]] = deque(maxlen=16)
 
     def take(self, count: int) -> tuple[int, Any]:
         """At least so many floats for one call: (how many, C pointer). A call that fails need not give them back."""
@@ -131,7 +134,7 @@ class Arena:
         self._free.append(memory)
 
 
-_arena = Arena()
+_scratch = Scratch()
 
 
 def pointer(a: Array | None) -> Any:
@@ -206,15 +209,16 @@ def _rows(x: Array, rows: Rows, keep: list[Any]) -> Any:
 
 def forward(directions: list[Direction], x: Array, rows: Rows, y: Array | None) -> None:
     """See `backends.numpy.forward`."""
-    D, keep = len(directions), []
+    D = len(directions)
+    keep: list[Any] = []
     passes = ffi.new(PASSES, D)
     for i, d in enumerate(directions):
         _fill(passes[i], d, keep)
     c_rows = _rows(x, rows, keep)
     threads = get_num_threads()
-    memory = _arena.take(lib.fl_forward_scratch(passes, D, c_rows, threads))
+    memory = _scratch.take(lib.fl_forward_scratch(passes, D, c_rows, threads))
     lib.fl_forward(passes, D, c_rows, pointer(y), memory[1], threads)
-    _arena.give(memory)
+    _scratch.give(memory)
 
 
 def backward(
@@ -234,9 +238,9 @@ def backward(
     c_dy = ffi.NULL if dy is None else ffi.cast("float *", dy.__array_interface__["data"][0])
     ldy = 0 if dy is None else dy.strides[0] // dy.itemsize
     threads = get_num_threads()
-    memory = _arena.take(lib.fl_backward_scratch(passes, c_rows, threads))
+    memory = _scratch.take(lib.fl_backward_scratch(passes, c_rows, threads))
     lib.fl_backward(passes, c_rows, c_dy, ldy, pointer(dx), c_grads, memory[1], threads)
-    _arena.give(memory)
+    _scratch.give(memory)
 
 
 # ----------------------------------------------------------------------------------------------------------- streaming

@@ -28,7 +28,8 @@ def unusable() -> str | None:
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)) without overflow: the exponent is never positive."""
     e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1, e) / (1 + e)
+    y: Array = np.where(x >= 0, 1, e) / (1 + e)
+    return y
 
 
 # name -> function of (x, alpha, beta)
@@ -208,8 +209,9 @@ def forward(directions: list[Direction], x: Array, rows: Rows, y: Array | None) 
                 one.c[:b] = c
             if y is not None:
                 y[at, d * R : (d + 1) * R] = h
-            for name in one.tape and k.spec.tape or ():
-                one.tape[name][at] = kept[name]
+            if one.tape is not None:
+                for name in k.spec.tape:
+                    one.tape[name][at] = kept[name]
 
 
 # ------------------------------------------------------------------------------------------------------------ backward
