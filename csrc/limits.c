@@ -139,6 +139,7 @@ double fl_measure_read(int isa, ptrdiff_t bytes, double seconds) {
         best = rate > best ? rate : best;
         before = after;
     } while (after - begin < seconds);
+    (void)unread;
     free(allocated);
     return best;
 }

@@ -1,4 +1,4 @@
-"""The commands: ``fastlstm train-text``, ``sample``, ``config``, ``demo``."""
+"""The commands: ``fastlstm train-text``, ``sample``, ``config``, ``demo``, ``bench``."""
 
 # ruff: noqa: E402
 
@@ -96,6 +96,17 @@ def parser() -> argparse.ArgumentParser:
     demo_.add_argument("--plot", default="demo-loss.png", metavar="PICTURE", help="(default: %(default)s)")
     demo_.add_argument("--seconds", type=float, default=60.0, help="of training (default: %(default)s)")
     demo_.set_defaults(run=demo)
+
+    bench_ = commands.add_parser("bench", help="measure the backends, and other libraries, and write a report")
+    bench_.add_argument("--cases", nargs="+", default=[], metavar="NAME", help="a group, or a part of a case's name")
+    bench_.add_argument("--peers", action="store_true", help="beside PyTorch, ONNX Runtime, OpenVINO where installed")
+    bench_.add_argument("--isas", action="store_true", help="backend c with its other instruction sets too")
+    bench_.add_argument("--training", action="store_true", help="forward and backward, instead of inference")
+    bench_.add_argument("--cells", action="store_true", help="what LSTM, GRU and RNN cost, instead of inference")
+    bench_.add_argument("--threads", nargs="+", type=int, default=[1], metavar="N", help="(default: 1)")
+    bench_.add_argument("--rounds", type=int, default=15, metavar="N", help="turns of each (default: %(default)s)")
+    bench_.add_argument("--out", default="bench-report", metavar="FOLDER", help="(default: %(default)s)")
+    bench_.set_defaults(run=bench)
     return top
 
 
@@ -153,6 +164,30 @@ def demo(options: argparse.Namespace) -> int:
         return INTERRUPTED + stopped_by
     print(comparison(text, settings))
     return 0
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Measure, and write a report with charts and raw samples."""
+    from . import plot, report
+    from .report import cases, contenders
+
+    if min(options.threads) < 1 or options.rounds < 1:
+        raise ValueError("--threads and --rounds must be at least 1")
+    groups = ["training"] * options.training + ["cells"] * options.cells
+    chosen = cases.select(groups or ["inference", "odd", "lengths", "others"], options.cases)
+    plot.figure()  # what would fail after the measuring is to fail before it
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    ours = contenders.ours(options.isas)
+    peers = contenders.peers() if options.peers else {}
+    rivals = [*peers] or [name for name in [*ours][1:] if name == report.BASE_LINE]
+    done = report.run(chosen, ours | peers, rivals, options.threads, options.rounds)
+    if options.training and options.peers:
+        arguments = ["--training", "--peers", *(["--cases", *options.cases] if options.cases else [])]
+        arguments += ["--threads", *map(str, options.threads), "--rounds", str(options.rounds)]
+        done.tuned = report.tuned_ratios(arguments, out / "tuned")
+    print(f"report in {report.write(done, out)}")
+    return FAILED if any(one.wrong for entry in done.entries for one in entry.results.values()) else 0
 
 
 # --------------------------------------------------------------------------------------------------------------- parts

@@ -1,0 +1,171 @@
+"""Benchmark reports: who is how fast here, beside whom, and how near the machine's limit. ``fastlstm bench``.
+
+cases       what is measured, as data            contenders  who is measured
+measure     fairly: values first, interleaved    machine     what it is, and the most that it can do
+page        the report in Markdown, with charts
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cpu import threads as threads_of
+from . import contenders, machine, measure
+from .cases import Case
+from .measure import Maker, Ratio, Result
+
+BASE_LINE = "numpy"
+SAMPLES = "samples.json"
+
+# glibc told to keep freed memory: without it a large part of torch's training is page faults of fresh buffers.
+TUNED = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
+
+
+@dataclass
+class Entry:
+    """One case with one number of threads: everybody's result, and what comes of it."""
+
+    group: str
+    case: Case
+    threads: int
+    results: dict[str, Result]
+    rivals: tuple[str, ...]  # with whom the first contender is compared
+
+    @property
+    def ours(self) -> Result:
+        return next(iter(self.results.values()))
+
+    @cached_property
+    def rival(self) -> Result | None:
+        """The quickest of the rivals."""
+        return measure.best(self.results[name] for name in self.rivals)
+
+    @cached_property
+    def ratio(self) -> Ratio | None:
+        """The best rival's time by ours."""
+        if self.rival is None or not self.ours.rounds:
+            return None
+        return measure.ratio(self.rival, self.ours, np.random.default_rng(0))
+
+
+@dataclass
+class Report:
+    """A whole run."""
+
+    facts: dict[str, str]
+    limits: dict[int, machine.Limits | None]  # by number of threads
+    rounds: int
+    entries: list[Entry] = field(default_factory=list)
+    tuned: dict[tuple[str, int], float] | None = None  # (case, threads) -> ratio with glibc told to keep memory
+
+    def share(self, entry: Entry) -> float | None:
+        """The least time that the machine needs, by ours."""
+        limits, case = self.limits[entry.threads], entry.case
+        if limits is None or not entry.ours.rounds:
+            return None
+        # A step of a stream needs all of its weights again; else only those of the layer at hand.
+        footprint = case.bytes_read if case.mode == "step" else case.recurrent_bytes
+        return limits.seconds(case.flops, case.bytes_read, footprint) / entry.ours.median
+
+
+def run(
+    cases: Mapping[str, Iterable[Case]],
+    makers: Mapping[str, Maker],
+    rivals: Iterable[str],
+    threads: Iterable[int],
+    rounds: int,
+    seed: int = 0,
+) -> Report:
+    """Measure everything and draw nothing.
+
+    Parameters
+    ----------
+    cases : mapping
+        By group.
+    makers : mapping
+        All contenders by name; the first is the one whom the report is about.
+    rivals : names
+        With the best of whom it is compared.
+    threads : ints
+        Everything is measured with so many threads, one number after the other.
+    rounds : int
+    seed : int
+        Of the orders of turns.
+    """
+    from tqdm import tqdm
+
+    each = [(n, group, case) for n in threads for group, some in cases.items() for case in some]
+    before = machine.load()
+    report = Report(machine.facts(), {n: machine.limits(n) for n in dict.fromkeys(n for n, *_ in each)}, rounds)
+    rng, rivals = np.random.default_rng(seed), list(rivals)
+    with tqdm(total=len(each) * rounds, unit="round", leave=False, disable=None) as bar:
+        for n, group, case in each:
+            bar.set_description(f"{case}, {n} thread{'s' * (n > 1)}")
+            some = dict(list(makers.items())[:1]) if group == "cells" else makers  # there cells compete, not libraries
+            with machine.blas_threads(n), threads_of(n):
+                results = measure.measure(case, n, some, contenders.reference(case), rounds, rng, bar.update)
+            present = tuple(name for name in rivals if name in some)
+            report.entries.append(Entry(group, case, n, {one.contender: one for one in results}, present))
+    report.facts |= {"load before": before, "load after": machine.load(), "command": machine.command()}
+    return report
+
+
+# ------------------------------------------------------------------------------------------------------------ the files
+def write(report: Report, out: Path) -> Path:
+    """Write the samples and the page with its charts into a folder; the page's path."""
+    from ..io import write_atomically
+    from . import page
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / SAMPLES, (json.dumps(as_json(report), indent=1) + "\n").encode())
+    charts = page.charts(report)
+    for name, picture in charts.items():
+        write_atomically(out / name, picture)
+    path = out / "report.md"
+    write_atomically(path, page.markdown(report, list(charts)).encode())
+    return path
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Everything that was measured, raw."""
+    return {
+        "facts": report.facts,
+        "limits": [asdict(one) for one in report.limits.values() if one is not None],
+        "entries": [
+            {
+                "group": entry.group,
+                "name": str(entry.case),
+                "case": asdict(entry.case),
+                "threads": entry.threads,
+                "flops": entry.case.flops,
+                "recurrent_bytes": entry.case.recurrent_bytes,
+                "ratio": None if entry.ratio is None else asdict(entry.ratio),
+                "results": [asdict(one) for one in entry.results.values()],
+            }
+            for entry in report.entries
+        ],
+    }
+
+
+def tuned_ratios(arguments: list[str], out: Path) -> dict[tuple[str, int], float] | None:
+    """Run the same command in a process whose glibc keeps freed memory; its ratios. None where there is no glibc.
+
+    The whole of it, report and all, goes to `out`. In that process itself: None.
+    """
+    if platform.libc_ver()[0] != "glibc" or "GLIBC_TUNABLES" in os.environ:
+        return None
+    command = [sys.executable, "-m", "fastlstm", "bench", *arguments, "--out", str(out)]
+    subprocess.run(command, check=True, env={**os.environ, "GLIBC_TUNABLES": TUNED}, stdout=subprocess.DEVNULL)
+    entries = json.loads((out / SAMPLES).read_text())["entries"]
+    return {(one["name"], one["threads"]): one["ratio"]["value"] for one in entries if one["ratio"]}

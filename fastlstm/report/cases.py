@@ -1,0 +1,242 @@
+"""What is measured, as data: one line a case. And what a case costs, whoever computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ..cells import GATES, Kind
+from ..layers import GRU, LSTM, RNN
+from ..layout import Array
+
+Mode = Literal["forward", "step", "train"]
+
+LAYERS: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+CHECKED_STEPS = 5  # of a stream, before its steps are timed
+
+
+class Drawn(NamedTuple):
+    """What a case computes with, the same for every contender."""
+
+    x: Array  # (T, B, I); of a stream (CHECKED_STEPS, B, I)
+    lengths: Array | None  # (B,), longest first
+    dy: Array  # (T, B, D*H)
+    weights: dict[str, Array]  # by PyTorch's names
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure.
+
+    Parameters
+    ----------
+    mode : {"forward", "step", "train"}
+        A call over whole sequences; one step of a stream; forward and backward, gradients for input and parameters.
+    kind : {"lstm", "gru", "rnn"}
+    I, H, B, T, layers : int
+        Sizes, in `cells`' alphabet.
+    bidirectional, reset_after : bool
+    ragged : bool
+        Lengths are drawn uniformly from 1 to T.
+    """
+
+    mode: Mode
+    kind: Kind
+    I: int  # noqa: E741
+    H: int
+    B: int = 1
+    T: int = 1
+    layers: int = 1
+    bidirectional: bool = False
+    reset_after: bool = True
+    ragged: bool = False
+
+    def __str__(self) -> str:
+        words = [self.kind, self.mode, f"{self.I},{self.H}"]
+        words += [f"x{self.layers}"] * (self.layers > 1) + ["bidirectional"] * self.bidirectional
+        words += ["reset first"] * (not self.reset_after)
+        words += [f"B={self.B}"] + [f"T={self.T}"] * (self.mode != "step") + ["ragged"] * self.ragged
+        return " ".join(words)
+
+    @property
+    def D(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def layer(self, dtype: str = "float32", backend: str = "auto") -> Any:
+        """A layer of ours; always with the same weights."""
+        options: dict[str, Any] = {"num_layers": self.layers, "bidirectional": self.bidirectional}
+        options |= {"reset_after": self.reset_after} if self.kind == "gru" else {}
+        make = LAYERS[self.kind]
+        weights = make(self.I, self.H, backend="numpy", seed=0, **options)
+        layer = make(self.I, self.H, backend=backend, dtype=dtype, **options)
+        layer.load_state_dict(weights.state_dict())
+        return layer
+
+    def draw(self) -> Drawn:
+        rng = np.random.default_rng(1)
+        T = CHECKED_STEPS if self.mode == "step" else self.T
+        x, dy = (rng.standard_normal((T, self.B, W)).astype(np.float32) for W in (self.I, self.D * self.H))
+        return Drawn(x, self.lengths(), dy, self.layer(backend="numpy").state_dict())
+
+    def lengths(self) -> Array | None:
+        """(B,) of which the first is T; None where all sequences are equally long."""
+        if not self.ragged:
+            return None
+        drawn = np.random.default_rng(2).integers(1, self.T + 1, self.B)
+        drawn[0] = self.T
+        return np.sort(drawn)[::-1].copy()
+
+    # ---------------------------------------------------------------------------------------------------- what it costs
+    def _each_direction(self) -> Iterator[int]:
+        """Input width of every direction of every layer."""
+        for layer in range(self.layers):
+            yield from [self.I if layer == 0 else self.D * self.H] * self.D
+
+    @property
+    def _GH(self) -> int:
+        return len(GATES[self.kind]) * self.H
+
+    @property
+    def parameters(self) -> int:
+        return sum(self._GH * (width + self.H + 2) for width in self._each_direction())
+
+    @property
+    def flops(self) -> float:
+        """Of the products alone, a multiply-add being two. Training: forward, the gradients of input and of weights."""
+        lengths = self.lengths()
+        rows = self.B * self.T if lengths is None else int(lengths.sum())
+        forward = sum(2.0 * rows * self._GH * (width + self.H) for width in self._each_direction())
+        return forward * (3 if self.mode == "train" else 1)
+
+    @property
+    def recurrent_bytes(self) -> int:
+        """Of one layer's recurrent float32 weights, all directions (LSTM: 16 H H each): what every step reads anew."""
+        return 4 * self._GH * self.H * self.D
+
+    @property
+    def bytes_read(self) -> float:
+        """Bytes of weights that must be read: the recurrent ones in every step, the input's at least once.
+
+        Training walks through time twice.
+        """
+        walks = self.T * (2 if self.mode == "train" else 1)
+        inputs = sum(4.0 * self._GH * width for width in self._each_direction())
+        return walks * self.layers * self.recurrent_bytes + inputs
+
+
+# ------------------------------------------------------------------------------------------------------------- the list
+KINDS: tuple[Kind, ...] = ("lstm", "gru", "rnn")
+CALLS: tuple[Mode, ...] = ("forward", "train")
+
+SHAPES: list[tuple[int, int, dict[str, Any]]] = [
+    (16, 32, {"T": 100}),
+    (64, 64, {"T": 100}),
+    (128, 128, {"T": 100}),
+    (256, 256, {"T": 100}),
+    (512, 512, {"T": 100}),
+    (1024, 1024, {"T": 50}),
+    (256, 256, {"B": 8, "T": 100}),
+    (28, 256, {"B": 32, "T": 35}),
+    (32, 100, {"B": 64, "T": 500}),
+    (512, 512, {"B": 64, "T": 50}),
+    (1024, 1024, {"B": 128, "T": 10}),
+    (80, 256, {"T": 100, "layers": 2, "bidirectional": True}),
+    (80, 256, {"B": 16, "T": 100, "layers": 2, "bidirectional": True}),
+    (40, 256, {"B": 16, "T": 160, "layers": 3}),
+]
+
+
+def inference(kind: Kind) -> list[Case]:
+    """Steps of a stream, and calls over sequences: the shapes by which libraries are compared."""
+    steps = [Case("step", kind, H, H) for H in (64, 256, 512, 1024)]
+    return steps + [Case("forward", kind, I, H, **rest) for I, H, rest in SHAPES]  # noqa: E741
+
+
+INFERENCE = inference("lstm")
+
+# Sizes that fit no vector, block or tile.
+ODD = [
+    *(Case("forward", "lstm", 64, H, B=B, T=50) for H in (1, 7, 100, 129, 200) for B in (1, 8)),
+    *(Case("forward", "lstm", inputs, 128, B=B, T=50) for inputs in (1, 13) for B in (1, 8)),
+    *(Case("forward", "lstm", 128, 128, B=B, T=50) for B in (2, 3, 5, 17)),
+]
+
+LENGTHS = [Case("forward", "lstm", 64, 256, B=64, T=200, ragged=True)]
+
+# The other cells, and GRU's other form.
+OTHERS = [
+    *(case for kind in KINDS[1:] for case in inference(kind)),
+    *(Case("forward", kind, 256, 256, B=32, T=100) for kind in KINDS[1:]),
+    *(Case("forward", "gru", 256, 256, B=B, T=100, reset_after=False) for B in (1, 32)),
+]
+
+TRAINING_SHAPES: list[tuple[int, int, dict[str, Any]]] = [
+    (28, 256, {"B": 32, "T": 35}),
+    (32, 100, {"B": 64, "T": 500}),
+    (32, 64, {"B": 32, "T": 100}),
+    (64, 64, {"B": 1, "T": 25}),
+    (512, 512, {"B": 64, "T": 50}),
+    (40, 256, {"B": 16, "T": 160, "layers": 3}),
+    (8, 128, {"B": 256, "T": 20}),
+]
+TRAINING = [
+    *(Case("train", kind, I, H, **rest) for kind in KINDS for I, H, rest in TRAINING_SHAPES),  # noqa: E741
+    *(Case("train", kind, 256, 256, B=B, T=100) for kind in KINDS[1:] for B in (1, 32)),
+    Case("train", "lstm", 64, 256, B=64, T=200, ragged=True),
+]
+
+# What a cell costs beside the others at equal hidden size.
+CELLS = [
+    Case(mode, kind, H, H, B=B, T=T, reset_after=reset_after)
+    for H in (64, 256)
+    for B, T in ((1, 100), (32, 35))
+    for mode in CALLS
+    for kind in KINDS
+    for reset_after in ((True, False) if kind == "gru" else (True,))
+]
+
+# For a quick look, and for pytest-benchmark.
+GRID = [
+    *(Case(mode, kind, 64, 64, B=B, T=20) for kind in KINDS for mode in CALLS for B in (1, 16)),
+    *(Case("step", kind, 64, 64) for kind in KINDS),
+    *(Case(mode, "lstm", 256, 256, B=B, T=20) for mode in CALLS for B in (1, 16)),
+    Case("step", "lstm", 256, 256),
+]
+
+GROUPS: dict[str, list[Case]] = {
+    "inference": INFERENCE,
+    "odd": ODD,
+    "lengths": LENGTHS,
+    "others": OTHERS,
+    "training": TRAINING,
+    "cells": CELLS,
+    "grid": GRID,
+}
+
+
+def select(groups: Iterable[str], words: Iterable[str] = ()) -> dict[str, list[Case]]:
+    """The cases of these groups; with `words`, those that a word names: a group, of all, or a part of a case's name.
+
+    Raises
+    ------
+    ValueError
+        A word names nothing.
+    """
+    words = list(words)
+    searched = {group: GROUPS[group] for group in GROUPS if group in words or group in groups}
+    for word in words:
+        if word not in GROUPS and not any(word in str(case) for cases in searched.values() for case in cases):
+            raise ValueError(
+                f"no case in {', '.join(searched)} is called {word!r}: give a group ({', '.join(GROUPS)}) "
+                "or a part of a case's name"
+            )
+    if not words:
+        return searched
+    named = {
+        group: [case for case in cases if group in words or any(word in str(case) for word in words)]
+        for group, cases in searched.items()
+    }
+    return {group: cases for group, cases in named.items() if cases}

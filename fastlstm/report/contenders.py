@@ -1,0 +1,351 @@
+"""Who is measured: our backends, and the libraries that people use otherwise, all with the same weights.
+
+A maker takes a case and a number of threads and gives a `Contender`, or raises `Unsupported`. Where there is a choice,
+a peer gets the form that is best for it: weights packed beforehand, no copy of results that its own users would not
+make, the threads asked for and no more.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from ..backends import backends, module
+from ..layout import Array, suffix
+from .cases import Case, Drawn
+from .measure import Contender, Maker, Unsupported
+
+
+def needed(package: str) -> Any:
+    """The package, or Unsupported."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise Unsupported(f"not installed ({error})") from error
+
+
+def ours(isas: bool = False) -> dict[str, Maker]:
+    """Every usable backend, best first; with `isas`, the compiled one with its other usable instruction sets too."""
+    makers: dict[str, Maker] = {n: functools.partial(fastlstm, n, None) for n, why in backends().items() if why is None}
+    if isas and "c" in makers:
+        c = module("c")
+        others = [isa for isa, why in c.isas().items() if why is None and isa != c.active_isa()]
+        makers |= {f"c {isa}": functools.partial(fastlstm, "c", isa) for isa in others}
+    return makers
+
+
+def peers() -> dict[str, Maker]:
+    return {"torch": torch, "onnxruntime": onnxruntime, "openvino": openvino, "tensorflow": tensorflow}
+
+
+def reference(case: Case) -> Mapping[str, Array]:
+    """The right values: those of the NumPy backend in float64, on the same float32 numbers."""
+    return our_contender(case, case.layer("float64", "numpy")).values()
+
+
+# ----------------------------------------------------------------------------------------------------------------- ours
+def fastlstm(backend: str, isa: str | None, case: Case, threads: int) -> Contender:
+    """One of our backends, perhaps with a forced instruction set."""
+    choice: AbstractContextManager[None] = module("c").use_isa(isa) if isa else nullcontext()
+    with choice:  # weights keep the instruction set for which they are packed, at the first call
+        contender = our_contender(case, case.layer(backend=backend))
+        contender.call()
+    return contender
+
+
+def our_contender(case: Case, layer: Any) -> Contender:
+    drawn = case.draw()
+    x, dy = drawn.x.astype(layer.dtype), drawn.dy.astype(layer.dtype)
+    if case.mode == "step":
+        step, x_0 = layer.stream(case.B).step, x[0]
+        return Contender(lambda: step(x_0), lambda: {"y": stepped(layer.stream(case.B).step, x)})
+    if case.mode == "forward":
+        return Contender(lambda: layer(x, None, drawn.lengths), lambda: {"y": layer(x, None, drawn.lengths)[0]})
+
+    def train() -> tuple[Array, Array, dict[str, Array]]:
+        y, _, tape = layer.forward(x, None, drawn.lengths)
+        dx, _, grads = layer.backward(tape, dy)
+        return y, dx, grads
+
+    return Contender(train, lambda: named(*train()))
+
+
+def stepped(step: Callable[[Array], Array], x: Array) -> Array:
+    """The outputs of a stream's first steps: (T, B, H)."""
+    return np.stack([np.array(step(x_t)) for x_t in x])
+
+
+def named(y: Array, dx: Array, grads: Mapping[str, Array]) -> dict[str, Array]:
+    """The values of a training step, by name."""
+    return {"y": y, "dx": dx} | {f"d{name}": g for name, g in sorted(grads.items())}
+
+
+# ---------------------------------------------------------------------------------------------------------------- torch
+def torch(case: Case, threads: int) -> Contender:
+    """nn.LSTM, nn.GRU, nn.RNN: inference_mode, or autograd. Sequences of unequal length as a PackedSequence."""
+    torch = needed("torch")
+    if not case.reset_after:
+        raise Unsupported("has no GRU that resets first")
+    torch.set_num_threads(threads)
+    drawn = case.draw()
+    make = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[case.kind]
+    layer = make(case.I, case.H, case.layers, bidirectional=case.bidirectional)
+    layer.load_state_dict({name: torch.from_numpy(w) for name, w in drawn.weights.items()})
+    x, dy = torch.from_numpy(drawn.x), torch.from_numpy(drawn.dy)
+    if case.mode == "step":
+        return torch_step(torch, layer, x)
+    if case.mode == "train":
+        return torch_train(torch, layer, x, dy, drawn.lengths)
+    rows = packed(torch, x, drawn.lengths)  # outside the time: kind to torch
+
+    def forward() -> Any:
+        with torch.inference_mode():
+            return layer(rows)[0]
+
+    return Contender(forward, lambda: {"y": unpacked(torch, forward()).numpy()})
+
+
+def packed(torch: Any, x: Any, lengths: Array | None) -> Any:
+    return x if lengths is None else torch.nn.utils.rnn.pack_padded_sequence(x, torch.from_numpy(lengths))
+
+
+def unpacked(torch: Any, y: Any) -> Any:
+    return y if isinstance(y, torch.Tensor) else torch.nn.utils.rnn.pad_packed_sequence(y)[0]
+
+
+def torch_step(torch: Any, layer: Any, x: Any) -> Contender:
+    class Step:
+        state: Any = None
+
+        def __call__(self, x_t: Any) -> Any:
+            with torch.inference_mode():
+                y, self.state = layer(x_t, self.state)
+            return y
+
+    def values() -> dict[str, Array]:
+        step = Step()
+        return {"y": stepped(lambda x_t: step(x_t).numpy(), x[:, None])[:, 0]}
+
+    step, x_0 = Step(), x[:1]
+    return Contender(lambda: step(x_0), values)
+
+
+def torch_train(torch: Any, layer: Any, x: Any, dy: Any, lengths: Array | None) -> Contender:
+    x.requires_grad_()
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+
+    def train() -> Any:
+        y = unpacked(torch, layer(packed(torch, x, lengths))[0])
+        return y, torch.autograd.grad(y, [x, *parameters], dy)
+
+    def values() -> dict[str, Array]:
+        y, (dx, *grads) = train()
+        return named(y.detach().numpy(), dx.numpy(), dict(zip(names, (g.numpy() for g in grads), strict=True)))
+
+    return Contender(train, values)
+
+
+# --------------------------------------------------------------------------------------------------- ONNX and its users
+ONNX_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}  # where ONNX's gates stand among ours
+
+
+def onnx_model(case: Case) -> bytes:
+    """The case as an ONNX model: inputs x, lengths where ragged, the state for steps; outputs y, and the new state."""
+    onnx = needed("onnx")
+    make, drawn, steps = onnx.helper, case.draw(), case.mode == "step"
+    nodes, weights, inputs, outputs = [], [], [], []
+    FLOAT, T = onnx.TensorProto.FLOAT, 1 if steps else case.T
+    states = ("h", "c") if case.kind == "lstm" else ("h",)
+
+    def tensor(name: str, shape: tuple[int, ...], kind: Any = FLOAT) -> Any:
+        return make.make_tensor_value_info(name, kind, shape)
+
+    def constant(name: str, value: Array) -> str:
+        weights.append(onnx.numpy_helper.from_array(value, name))
+        return name
+
+    inputs.append(tensor("x", (T, case.B, case.I)))
+    if case.ragged:
+        inputs.append(tensor("lengths", (case.B,), onnx.TensorProto.INT32))
+    x = "x"
+    for layer in range(case.layers):
+        W, R, B = onnx_weights(case, drawn, layer)
+        given = [x, constant(f"W{layer}", W), constant(f"R{layer}", R), constant(f"B{layer}", B)]
+        given += ["lengths" if case.ragged else ""] + ([f"{s}_0" for s in states] if steps else [])
+        options: dict[str, Any] = {"direction": "bidirectional" if case.bidirectional else "forward"}
+        options |= {"linear_before_reset": int(case.reset_after)} if case.kind == "gru" else {}
+        made = [f"Y{layer}"] + ([f"{s}_n" for s in states] if steps else [])
+        nodes.append(make.make_node(case.kind.upper(), given, made, hidden_size=case.H, **options))
+        if layer < case.layers - 1:  # (T, D, B, H) -> (T, B, D*H); the last one stays as it is
+            nodes.append(make.make_node("Transpose", [made[0]], [f"Z{layer}"], perm=(0, 2, 1, 3)))
+            shape = constant(f"S{layer}", np.array((T, case.B, case.D * case.H), np.int64))
+            x = f"X{layer + 1}"
+            nodes.append(make.make_node("Reshape", [f"Z{layer}", shape], [x]))
+    outputs.append(tensor(f"Y{case.layers - 1}", (T, case.D, case.B, case.H)))
+    if steps:
+        inputs += [tensor(f"{s}_0", (1, case.B, case.H)) for s in states]
+        outputs += [tensor(f"{s}_n", (1, case.B, case.H)) for s in states]
+    graph = make.make_graph(nodes, "recurrent", inputs, outputs, weights)
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 14)], ir_version=8)
+    onnx.checker.check_model(model)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def onnx_weights(case: Case, drawn: Drawn, layer: int) -> tuple[Array, Array, Array]:
+    """W (D, GH, I), R (D, GH, H) and B (D, 2GH) of a layer, in ONNX's order of gates."""
+
+    def reordered(name: str) -> Array:
+        each = [drawn.weights[name + suffix(layer, d)] for d in range(case.D)]
+        gates = [w.reshape(-1, case.H, *w.shape[1:])[list(ONNX_GATES[case.kind])].reshape(w.shape) for w in each]
+        return np.stack(gates)
+
+    biases = reordered("bias_ih"), reordered("bias_hh")
+    return reordered("weight_ih"), reordered("weight_hh"), np.concatenate(biases, axis=1)
+
+
+def unstacked(y: Array) -> Array:
+    """ONNX's (T, D, B, H) as (T, B, D*H)."""
+    return np.ascontiguousarray(y.transpose(0, 2, 1, 3)).reshape(y.shape[0], y.shape[2], -1)
+
+
+def onnx_feeds(case: Case, drawn: Drawn) -> dict[str, Array]:
+    """What a session is fed: the input, the lengths, and a zero state."""
+    feeds = {"x": drawn.x[:1] if case.mode == "step" else drawn.x}
+    if drawn.lengths is not None:
+        feeds["lengths"] = drawn.lengths.astype(np.int32)
+    if case.mode == "step":
+        feeds |= {f"{s}_0": np.zeros((1, case.B, case.H), np.float32) for s in ("hc" if case.kind == "lstm" else "h")}
+    return feeds
+
+
+def no_training(case: Case) -> None:
+    if case.mode == "train":
+        raise Unsupported("does not train")
+
+
+def onnxruntime(case: Case, threads: int) -> Contender:
+    """session.run, for a stream with the state carried from call to call."""
+    no_training(case)
+    ort = needed("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(onnx_model(case), options, providers=["CPUExecutionProvider"])
+    return onnx_contender(case, lambda feeds: session.run(None, feeds))
+
+
+def openvino(case: Case, threads: int) -> Contender:
+    """A compiled model for the CPU, arrays shared and not copied."""
+    no_training(case)
+    ov = needed("openvino")
+    needed("onnx")
+    core = ov.Core()
+    # Left to itself it would compute in bfloat16 where the processor has it.
+    options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    request = core.compile_model(core.read_model(onnx_model(case)), "CPU", options).create_infer_request()
+
+    def run(feeds: dict[str, Array]) -> list[Array]:
+        done = request.infer(feeds, share_inputs=True, share_outputs=True)
+        # The state of a stream goes back in, so it must not stay where the next call writes.
+        return [array if at == 0 else array.copy() for at, array in enumerate(done.to_tuple())]
+
+    return onnx_contender(case, run)
+
+
+def onnx_contender(case: Case, run: Callable[[dict[str, Array]], list[Array]]) -> Contender:
+    """Who runs the model: `run` takes the inputs by name and gives the outputs in order."""
+    drawn = case.draw()
+    feeds = onnx_feeds(case, drawn)
+    if case.mode != "step":
+        return Contender(lambda: run(feeds), lambda: {"y": unstacked(run(feeds)[0])})
+
+    class Step:
+        def __init__(self) -> None:
+            self.feeds = onnx_feeds(case, drawn)
+            self.states = [name for name in self.feeds if name.endswith("_0")]
+
+        def __call__(self, x_t: Array) -> Array:
+            self.feeds["x"] = x_t
+            y, *new = run(self.feeds)
+            self.feeds.update(zip(self.states, new, strict=True))
+            return y
+
+    step, x_0 = Step(), drawn.x[:1]
+    return Contender(lambda: step(x_0), lambda: {"y": stepped(Step(), drawn.x[:, None])[:, 0, 0]})
+
+
+# ----------------------------------------------------------------------------------------------------------- TensorFlow
+KERAS_GATES = {"lstm": (0, 1, 2, 3), "gru": (1, 0, 2), "rnn": (0,)}  # swaps at most two, so it is its own inverse
+
+
+def tensorflow(case: Case, threads: int) -> Contender:
+    """Training with Keras layers in a tf.function. For inference the others are quicker by far."""
+    if case.mode != "train" or case.ragged or case.bidirectional or not case.reset_after:
+        raise Unsupported("measured only in the training of plain layers")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it would greet
+    tf = needed("tensorflow")
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:  # it has begun
+        if tf.config.threading.get_intra_op_parallelism_threads() != threads:
+            raise Unsupported("keeps its number of threads: measure one number in a run") from None
+    drawn = case.draw()
+    make = {"lstm": tf.keras.layers.LSTM, "gru": tf.keras.layers.GRU, "rnn": tf.keras.layers.SimpleRNN}[case.kind]
+    layers = [make(case.H, return_sequences=True) for _ in range(case.layers)]
+    for at, layer in enumerate(layers):
+        layer.build((case.B, case.T, case.I if at == 0 else case.H))
+        layer.set_weights(keras_weights(case, drawn, at))
+    variables = [v for layer in layers for v in layer.trainable_weights]
+    x, dy = (tf.constant(a.swapaxes(0, 1)) for a in (drawn.x, drawn.dy))  # Keras has the batch first
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def train(x: Any, dy: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = x
+            for layer in layers:
+                y = layer(y)
+        return y, tape.gradient(y, [x, *(v.value for v in variables)], dy)
+
+    def values() -> dict[str, Array]:
+        y, (dx, *grads) = train(x, dy)
+        return named(
+            *(np.ascontiguousarray(a.numpy().swapaxes(0, 1)) for a in (y, dx)),
+            keras_gradients(case, [g.numpy() for g in grads]),
+        )
+
+    return Contender(lambda: train(x, dy), values)
+
+
+def keras_order(case: Case, w: Array) -> Array:
+    """Gates (last axis) from our order into Keras's, or back."""
+    gates = w.reshape(*w.shape[:-1], -1, case.H)[..., list(KERAS_GATES[case.kind]), :]
+    return np.ascontiguousarray(gates.reshape(w.shape))
+
+
+def keras_weights(case: Case, drawn: Drawn, layer: int) -> list[Array]:
+    """Kernel (I, GH), recurrent kernel (H, GH) and bias of a layer: one (GH,), but for GRU two (2, GH)."""
+    W, R, b, c = (
+        keras_order(case, drawn.weights[name + suffix(layer, 0)].T)
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
+    return [W, R, np.stack((b, c)) if case.kind == "gru" else b + c]
+
+
+def keras_gradients(case: Case, grads: list[Array]) -> dict[str, Array]:
+    """Three gradients a layer, by our names."""
+    found = {}
+    for layer in range(case.layers):
+        W, R, b = (keras_order(case, g) for g in grads[3 * layer : 3 * layer + 3])
+        biases = b if case.kind == "gru" else (b, b)
+        each = {"weight_ih": W.T, "weight_hh": R.T, "bias_ih": biases[0], "bias_hh": biases[1]}
+        found |= {name + suffix(layer, 0): g for name, g in each.items()}
+    return found

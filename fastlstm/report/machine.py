@@ -1,0 +1,168 @@
+"""The machine under the measurements: what it is, how busy it is, and the most that it can do."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..backends import backends, module
+
+PEERS = ("torch", "onnxruntime", "openvino", "tensorflow")
+
+
+# ----------------------------------------------------------------------------------------------------------- what it is
+def facts() -> dict[str, str]:
+    """What a reader has to know before believing a figure."""
+    c = module("c")
+    numbers = {"fastlstm": __version__, "Python": platform.python_version()}
+    for name in ("numpy", "numba", *PEERS):
+        numbers[name] = version(name) or "not installed"
+    found = {
+        "machine": f"{platform.machine()}, {platform.platform()}",
+        "processor": processor(),
+        "caches": caches(),
+        "cores": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}",
+        "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not readable",
+        "instruction sets": ", ".join(
+            name + (" (in use)" if name == c.active_isa() else f" ({why})" if why else "")
+            for name, why in c.isas().items()
+        ),
+        "versions": ", ".join(f"{name} {number}" for name, number in numbers.items()),
+        "BLAS of NumPy": blas(),
+        "compiler of the extension": "none" if c.lib is None else c.ffi.string(c.lib.fl_compiler()).decode(),
+        "backends": ", ".join(
+            name if why is None else f"{name} (not usable: {why})" for name, why in backends().items()
+        ),
+    }
+    tunables = os.environ.get("GLIBC_TUNABLES")
+    return found | ({"GLIBC_TUNABLES": tunables} if tunables else {})
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def processor() -> str:
+    for line in read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or "not known"
+
+
+def caches() -> str:
+    """Sizes of the first core's caches, as the system tells them."""
+    found = []
+    for at in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        if read(f"{at}/type") != "Instruction":
+            found.append(f"L{read(f'{at}/level')} {read(f'{at}/size')}")
+    return ", ".join(found) or "not known"
+
+
+def load() -> str:
+    """How busy the machine is: the load averages."""
+    return " ".join(f"{one:.2f}" for one in os.getloadavg())
+
+
+def blas() -> str:
+    try:
+        import numpy as np
+        import threadpoolctl
+    except ImportError:
+        return "not known (threadpoolctl is not installed): its threads are as the environment has them"
+    at = str(Path(np.__file__).parent.parent)
+    return ", ".join(
+        f"{pool['internal_api']} {pool['version']} ({pool.get('architecture', '?')})"
+        for pool in threadpoolctl.threadpool_info()
+        if pool["user_api"] == "blas" and pool["filepath"].startswith(at)
+    )
+
+
+def blas_threads(n: int) -> AbstractContextManager[Any]:
+    """So many threads for NumPy's BLAS meanwhile, where threadpoolctl is here to say so."""
+    try:
+        import threadpoolctl
+    except ImportError:
+        return nullcontext()
+    limits: AbstractContextManager[Any] = threadpoolctl.threadpool_limits(n, user_api="blas")
+    return limits
+
+
+# ------------------------------------------------------------------------------------------------------- what it can do
+LADDER = tuple(2**k for k in range(14, 27))  # 16 KiB, where every first-level cache ends soon, to 64 MiB a thread
+FMA_SECONDS, READ_SECONDS = 0.1, 0.03
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that so many threads do together."""
+
+    threads: int
+    flops: float  # a second
+    bandwidths: dict[int, float]  # bytes each thread reads in turn -> bytes a second, all threads together
+
+    def bandwidth(self, footprint: float) -> float:
+        """Bytes a second for who reads so many bytes in turn, each thread an equal share of them."""
+        share = footprint / self.threads
+        # The best of this rung and those above it: what a larger memory can do, a smaller one can.
+        rungs = [rung for rung in self.bandwidths if rung >= share] or [max(self.bandwidths)]
+        return max(self.bandwidths[rung] for rung in rungs)
+
+    def seconds(self, flops: float, bytes_read: float, footprint: float) -> float:
+        """What the machine needs at least."""
+        return max(flops / self.flops, bytes_read / self.bandwidth(footprint))
+
+
+def limits(threads: int, seconds: float = FMA_SECONDS) -> Limits | None:
+    """Measure the limits of so many threads, with the best instruction set; None without the C extension."""
+    c = module("c")
+    if c.lib is None:
+        return None
+    isa = next(at for at, why in enumerate(c.isas().values()) if why is None)
+    read_seconds = seconds * READ_SECONDS / FMA_SECONDS
+    return Limits(
+        threads,
+        together(threads, functools.partial(c.lib.fl_measure_fma, isa, seconds)),
+        {size: together(threads, functools.partial(c.lib.fl_measure_read, isa, size, read_seconds)) for size in LADDER},
+    )
+
+
+def together(threads: int, rate: Callable[[], float]) -> float:
+    """Sum of a rate over so many threads that measure it at the same time."""
+    start = threading.Barrier(threads)
+    rates: list[float] = []
+
+    def one() -> None:
+        start.wait()
+        rates.append(rate())
+
+    workers = [threading.Thread(target=one) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return sum(rates)
+
+
+def command() -> str:
+    """The command line of this process."""
+    return " ".join(["fastlstm", *sys.argv[1:]])

@@ -1,0 +1,218 @@
+"""Measuring fairly: values first, contenders interleaved, intervals by bootstrap.
+
+In every round each contender has its turn, in random order, so that a busy neighbour or a warm processor falls on all
+alike. Ratios are taken within a round, where conditions were most alike, and only then summed up.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..layout import Array
+from .cases import Case
+
+# How far a contender's values may lie from the float64 reference, as a share of the reference's largest entry. It tells
+# wrong from right, for others' libraries too; ours are held to less in the tests.
+TOLERANCE = {"values": 1e-5, "gradients": 5e-5}
+
+LEAST_SAMPLE = 100e-6  # seconds: what is shorter is repeated within a sample, so that the clock's 50 ns do not count
+ROUND_SECONDS = 5e-3  # a contender's turn goes on so long, but for at most
+ROUND_SAMPLES = 20  # so many samples
+WARM_SECONDS = 5e-3  # what is shorter has an untimed turn first, which brings its weights back into the caches
+
+# Others' idle threads go on spinning after a call (OpenMP's for some 5 ms) and would take the next one's core.
+SETTLE_SECONDS = 0.01
+
+RESAMPLES = 2000
+
+
+class Unsupported(Exception):
+    """A contender has no such case, or is not here; the message says which."""
+
+
+@dataclass
+class Contender:
+    """Whoever computes a case.
+
+    Parameters
+    ----------
+    call : callable
+        What is timed.
+    values : callable
+        What it computes, by name, as arrays; names that begin with d are gradients.
+    """
+
+    call: Callable[[], object]
+    values: Callable[[], Mapping[str, Array]]
+
+
+# Makes a contender for a case and a number of threads, or raises Unsupported.
+Maker = Callable[[Case, int], Contender]
+
+
+@dataclass
+class Result:
+    """How one contender did in one case with one number of threads."""
+
+    contender: str
+    problem: str | None = None  # why it was not timed
+    rounds: list[list[float]] = field(default_factory=list)  # seconds a call: the samples of every round
+
+    @property
+    def wrong(self) -> bool:
+        return self.problem is not None and self.problem.startswith(WRONG)
+
+    @property
+    def median(self) -> float:
+        return float(np.median(np.concatenate(self.rounds))) if self.rounds else math.nan
+
+    @property
+    def p99(self) -> float:
+        return float(np.percentile(np.concatenate(self.rounds), 99)) if self.rounds else math.nan
+
+
+WRONG = "wrong values"
+
+
+def difference(got: Mapping[str, Array], expected: Mapping[str, Array]) -> str | None:
+    """What is wrong with a contender's values; None where they are right."""
+    if got.keys() != expected.keys():
+        return f"{WRONG}: it computes {', '.join(got)}, expected {', '.join(expected)}"
+    for name, right in expected.items():
+        tolerance = TOLERANCE["gradients" if name.startswith("d") else "values"]
+        if got[name].shape != right.shape:
+            return f"{WRONG}: {name} has shape {got[name].shape}, expected {right.shape}"
+        off = float(np.max(np.abs(got[name] - right), initial=0) / max(np.max(np.abs(right), initial=0), 1e-30))
+        if not off <= tolerance:  # NaN is not
+            return f"{WRONG}: {name} is off by {off:.2g} of its largest entry, allowed {tolerance:g}"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+def measure(
+    case: Case,
+    threads: int,
+    makers: Mapping[str, Maker],
+    expected: Mapping[str, Array],
+    rounds: int,
+    rng: np.random.Generator,
+    tick: Callable[[], object] = lambda: None,
+) -> list[Result]:
+    """Check every contender's values, then time those that are right.
+
+    Parameters
+    ----------
+    case, threads
+        What, with how many threads each.
+    makers : mapping
+        The contenders by name.
+    expected : mapping
+        The right values.
+    rounds : int
+    rng : Generator
+        Of the orders.
+    tick : callable
+        Called after every round.
+    """
+    results = {name: Result(name) for name in makers}
+    turns: dict[str, Turn] = {}
+    for name, make in makers.items():
+        try:
+            contender = make(case, threads)
+        except Unsupported as error:
+            results[name].problem = str(error)
+            continue
+        results[name].problem = difference(contender.values(), expected)
+        if results[name].problem is None:
+            turns[name] = Turn.fitted(contender.call)
+    with undisturbed():
+        for _ in range(rounds):
+            for name in rng.permutation(list(turns)):
+                if threads > 1:
+                    time.sleep(SETTLE_SECONDS)
+                results[name].rounds.append(turns[name].take())
+            tick()
+    return list(results.values())
+
+
+@dataclass
+class Turn:
+    """How one contender is timed in every round: `samples` samples of `calls` calls each."""
+
+    call: Callable[[], object]
+    calls: int
+    samples: int
+    warm: bool
+
+    @classmethod
+    def fitted(cls, call: Callable[[], object]) -> Turn:
+        """A turn as long as the constants above ask for. (The first calls are warm-up: they are often slower.)"""
+        once = min(seconds(call, 1) for _ in range(3))
+        once = min(seconds(call, max(1, int(LEAST_SAMPLE / once))) for _ in range(2))
+        calls = max(1, math.ceil(LEAST_SAMPLE / once))
+        return cls(call, calls, min(ROUND_SAMPLES, max(1, round(ROUND_SECONDS / (calls * once)))), once < WARM_SECONDS)
+
+    def take(self) -> list[float]:
+        """One turn: seconds a call, of every sample."""
+        if self.warm:
+            seconds(self.call, self.calls)
+        return [seconds(self.call, self.calls) for _ in range(self.samples)]
+
+
+def seconds(call: Callable[[], object], calls: int) -> float:
+    """Seconds a call, over so many."""
+    begin = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - begin) / calls
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """No garbage collection meanwhile."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+# ----------------------------------------------------------------------------------------------------------- summing up
+@dataclass(frozen=True)
+class Ratio:
+    """How many times the other's time ours is shorter by: the median over rounds and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def ratio(other: Result, ours: Result, rng: np.random.Generator) -> Ratio:
+    """Their time by ours, round by round. The interval is a percentile bootstrap over rounds (Efron 1979)."""
+    each = np.array([np.median(a) / np.median(b) for a, b in zip(other.rounds, ours.rounds, strict=True)])
+    drawn = np.median(rng.choice(each, (RESAMPLES, len(each))), axis=1)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return Ratio(float(np.median(each)), float(low), float(high))
+
+
+def best(results: Iterable[Result]) -> Result | None:
+    """The quickest of those that were timed."""
+    timed = [one for one in results if one.rounds]
+    return min(timed, key=lambda one: one.median) if timed else None
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan

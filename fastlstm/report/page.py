@@ -1,0 +1,316 @@
+"""A report as Markdown with charts in SVG."""
+
+from __future__ import annotations
+
+import io as memory
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .measure import TOLERANCE, Result, geometric_mean
+
+if TYPE_CHECKING:
+    from . import Entry, Report
+
+TITLES = {
+    "inference": "Inference",
+    "odd": "Odd shapes",
+    "lengths": "Sequences of unequal length",
+    "others": "GRU and RNN",
+    "training": "Training",
+    "cells": "What a cell costs",
+    "grid": "A small grid",
+}
+BUSY = 0.5  # load average before the run, from which on others took part
+
+MEANING = """
+Times are microseconds a call: the median, and in brackets the 99th percentile, over all samples. **Ratio** is the
+quickest rival's time by that of `{ours}`, more than 1 where `{ours}` is quicker: the median over rounds with its 95 %
+bootstrap interval. **Limit** is the share of what this machine can do: the least time in which it makes the products'
+floating-point operations at its peak, or reads the recurrent weights in every step from the level of its memory that
+holds them, whichever is longer, by the time taken. (A little more than 1 is possible where a part of the weights stays
+nearer than that.) Contenders take turns in random order in every one of {rounds} rounds, in one process, with the same
+weights and the same number of threads; each one's values were compared with the float64 reference before it was timed
+(tolerance as a share of the largest entry: {values:g} for outputs, {gradients:g} for gradients).
+"""
+
+
+def markdown(report: Report, charts: Sequence[str]) -> str:
+    """The page, which shows the charts with these names."""
+    sections = [*head(report), *losing(report), *not_timed(report), *means(report)]
+    for group in groups(report):
+        sections += [f"## {TITLES[group]}", *tables(report, group)]
+        sections += [f"![{name}]({name})" for name in charts if name.startswith(f"{group}-")]
+    sections += notes(report)
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+def groups(report: Report) -> list[str]:
+    return list(dict.fromkeys(entry.group for entry in report.entries))
+
+
+def of(report: Report, group: str) -> dict[int, list[Entry]]:
+    """A group's entries by number of threads."""
+    found: dict[int, list[Entry]] = {}
+    for entry in report.entries:
+        if entry.group == group:
+            found.setdefault(entry.threads, []).append(entry)
+    return found
+
+
+def compared(entries: Iterable[Entry]) -> list[Entry]:
+    """Those in which there is somebody to be compared with."""
+    return [entry for entry in entries if entry.ratio is not None]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def threads(n: int) -> str:
+    return f"{n} thread{'s' * (n > 1)}"
+
+
+def microseconds(seconds: float) -> str:
+    return f"{1e6 * seconds:,.0f}" if seconds >= 1e-4 else f"{1e6 * seconds:.3g}"
+
+
+def shown(result: Result) -> str:
+    if result.rounds:
+        return f"{microseconds(result.median)} ({microseconds(result.p99)})"
+    return "**wrong**" if result.wrong else "–"
+
+
+# --------------------------------------------------------------------------------------------------------- the sections
+def head(report: Report) -> Iterator[str]:
+    yield "# Benchmark report"
+    if float(report.facts["load before"].split()[0]) > BUSY:
+        yield f"**The machine was busy (load {report.facts['load before']}): take these figures for a trial.**"
+    yield table(("", ""), report.facts.items()).replace("---:", "---")
+    for one in filter(None, report.limits.values()):
+        steps = [f"{size // 1024} KiB {rate / 1e9:.0f}" for size, rate in one.bandwidths.items()]
+        yield (
+            f"Limits measured here with {threads(one.threads)}: {one.flops / 1e9:.0f} GFLOP/s in float32; "
+            f"reading, in GB/s, by what each thread reads in turn: {', '.join(steps)}."
+        )
+    ours = report.entries[0].ours.contender if report.entries else ""
+    yield textwrap.dedent(MEANING).format(ours=ours, rounds=report.rounds, **TOLERANCE)
+
+
+def losing(report: Report) -> Iterator[str]:
+    """Where somebody else is quicker: what a reader should see first."""
+    every = compared(report.entries)
+    if not every:
+        return
+    lost = sorted((e for e in every if e.ratio.value < 1), key=lambda e: e.ratio.value)  # type: ignore[union-attr]
+    yield f"## Losing cases: {len(lost)} of {len(every)}"
+    if not lost:
+        yield "None."
+        return
+    yield table(
+        ("case", "threads", "quickest rival", "its time", "ours", "ratio", "limit"),
+        [
+            (
+                str(entry.case),
+                str(entry.threads),
+                entry.rival.contender,  # type: ignore[union-attr]
+                microseconds(entry.rival.median),  # type: ignore[union-attr]
+                microseconds(entry.ours.median),
+                str(entry.ratio),
+                share(report, entry),
+            )
+            for entry in lost
+        ],
+    )
+
+
+def not_timed(report: Report) -> Iterator[str]:
+    """Whose values were wrong."""
+    wrong = [(entry, one) for entry in report.entries for one in entry.results.values() if one.wrong]
+    if wrong:
+        yield "## Wrong values, and so not timed"
+        yield "\n".join(f"- {one.contender}, {e.case}, {threads(e.threads)}: {one.problem}" for e, one in wrong)
+
+
+def means(report: Report) -> Iterator[str]:
+    """Geometric means of the ratios, and of everybody's time by ours."""
+    rows = []
+    for group in groups(report):
+        for n, entries in of(report, group).items():
+            if not compared(entries):
+                continue
+            ours, *others = entries[0].results
+            rows.append(
+                [TITLES[group], str(n), mean(e.ratio.value for e in compared(entries) if e.ratio)]
+                + [mean(e.results[name].median / e.ours.median for e in timed(entries, ours, name)) for name in others]
+            )
+    if rows:
+        yield "## Geometric means: others' time by ours"
+        yield table(("group", "threads", "best rival", *list(report.entries[0].results)[1:]), rows)
+
+
+def timed(entries: Iterable[Entry], *names: str) -> list[Entry]:
+    """Those in which all of these were timed."""
+    return [entry for entry in entries if all(entry.results[name].rounds for name in names)]
+
+
+def mean(values: Iterable[float]) -> str:
+    every = list(values)
+    return f"{geometric_mean(every):.2f}" if every else "–"
+
+
+def share(report: Report, entry: Entry) -> str:
+    found = report.share(entry)
+    return "–" if found is None else f"{found:.2f}"
+
+
+def tables(report: Report, group: str) -> Iterator[str]:
+    """A table for each number of threads."""
+    for n, entries in of(report, group).items():
+        yield f"### {threads(n)}"
+        yield costs(entries) if group == "cells" else times(report, entries)
+
+
+def times(report: Report, entries: Sequence[Entry]) -> str:
+    """Everybody's time in every case."""
+    names = list(entries[0].results)
+    tuned = ["ratio, glibc tuned"] if report.tuned is not None else []
+    return table(
+        ("case", "MFLOP", "weights, KiB", *names, "ratio", *tuned, "limit"),
+        [
+            (
+                str(entry.case),
+                f"{entry.case.flops / 1e6:,.4g}",
+                f"{entry.case.recurrent_bytes / 1024:,.4g}",
+                *(shown(one) for one in entry.results.values()),
+                "–" if entry.ratio is None else str(entry.ratio),
+                *(tuned_ratio(report, entry) for _ in tuned),
+                share(report, entry),
+            )
+            for entry in entries
+        ],
+    )
+
+
+def tuned_ratio(report: Report, entry: Entry) -> str:
+    found = (report.tuned or {}).get((str(entry.case), entry.threads))
+    return "–" if found is None else f"{found:.2f}"
+
+
+def costs(entries: Sequence[Entry]) -> str:
+    """What each cell costs: parameters and operations beside the time."""
+    return table(
+        ("case", "parameters", "MFLOP", "time", "GFLOP/s"),
+        [
+            (
+                str(entry.case),
+                f"{entry.case.parameters:,}",
+                f"{entry.case.flops / 1e6:,.4g}",
+                shown(entry.ours),
+                f"{entry.case.flops / entry.ours.median / 1e9:.1f}",
+            )
+            for entry in entries
+        ],
+    )
+
+
+def notes(report: Report) -> Iterator[str]:
+    """Who was not measured, and why."""
+    found = dict.fromkeys(
+        f"{one.contender}: {one.problem}"
+        for entry in report.entries
+        for one in entry.results.values()
+        if one.problem and not one.wrong
+    )
+    if found:
+        yield "## Not measured"
+        yield "\n".join(f"- {note}" for note in found)
+
+
+# --------------------------------------------------------------------------------------------------------------- charts
+def charts(report: Report) -> dict[str, bytes]:
+    """File name -> picture, for each group and number of threads."""
+    found = {}
+    for group in groups(report):
+        for n, entries in of(report, group).items():
+            title = f"{TITLES[group]}, {threads(n)}"
+            if group == "cells":
+                found[f"{group}-{n}.svg"] = chart_of_costs(entries, title)
+            elif compared(entries):
+                found[f"{group}-{n}.svg"] = chart_of_ratios(compared(entries), title)
+    return found
+
+
+def canvas(rows: int, height: float) -> tuple[Any, Any]:
+    """A figure and axes for so many rows of horizontal bars, the first on top, each so many inches high."""
+    from ..plot import GRID, figure
+
+    fig = figure()
+    fig.set_size_inches(9, 1.2 + height * rows)
+    axes = fig.add_subplot()
+    axes.set_ylim(rows - 0.4, -0.6)
+    axes.grid(axis="x", color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return fig, axes
+
+
+def drawn(fig: Any) -> bytes:
+    picture = memory.BytesIO()
+    fig.savefig(picture, format="svg", metadata={"Date": None})  # the same picture has the same bytes
+    return picture.getvalue()
+
+
+def chart_of_ratios(entries: Sequence[Entry], title: str) -> bytes:
+    """A bar for each case: the best rival's time by ours, with its interval; the losing ones in another colour."""
+    from ..plot import HELD_OUT as LOSING
+    from ..plot import TRAINING as WINNING
+
+    fig, axes = canvas(len(entries), 0.24)
+    for at, entry in enumerate(entries):
+        r = entry.ratio
+        assert r is not None and entry.rival is not None
+        axes.barh(at, r.value - 1, left=1, color=WINNING if r.value >= 1 else LOSING)
+        axes.plot((r.low, r.high), (at, at), color="black", linewidth=1)
+        text = f" {r.value:.2f}  ({entry.rival.contender})"
+        axes.annotate(text, (max(r.high, 1), at), va="center", fontsize=8)
+    ratios = [entry.ratio for entry in entries if entry.ratio]
+    axes.set_xscale("log")
+    axes.set_xlim(0.9 * min(1, *(r.low for r in ratios)), 3 * max(1, *(r.high for r in ratios)))  # room for the names
+    marks = [m for m in (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100) if axes.get_xlim()[0] <= m <= axes.get_xlim()[1]]
+    axes.set_xticks(marks, [f"{m:g}" for m in marks])
+    axes.minorticks_off()
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(entries)), [str(entry.case) for entry in entries], fontsize=8)
+    ours = entries[0].ours.contender
+    axes.set(xlabel=f"the quickest rival's time by that of {ours} (more than 1: {ours} is quicker)", title=title)
+    return drawn(fig)
+
+
+def chart_of_costs(entries: Sequence[Entry], title: str) -> bytes:
+    """For each cell: parameters, operations and time, each by those of the LSTM of the same shape."""
+    from ..plot import GRID, HELD_OUT, TRAINING
+
+    rows = [(e, next(o for o in entries if same_but_kind(o, e))) for e in timed(entries, entries[0].ours.contender)]
+    fig, axes = canvas(len(rows), 0.5)
+    for at, (entry, lstm) in enumerate(rows):
+        bars = (
+            (entry.case.parameters / lstm.case.parameters, GRID, "parameters"),
+            (entry.case.flops / lstm.case.flops, TRAINING, "operations"),
+            (entry.ours.median / lstm.ours.median, HELD_OUT, "time"),
+        )
+        for i, (value, colour, label) in enumerate(bars):
+            axes.barh(at + 0.26 * (i - 1), value, 0.26, color=colour, label=None if at else label)
+        axes.annotate(f" {microseconds(entry.ours.median)} µs", (bars[-1][0], at + 0.26), va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), [str(entry.case) for entry, _ in rows], fontsize=8)
+    axes.set(xlabel="by the LSTM of the same shape", title=f"{title}, backend {entries[0].ours.contender}")
+    axes.legend(frameon=False, loc="lower right")
+    return drawn(fig)
+
+
+def same_but_kind(lstm: Entry, other: Entry) -> bool:
+    a, b = lstm.case, other.case
+    return a.kind == "lstm" and (a.mode, a.I, a.H, a.B, a.T) == (b.mode, b.I, b.H, b.B, b.T)

@@ -1,0 +1,205 @@
+"""Benchmark reports: the harness catches wrong values, its statistics are sane, and a tiny run leaves all its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from fastlstm import report
+from fastlstm.backends import backends
+from fastlstm.cli import main
+from fastlstm.report import cases, contenders, machine, measure, page
+from fastlstm.report.cases import Case
+
+SMALL = Case("forward", "lstm", 3, 4, B=2, T=3)
+KINDS_AND_MODES = [
+    Case("forward", "lstm", 3, 4, B=2, T=3, layers=2, bidirectional=True),
+    Case("forward", "gru", 3, 4, B=2, T=3, reset_after=False),
+    Case("forward", "rnn", 3, 4, B=5, T=6, ragged=True),
+    Case("step", "lstm", 3, 4),
+    Case("step", "gru", 3, 4, B=2),
+    Case("train", "lstm", 3, 4, B=2, T=3, layers=2),
+    Case("train", "gru", 3, 4, B=2, T=3),
+    Case("train", "rnn", 3, 4, B=5, T=6, ragged=True),
+]
+needs_c = pytest.mark.skipif(backends()["c"] is not None, reason=f"c: {backends()['c']}")
+
+
+def wrong(case: Case, threads: int) -> measure.Contender:
+    """A contender that forgets a hundredth of the last output."""
+    right = contenders.ours()["numpy"](case, threads)
+
+    def values() -> dict[str, Any]:
+        found = {name: np.array(a) for name, a in right.values().items()}
+        found["y"][-1] *= 0.99
+        return found
+
+    return measure.Contender(right.call, values)
+
+
+# ------------------------------------------------------------------------------------------------------------ the cases
+def test_cost_of_a_case_by_hand() -> None:
+    """LSTM(28, 256), B=32, T=35: 2 * 4 * 256 * (28 + 256) operations a row; the recurrent weights are 16 H H bytes."""
+    case = Case("forward", "lstm", 28, 256, B=32, T=35)
+    assert case.flops == 2 * 1024 * 284 * 32 * 35
+    assert case.recurrent_bytes == 16 * 256 * 256
+    assert case.bytes_read == 35 * 16 * 256 * 256 + 4 * 1024 * 28
+    assert dataclasses.replace(case, mode="train").flops == 3 * case.flops
+    deep = dataclasses.replace(case, layers=2, bidirectional=True)
+    assert deep.flops == 2 * 2 * 1024 * (28 + 256 + 512 + 256) * 32 * 35
+
+
+@pytest.mark.parametrize("case", KINDS_AND_MODES, ids=str)
+def test_counted_parameters_are_the_layer_s(case: Case) -> None:
+    assert case.parameters == sum(p.size for p in case.layer().state_dict().values())
+
+
+def test_lengths_cost_what_is_valid() -> None:
+    ragged = Case("forward", "lstm", 3, 4, B=5, T=6, ragged=True)
+    lengths = ragged.lengths()
+    assert lengths is not None and lengths[0] == 6 and (np.diff(lengths) <= 0).all()
+    assert ragged.flops == dataclasses.replace(ragged, ragged=False).flops * lengths.sum() / 30
+
+
+def test_cases_have_names_of_their_own() -> None:
+    for group, some in cases.GROUPS.items():
+        assert len({str(case) for case in some}) == len(some), group
+
+
+def test_cases_are_chosen_by_group_or_by_a_part_of_the_name() -> None:
+    assert cases.select(["odd"]) == {"odd": cases.ODD}
+    assert cases.select(["odd"], ["lengths"]) == {"lengths": cases.LENGTHS}
+    assert [str(c) for c in cases.select(["inference"], ["1024"])["inference"]] == [
+        "lstm step 1024,1024 B=1",
+        "lstm forward 1024,1024 B=1 T=50",
+        "lstm forward 1024,1024 B=128 T=10",
+    ]
+    with pytest.raises(ValueError, match="no case in odd is called 'xyz': give a group"):
+        cases.select(["odd"], ["xyz"])
+
+
+# ------------------------------------------------------------------------------------------------------- the contenders
+@pytest.mark.parametrize("case", KINDS_AND_MODES, ids=str)
+def test_every_contender_here_computes_the_same(case: Case) -> None:
+    expected, who = contenders.reference(case), contenders.ours(isas=True) | contenders.peers()
+    right = 0
+    for name, make in who.items():
+        try:
+            assert measure.difference(make(case, 1).values(), expected) is None, name
+            right += 1
+        except measure.Unsupported as error:
+            assert name not in backends(), error
+    assert right >= sum(why is None for why in backends().values())
+
+
+def test_a_wrong_contender_is_reported_and_not_timed() -> None:
+    makers = {"right": contenders.ours()["numpy"], "wrong": wrong}
+    rng = np.random.default_rng(0)
+    right, caught = measure.measure(SMALL, 1, makers, contenders.reference(SMALL), 3, rng)
+    assert right.problem is None and len(right.rounds) == 3
+    assert caught.wrong and not caught.rounds
+    assert caught.problem is not None and "y is off by" in caught.problem and "allowed 1e-05" in caught.problem
+
+
+@pytest.mark.parametrize(
+    ("got", "said"),
+    [
+        ({"y": np.full(3, np.nan)}, "off by nan"),
+        ({"y": np.ones(2)}, r"shape \(2,\), expected \(3,\)"),
+        ({}, "expected y"),
+        ({"y": np.ones(3) + 1e-4}, "off by 0.0001"),
+    ],
+)
+def test_differences_are_told(got: dict[str, Any], said: str) -> None:
+    problem = measure.difference(got, {"y": np.ones(3)})
+    assert problem is not None and problem.startswith(measure.WRONG)
+    with pytest.raises(AssertionError, match=said):
+        raise AssertionError(problem)
+
+
+# ----------------------------------------------------------------------------------------------------------- statistics
+def test_ratio_and_its_interval() -> None:
+    """Twice as slow, with noise that both share in a round: the pairing takes it out."""
+    rng = np.random.default_rng(0)
+    neighbours = rng.lognormal(0, 1, 25)
+    ours = measure.Result("ours", rounds=[[n * rng.normal(1, 0.02) for _ in range(5)] for n in neighbours])
+    other = measure.Result("other", rounds=[[n * rng.normal(2, 0.04) for _ in range(5)] for n in neighbours])
+    r = measure.ratio(other, ours, rng)
+    assert 1.9 < r.low <= r.value <= r.high < 2.1 and r.high - r.low < 0.1
+    same = measure.ratio(ours, ours, rng)
+    assert (same.low, same.value, same.high) == (1, 1, 1)
+
+
+def test_summary_of_samples() -> None:
+    one = measure.Result("one", rounds=[[1.0, 2.0], [3.0], [100.0]])
+    assert one.median == 2.5 and 90 < one.p99 <= 100
+    other = measure.Result("other", rounds=[[2.0]])
+    assert measure.best([one, measure.Result("not timed", "away"), other]) is other
+    assert measure.best([]) is None
+    assert measure.geometric_mean([1, 4]) == 2
+
+
+def test_short_calls_are_repeated_within_a_sample() -> None:
+    turn = measure.Turn.fitted(lambda: None)
+    assert turn.calls > 100 and turn.warm and len(turn.take()) == turn.samples == measure.ROUND_SAMPLES
+
+
+# ---------------------------------------------------------------------------------------------------------- the machine
+@needs_c
+@pytest.mark.parametrize("threads", [1, 2])
+def test_limits_are_plausible(threads: int) -> None:
+    limits = machine.limits(threads, seconds=0.005)
+    assert limits is not None
+    assert 0.1e9 < limits.flops < 1e13
+    assert all(1e8 < rate < 1e13 for rate in limits.bandwidths.values())
+    small, large = limits.bandwidth(1000), limits.bandwidth(1e12)
+    assert small >= large == limits.bandwidths[max(limits.bandwidths)]
+    assert limits.seconds(limits.flops, 0, 1000) == 1
+    assert limits.seconds(0, 2 * small, 1000) == 2
+
+
+# ----------------------------------------------------------------------------------------------------------- the report
+def test_a_tiny_run_writes_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(machine, "LADDER", machine.LADDER[:2])
+    monkeypatch.setattr(cases, "GROUPS", {"inference": [SMALL], "cells": [SMALL]})
+    assert main(["bench", "--cells", "--cases", "inference", "cells", "--rounds", "2", "--out", str(tmp_path)]) == 0
+    raw = json.loads((tmp_path / "samples.json").read_text())
+    usable = [name for name, why in backends().items() if why is None]
+    timed = {one["contender"]: one["rounds"] for one in raw["entries"][0]["results"]}
+    assert list(timed) == usable and all(len(rounds) == 2 for rounds in timed.values())
+    assert raw["entries"][0]["flops"] == SMALL.flops and raw["facts"]["load before"]
+    text = (tmp_path / "report.md").read_text()
+    assert "## What a cell costs" in text and str(SMALL) in text
+    charts = {"cells-1.svg"} | ({"inference-1.svg"} if len(usable) > 1 else set())
+    assert {path.name for path in tmp_path.iterdir()} == charts | {"samples.json", "report.md"}
+    for name in charts:
+        assert f"({name})" in text
+        assert ElementTree.parse(tmp_path / name).getroot().tag.endswith("svg")
+
+
+def test_losing_and_wrong_cases_come_first() -> None:
+    slow = measure.Result("c", rounds=[[3.0], [3.1]])
+    quick = measure.Result("torch", rounds=[[1.0], [1.1]])
+    false = measure.Result("openvino", "wrong values: y is off by 0.5")
+    away = measure.Result("onnxruntime", "not installed")
+    results = {one.contender: one for one in (slow, quick, false, away)}
+    entry = report.Entry("inference", SMALL, 2, results, ("torch", "onnxruntime", "openvino"))
+    text = page.markdown(report.Report({"load before": "3.0 1.0 1.0"}, {2: None}, 2, [entry]), [])
+    assert "The machine was busy" in text
+    assert text.index("## Losing cases: 1 of 1") < text.index("## Wrong values") < text.index("## Inference")
+    assert f"| {SMALL} | 2 | torch |" in text
+    assert "**wrong**" in text and "- onnxruntime: not installed" in text
+
+
+def test_bad_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--threads", "0", "--out", str(tmp_path)]) == 2
+    assert "--threads and --rounds must be at least 1" in capsys.readouterr().err
+    assert main(["bench", "--cases", "nonsense", "--out", str(tmp_path)]) == 2
+    assert "no case in inference, odd, lengths, others is called 'nonsense'" in capsys.readouterr().err
