@@ -9,8 +9,19 @@ enum fl_kind { FL_LSTM, FL_GRU, FL_RNN };
 
 /* In the order of ACTIVATIONS in cells.py. */
 enum fl_activation {
-    FL_SIGMOID, FL_TANH, FL_RELU, FL_IDENTITY, FL_HARD_SIGMOID, FL_HARD_SIGMOID_KERAS2, FL_AFFINE, FL_LEAKY_RELU,
-    FL_THRESHOLDED_RELU, FL_SCALED_TANH, FL_ELU, FL_SOFTSIGN, FL_SOFTPLUS
+    FL_SIGMOID,
+    FL_TANH,
+    FL_RELU,
+    FL_IDENTITY,
+    FL_HARD_SIGMOID,
+    FL_HARD_SIGMOID_KERAS2,
+    FL_AFFINE,
+    FL_LEAKY_RELU,
+    FL_THRESHOLDED_RELU,
+    FL_SCALED_TANH,
+    FL_ELU,
+    FL_SOFTSIGN,
+    FL_SOFTPLUS
 };
 
 typedef struct {
@@ -29,12 +40,12 @@ typedef struct {
 /* Packed weights of one direction of one layer; panels are described in kernels.h. */
 typedef struct {
     fl_spec spec;
-    int isa;                              /* the instruction set whose panels these are */
-    const float *bias;                    /* as the accumulators start: per panel, per gate */
-    const float *w_x, *w_h, *w_n, *w_r;   /* forward panels: input, recurrent, GRU's second phase, projection */
-    const float *x_n, *bias_n;            /* GRU with reset_after = 0: the candidate's input panels and bias */
-    const float *peep;                    /* (3, H): i, f, o */
-    const float *v_x, *v_h, *v_n, *v_r;   /* backward panels: the transposed products; NULL until packed */
+    int isa;                            /* the instruction set whose panels these are */
+    const float *bias;                  /* as the accumulators start: per panel, per gate */
+    const float *w_x, *w_h, *w_n, *w_r; /* forward panels: input, recurrent, GRU's second phase, projection */
+    const float *x_n, *bias_n;          /* GRU with reset_after = 0: the candidate's input panels and bias */
+    const float *peep;                  /* (3, H): i, f, o */
+    const float *v_x, *v_h, *v_n, *v_r; /* backward panels: the transposed products; NULL until packed */
 } fl_block;
 
 /* Canonical parameters (PyTorch's shapes); NULL where absent. */
@@ -59,10 +70,10 @@ typedef struct {
     float *h; /* (B, R) forward: initial, then final state; backward: final, then initial state's gradient */
     float *c; /* (B, H) the same; LSTM only */
     /* The tape, see Spec.tape; NULL in inference. Backward turns `gates` into their gradients in place. */
-    float *gates;        /* (N, 4H) */
-    float *tape_c;       /* (N, H) */
-    float *tape_h;       /* (N, R) */
-    float *tape_m;       /* (N, H) */
+    float *gates;         /* (N, 4H) */
+    float *tape_c;        /* (N, H) */
+    float *tape_h;        /* (N, R) */
+    float *tape_m;        /* (N, H) */
     const float *h0, *c0; /* (B, R), (B, H); backward only */
 } fl_pass;
 
@@ -73,6 +84,33 @@ typedef struct {
     const int64_t *batch_sizes; /* (T) non-increasing, each >= 1 */
     ptrdiff_t T;
 } fl_rows;
+
+/* Packed weights of a fully connected layer, y = x weight' + bias, of U outputs. */
+typedef struct {
+    ptrdiff_t I, U;
+    int isa;
+    const float *forward, *bias; /* panels of U outputs; NULL without a bias */
+    const float *backward;       /* panels of I outputs; NULL until packed */
+} fl_dense;
+
+/* An optimiser's step: what is the same for all numbers. Parameters p, gradient g; see optim.py for the rest. */
+enum fl_rule_kind { FL_SGD, FL_ADAM, FL_RMSPROP, FL_ADAGRAD };
+typedef struct {
+    int kind; /* enum fl_rule_kind */
+    int nesterov;
+    float lr, decay;                 /* decay * p is added to g */
+    float momentum;                  /* SGD, RMSprop */
+    float rate1, beta2, rate2, root; /* 1 - beta1, beta2, 1 - beta2, sqrt(1 - beta2^t) */
+    float keep, eps;                 /* p is first multiplied by keep (Adam) */
+} fl_rule;
+
+/* n numbers that lie together. */
+typedef struct {
+    float *p;
+    const float *g; /* (n) the gradient of p */
+    float *kept[3]; /* (n) each: SGD momentum; Adam m, v; RMSprop v, momentum, mean of g; Adagrad sum; or NULL */
+    ptrdiff_t n;
+} fl_span;
 
 /* Instruction sets, best first: name, whether this machine can run it. Index out of range: NULL. */
 const char *fl_isa_name(int isa);
@@ -103,6 +141,33 @@ ptrdiff_t fl_step_scratch(const fl_pass *passes, int L, ptrdiff_t B, int threads
 void fl_step(const fl_pass *passes, int L, ptrdiff_t B, const float *x, const int64_t *ids, float *y, float *scratch,
              int threads);
 void flq_step(const fl_pass *passes, int L, ptrdiff_t B, const float *x, const int64_t *ids, float *y, float *scratch);
+
+/* The dense layer: floats (64-byte aligned) for its forward or backward panels, and packing. */
+ptrdiff_t fl_dense_size(const fl_dense *dense, int backward);
+void fl_dense_pack(fl_dense *dense, const float *weight, const float *bias, int backward, float *memory);
+
+/* y (N, U) = x (N, I) weight' + bias. */
+void fl_dense_forward(const fl_dense *dense, const float *x, ptrdiff_t N, float *y, int threads);
+
+/* dweight (U, I) and dbias (U; or NULL) are added to, dx (N, I) is overwritten. scratch: that of fl_dense_scratch. */
+ptrdiff_t fl_dense_scratch(const fl_dense *dense, ptrdiff_t N, int threads);
+void fl_dense_backward(const fl_dense *dense, const float *x, ptrdiff_t N, const float *dy, float *dx, float *dweight,
+                       float *dbias, float *scratch, int threads);
+
+/* A head: forward, softmax, cross-entropy and backward. rows (N, U) are overwritten with the logits' gradients times
+ * factor, losses (N) with -log softmax[target], in nats. */
+void fl_dense_cross_entropy(const fl_dense *dense, const float *x, ptrdiff_t N, const int64_t *targets, double factor,
+                            float *rows, double *losses, float *dx, float *dweight, float *dbias, float *scratch,
+                            int threads);
+
+/* An optimiser's step, for all spans in one pass. */
+void fl_update(const fl_rule *rule, const fl_span *spans, int count, int threads);
+
+/* Of the numbers p of all spans: the sum of squares, in double, and their product with a factor, in place. sums holds
+ * a double for each of fl_blocks(spans, count) blocks. */
+ptrdiff_t fl_blocks(const fl_span *spans, int count);
+double fl_square_sum(const fl_span *spans, int count, double *sums, int threads);
+void fl_scale(const fl_span *spans, int count, float factor, int threads);
 
 /* limits.c, for the reports: floating-point operations, and bytes read from memory of so many bytes in turn, that the
  * calling thread does at most in a second, measured for about so many seconds; 0 where there is not so much memory. */

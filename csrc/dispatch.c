@@ -137,7 +137,8 @@ static void cut_forward(fl_forward_job *job, int D, int threads) {
     threads = worthwhile(&k->spec, N, D, threads);
     const int each = (threads + D - 1) / D;
     const ptrdiff_t most = k->spec.H / (4 * isa->vl); /* parts that still have some panels each */
-    if (dense && threads >= 2 * D && B < 2 * isa->rows * each && most >= 2 && (double)B * row_work(&k->spec) >= LEAST_STEP)
+    if (dense && threads >= 2 * D && B < 2 * isa->rows * each && most >= 2 &&
+        (double)B * row_work(&k->spec) >= LEAST_STEP)
         job->parts = (int)fl_min(threads / D, most);
     job->chunk_count = cut(job->chunks, rows, N, D, job->parts ? 1 : each);
 }
@@ -160,7 +161,8 @@ void fl_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, flo
     cut_forward(&job, D, threads);
     for (int i = 0; i < job.chunk_count; i++) {
         fl_chunk *chunk = &job.chunks[i];
-        chunk->scratch = take(&scratch, isa->forward_scratch(&passes[chunk->direction].block->spec, chunk->b1 - chunk->b0));
+        chunk->scratch =
+            take(&scratch, isa->forward_scratch(&passes[chunk->direction].block->spec, chunk->b1 - chunk->b0));
     }
     if (!job.parts) {
         fl_run(isa->forward_chunk, &job, 1, job.chunk_count, job.chunk_count > 1 ? threads : 1);
@@ -241,7 +243,8 @@ void fl_backward(const fl_pass *pass, const fl_rows *rows, const float *dy, ptrd
                  const fl_grads *grads, float *scratch, int threads) {
     const fl_spec *s = &pass->block->spec;
     const fl_isa *isa = isas[pass->block->isa];
-    fl_backward_job job = {.pass = pass, .rows = rows, .N = row_count(rows), .dy = dy, .ldy = ldy, .dx = dx, .grads = grads};
+    fl_backward_job job = {
+        .pass = pass, .rows = rows, .N = row_count(rows), .dy = dy, .ldy = ldy, .dx = dx, .grads = grads};
     cut_backward(&job, threads);
     job.h_prev = (const float **)take(&scratch, floats_of(job.N, sizeof(float *)));
     find_previous(job.h_prev, rows, pass->reverse, pass->tape_h, pass->h0, s->R);
@@ -260,6 +263,81 @@ void fl_backward(const fl_pass *pass, const fl_rows *rows, const float *dy, ptrd
     job.workspace = scratch;
     job.workspace_size = round16(isa->gradient_scratch(s));
     fl_run(isa->backward, &job, 2 * job.stretch_count, job.pieces, threads);
+}
+
+/* ------------------------------------------------------------------------------------------------------- dense layer */
+
+ptrdiff_t fl_dense_size(const fl_dense *dense, int backward) { return isas[dense->isa]->dense_size(dense, backward); }
+
+void fl_dense_pack(fl_dense *dense, const float *weight, const float *bias, int backward, float *memory) {
+    isas[dense->isa]->dense_pack(dense, weight, bias, backward, memory);
+}
+
+/* Threads worth waking for `products` products of N rows with the weights. */
+static int dense_threads(const fl_dense *k, ptrdiff_t N, int products, int threads) {
+    return (double)N * (double)k->I * (double)k->U * products < LEAST_WORK ? 1 : threads;
+}
+
+void fl_dense_forward(const fl_dense *dense, const float *x, ptrdiff_t N, float *y, int threads) {
+    fl_dense_job job = {.dense = dense, .N = N, .x = x, .y = y, .pieces = dense_threads(dense, N, 1, threads)};
+    fl_run(isas[dense->isa]->dense_forward, &job, 1, job.pieces, threads);
+}
+
+ptrdiff_t fl_dense_scratch(const fl_dense *dense, ptrdiff_t N, int threads) {
+    return dense_threads(dense, N, 2, threads) * round16(isas[dense->isa]->dense_scratch(dense));
+}
+
+/* What a job's backward needs besides. */
+static void set_gradients(fl_dense_job *job, const float *dy, float *dx, float *dweight, float *dbias, float *scratch,
+                          int threads) {
+    job->dy = dy, job->dx = dx, job->dweight = dweight, job->dbias = dbias, job->workspace = scratch;
+    job->workspace_size = round16(isas[job->dense->isa]->dense_scratch(job->dense));
+    job->pieces = dense_threads(job->dense, job->N, 2, threads);
+}
+
+void fl_dense_backward(const fl_dense *dense, const float *x, ptrdiff_t N, const float *dy, float *dx, float *dweight,
+                       float *dbias, float *scratch, int threads) {
+    fl_dense_job job = {.dense = dense, .N = N, .x = x};
+    set_gradients(&job, dy, dx, dweight, dbias, scratch, threads);
+    fl_run(isas[dense->isa]->dense_backward, &job, 1, job.pieces, job.pieces);
+}
+
+void fl_dense_cross_entropy(const fl_dense *dense, const float *x, ptrdiff_t N, const int64_t *targets, double factor,
+                            float *rows, double *losses, float *dx, float *dweight, float *dbias, float *scratch,
+                            int threads) {
+    fl_dense_job job = {
+        .dense = dense, .N = N, .x = x, .y = rows, .targets = targets, .factor = factor, .losses = losses};
+    set_gradients(&job, rows, dx, dweight, dbias, scratch, threads);
+    fl_run(isas[dense->isa]->dense_cross_entropy, &job, 2, job.pieces, job.pieces);
+}
+
+/* -------------------------------------------------------------------------------------------------------- optimisers */
+
+ptrdiff_t fl_blocks(const fl_span *spans, int count) {
+    ptrdiff_t blocks = 0;
+    for (int i = 0; i < count; i++)
+        blocks += (spans[i].n + FL_SPAN_BLOCK - 1) / FL_SPAN_BLOCK;
+    return blocks;
+}
+
+void fl_update(const fl_rule *rule, const fl_span *spans, int count, int threads) {
+    fl_spans_job job = {.spans = spans, .rule = rule};
+    fl_run(isas[fl_isa_chosen()]->span_update, &job, 1, (int)fl_blocks(spans, count), threads);
+}
+
+double fl_square_sum(const fl_span *spans, int count, double *sums, int threads) {
+    fl_spans_job job = {.spans = spans, .sums = sums};
+    const ptrdiff_t blocks = fl_blocks(spans, count);
+    fl_run(isas[fl_isa_chosen()]->span_squares, &job, 1, (int)blocks, threads);
+    double sum = 0;
+    for (ptrdiff_t i = 0; i < blocks; i++)
+        sum += sums[i];
+    return sum;
+}
+
+void fl_scale(const fl_span *spans, int count, float factor, int threads) {
+    fl_spans_job job = {.spans = spans, .factor = factor};
+    fl_run(isas[fl_isa_chosen()]->span_scale, &job, 1, (int)fl_blocks(spans, count), threads);
 }
 
 /* --------------------------------------------------------------------------------------------------------- streaming */

@@ -16,7 +16,7 @@
 
 /* Target regions, so that no file needs flags of its own and one compiler call builds every instruction set. */
 #if defined(__clang__)
-#define TARGET_BEGIN(features) \
+#define TARGET_BEGIN(features)                                                                                         \
     _Pragma(FL_STRING(clang attribute push(__attribute__((target(features))), apply_to = function)))
 #define TARGET_END _Pragma("clang attribute pop")
 #else
@@ -64,8 +64,8 @@ typedef struct {
     ptrdiff_t ldy;
     float *dx;
     const fl_grads *grads;
-    float *dh_all;         /* (N, R) every h's gradient: projection only */
-    float *dgates;         /* (N, ld_gates): the tape's gates, in place; scratch for RNN */
+    float *dh_all; /* (N, R) every h's gradient: projection only */
+    float *dgates; /* (N, ld_gates): the tape's gates, in place; scratch for RNN */
     ptrdiff_t ld_gates;
     const float **h_prev;  /* (N) where each row's previous h, */
     const float **c_prev;  /* (N) and c lie */
@@ -78,6 +78,31 @@ typedef struct {
     fl_chunk chunks[FL_MAX_CHUNKS];
 } fl_backward_job;
 
+typedef struct {
+    const fl_dense *dense;
+    ptrdiff_t N;
+    const float *x;         /* (N, I) */
+    float *y;               /* (N, U) */
+    const int64_t *targets; /* (N) */
+    double factor, *losses; /* (N) */
+    const float *dy;        /* (N, U) */
+    float *dx, *dweight, *dbias;
+    float *workspace; /* of each worker */
+    ptrdiff_t workspace_size;
+    int pieces;
+} fl_dense_job;
+
+/* Numbers that go through an optimiser, a sum or a scaling as one piece: enough to be worth a piece, few enough for the
+ * second-level cache. Sums are made block by block, so their bits do not depend on the threads. */
+enum { FL_SPAN_BLOCK = 16384 };
+
+typedef struct {
+    const fl_span *spans;
+    const fl_rule *rule;
+    double *sums; /* of each block */
+    float factor;
+} fl_spans_job;
+
 /* What an instruction set offers. One table each, made by kernels.h. */
 typedef struct {
     const char *name;
@@ -86,12 +111,18 @@ typedef struct {
     ptrdiff_t (*pack_size)(const fl_spec *spec, int backward);
     void (*pack)(fl_block *block, const fl_params *params, int backward, float *memory);
     ptrdiff_t (*forward_scratch)(const fl_spec *spec, ptrdiff_t B);
-    fl_piece_fn forward_chunk;     /* arg: fl_forward_job; piece: a chunk, through all time */
-    fl_piece_fn forward_team;      /* arg: fl_forward_job; step: one of team_steps; piece: direction, part */
+    fl_piece_fn forward_chunk; /* arg: fl_forward_job; piece: a chunk, through all time */
+    fl_piece_fn forward_team;  /* arg: fl_forward_job; step: one of team_steps; piece: direction, part */
     int (*team_steps)(const fl_forward_job *job);
     ptrdiff_t (*backward_scratch)(const fl_spec *spec, ptrdiff_t B);
     ptrdiff_t (*gradient_scratch)(const fl_spec *spec); /* of each worker */
     fl_piece_fn backward; /* arg: fl_backward_job; step: a stretch's walk, then its sums; piece: a chunk or a share */
+    ptrdiff_t (*dense_size)(const fl_dense *dense, int backward);
+    void (*dense_pack)(fl_dense *dense, const float *weight, const float *bias, int backward, float *memory);
+    ptrdiff_t (*dense_scratch)(const fl_dense *dense); /* of each worker */
+    fl_piece_fn dense_forward, dense_backward;         /* arg: fl_dense_job; piece: a share */
+    fl_piece_fn dense_cross_entropy;                   /* step: forward and loss, then backward */
+    fl_piece_fn span_update, span_squares, span_scale; /* arg: fl_spans_job; piece: a block */
 } fl_isa;
 
 extern const fl_isa fl_isa_scalar, fl_isa_avx2, fl_isa_avx512, fl_isa_neon;

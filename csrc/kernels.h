@@ -1157,6 +1157,8 @@ static void backward(void *arg, int index, int piece, int worker) {
         backward_chunk(job, &job->chunks[piece], stretch);
 }
 
+#include "train.h"
+
 const fl_isa JOIN(fl_isa_, ISA) = {
     .name = FL_STRING_OF(ISA),
     .vl = VL,
@@ -1170,4 +1172,13 @@ const fl_isa JOIN(fl_isa_, ISA) = {
     .backward_scratch = backward_scratch,
     .gradient_scratch = gradient_scratch,
     .backward = backward,
+    .dense_size = dense_size,
+    .dense_pack = dense_pack,
+    .dense_scratch = dense_scratch,
+    .dense_forward = dense_forward,
+    .dense_backward = dense_backward,
+    .dense_cross_entropy = dense_cross_entropy,
+    .span_update = span_update,
+    .span_squares = span_squares,
+    .span_scale = span_scale,
 };

@@ -29,6 +29,25 @@ INLINE V v_sigmoid(V x) {
     return V_FMA(half, v_tanh(V_MUL(half, x)), half);
 }
 
+/* exp(x) = 2^n exp(r) for x <= 0, as a softmax has it; r = x - n ln 2, ln 2 in two parts, and Cephes' polynomial on
+ * |r| <= ln 2 / 2. Relative error at most EXP_ERROR (tests/test_losses.py) above -126 ln 2; below, where float32's
+ * numbers become denormal, and so at -infinity, exactly 0. */
+INLINE V v_exp(V x) {
+    const V least = V_SET1(-87.3365447f), round = V_SET1(12582912.0f); /* 1.5 * 2^23: a sum with it has no fraction */
+    const V y = V_MAX(least, x);
+    const V n = V_SUB(V_FMA(y, V_SET1(1.44269504f), round), round);
+    const V r = V_FMA(n, V_SET1(2.12194440e-4f), V_FMA(n, V_SET1(-0.693359375f), y));
+    V p = V_SET1(1.9875691500e-4f);
+    p = V_FMA(p, r, V_SET1(1.3981999507e-3f));
+    p = V_FMA(p, r, V_SET1(8.3334519073e-3f));
+    p = V_FMA(p, r, V_SET1(4.1665795894e-2f));
+    p = V_FMA(p, r, V_SET1(1.6666665459e-1f));
+    p = V_FMA(p, r, V_SET1(5.0000001201e-1f));
+    p = V_ADD(V_FMA(p, V_MUL(r, r), r), V_SET1(1.0f));
+    const V scale = V_SHIFT23(V_ADD(n, V_SET1(12583039.0f))); /* 2^n: n + 127 as an exponent */
+    return V_SELECT_GT(least, x, V_SET1(0.0f), V_MUL(p, scale));
+}
+
 /* The rest are rare: one lane at a time where a transcendental is needed. */
 static float rare_scalar(fl_act f, float x) {
     switch (f.id) {
