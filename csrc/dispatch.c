@@ -132,7 +132,7 @@ static void cut_forward(fl_forward_job *job, int D, int threads) {
     const fl_block *k = job->passes[0].block;
     const fl_isa *isa = isas[k->isa];
     const fl_rows *rows = job->rows;
-    const ptrdiff_t N = row_count(rows), B = rows->batch_sizes[0];
+    const ptrdiff_t N = job->N = row_count(rows), B = rows->batch_sizes[0];
     const int dense = rows->batch_sizes[rows->T - 1] == B;
     threads = worthwhile(&k->spec, N, D, threads);
     const int each = (threads + D - 1) / D;

@@ -44,6 +44,7 @@ typedef struct {
 typedef struct {
     const fl_pass *passes;
     const fl_rows *rows;
+    ptrdiff_t N;
     float *y; /* (N, D*R) */
     ptrdiff_t ldy;
     int chunk_count;

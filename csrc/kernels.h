@@ -180,7 +180,7 @@ static const float *token_start(const Product *q, int shape, ptrdiff_t panel, pt
 
 static void product(const Product *q, ptrdiff_t n, epilogue_fn *epilogue, const void *context) {
     float out[(ROWS > 2 ? ROWS : 2) * 4 * VL] __attribute__((aligned(64)));
-    float start[ROWS * 4 * VL] __attribute__((aligned(64)));
+    float start[(ROWS > 2 ? ROWS : 2) * 4 * VL] __attribute__((aligned(64)));
     const ptrdiff_t wa_panel = q->ka * vectors[q->shape] * VL, wb_panel = q->kb * vectors[q->shape] * VL;
     const ptrdiff_t start_panel = accumulators[q->shape] * VL;
     /* An operand that a product does not have is of depth 0; its rows still need an address. */
@@ -188,7 +188,7 @@ static void product(const Product *q, ptrdiff_t n, epilogue_fn *epilogue, const 
     const ptrdiff_t lda = q->a ? q->lda : 0, ldb = q->b ? q->ldb : 0;
     for (ptrdiff_t from = q->first_panel, end = q->end_panel; from < end;) {
         const ptrdiff_t second = q->backwards ? end - 1 : from + 1; /* of a pair of like panels */
-        const int pair = n == 1 && !q->ids && end - from > 1 &&
+        const int pair = n == 1 && end - from > 1 &&
                          (second < q->panels - 1 || !q->shape || q->last_vectors == q->shape);
         const ptrdiff_t p = !q->backwards ? from : pair ? end - 2 : end - 1;
         const int shape = p == q->panels - 1 && q->shape ? (int)q->last_vectors : q->shape;
@@ -213,7 +213,9 @@ static void product(const Product *q, ptrdiff_t n, epilogue_fn *epilogue, const 
                       .next_out = width};
             if (q->ids) {
                 t.start = token_start(q, shape, p, r, rows, start);
-                t.ld_start = width;
+                t.ld_start = t.next_start = width;
+                if (pair)
+                    token_start(q, shape, p + 1, r, 1, start + width);
             }
             tiles[pair ? 0 : rows][shape](&t);
             epilogue(context, out, p, r, rows);
@@ -555,7 +557,7 @@ static void run_phase(const Step *s, int phase, ptrdiff_t n, const Input *in, in
     if (phase == 0) {
         epilogue = has_two_phases(e) ? gru_reset : first[e->kind];
         q = first_phase(k);
-        q.ids = in->ids;
+        q.ids = in->start ? NULL : in->ids;
         q.a = in->x, q.lda = e->I;
         q.b = s->h, q.ldb = e->R;
         if (in->start)
@@ -593,7 +595,7 @@ static ptrdiff_t forward_scratch(const fl_spec *s, ptrdiff_t B) {
     if (!hoists(s, B))
         return state;
     const ptrdiff_t start = start_floats(s, B), rows = fl_max(B, start / padded(s->H));
-    return state + round16(start) + round16(rows * s->I);
+    return state + round16(start) + round16(rows * fl_max(s->I, 2)); /* a token id takes two floats */
 }
 
 static void store_start(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
@@ -603,10 +605,11 @@ static void store_start(const void *context, const float *tile, ptrdiff_t panel,
         memcpy(d->rows + (row + m) * d->ld + panel * 4 * VL, tile + m * width, (size_t)width * sizeof(float));
 }
 
-/* Start values of n rows of x: the share `part` of the panels. */
-static void hoisted_product(const fl_block *k, const float *x, ptrdiff_t n, float *start, int part, int parts) {
+/* Start values of n rows of input: the share `part` of the panels. */
+static void hoisted_product(const fl_block *k, const Input *in, ptrdiff_t n, float *start, int part, int parts) {
     Product q = first_phase(k);
-    q.a = x, q.lda = k->spec.I, q.kb = 0;
+    q.a = in->x, q.lda = k->spec.I, q.kb = 0;
+    q.ids = in->ids;
     share(q.panels, 1, part, parts, &q.first_panel, &q.end_panel);
     Destination d = {start, start_width(k), start_width(k)};
     product(&q, n, store_start, &d);
@@ -644,66 +647,71 @@ static Input input_at(const fl_rows *rows, ptrdiff_t I, ptrdiff_t row, const flo
     return (Input){.x = rows->x ? rows->x + row * I : NULL, .ids = rows->ids ? rows->ids + row : NULL, .start = start};
 }
 
+/* The step that a direction walks as its i-th, and a chunk's sequences alive at it. */
+static ptrdiff_t walked(const fl_pass *pass, ptrdiff_t T, ptrdiff_t i) { return pass->reverse ? T - 1 - i : i; }
+static ptrdiff_t alive(const fl_chunk *chunk, int64_t size) {
+    return fl_max(0, fl_min(chunk->b1, size) - chunk->b0);
+}
+
+/* Start values for a chunk's steps from the i-th on, in walking order, as many as there is room for. `first` is the
+ * i-th step's first row. Returns the step that is next. */
+static ptrdiff_t hoist_stretch(const fl_forward_job *job, const fl_chunk *chunk, ptrdiff_t i, ptrdiff_t first,
+                               float *start) {
+    const fl_pass *pass = &job->passes[chunk->direction];
+    const fl_spec *e = &pass->block->spec;
+    const fl_rows *rows = job->rows;
+    const int64_t *sizes = rows->batch_sizes;
+    const ptrdiff_t I = e->I, B = chunk->b1 - chunk->b0, room = START_FLOATS / start_width(pass->block);
+    float *const x = start + round16(start_floats(e, B)); /* rows side by side, where they are not so already */
+    int64_t *const ids = (int64_t *)x;
+    const int touch = !pass->reverse && chunk->b0 == 0 && chunk->b1 == sizes[0];
+    ptrdiff_t count = 0, at = first + chunk->b0, next = i;
+    for (; next < rows->T; next++) {
+        const ptrdiff_t t = walked(pass, rows->T, next), n = alive(chunk, sizes[t]);
+        if (count > 0 && count + n > room)
+            break;
+        if (!touch && rows->ids)
+            memcpy(ids + count, rows->ids + at, (size_t)n * sizeof *ids);
+        else if (!touch)
+            memcpy(x + count * I, rows->x + at * I, (size_t)(n * I) * sizeof *x);
+        count += n;
+        at += !pass->reverse ? sizes[t] : t > 0 ? -sizes[t - 1] : 0;
+    }
+    const Input gathered = {.x = rows->x ? x : NULL, .ids = rows->ids ? ids : NULL};
+    const Input in = touch ? input_at(rows, I, first, NULL) : gathered;
+    hoisted_product(pass->block, &in, count, start, 0, 1);
+    return next;
+}
+
 /* One chunk through all time. */
 static void forward_chunk(void *arg, int step_index, int piece, int worker) {
     (void)step_index, (void)worker;
     const fl_forward_job *job = arg;
     const fl_chunk *chunk = &job->chunks[piece];
     const fl_pass *pass = &job->passes[chunk->direction];
-    const fl_block *k = pass->block;
-    const fl_spec *e = &k->spec;
-    const fl_rows *rows = job->rows;
-    const ptrdiff_t b0 = chunk->b0, B = chunk->b1 - b0, T = rows->T, I = e->I, R = e->R;
-    const int64_t *sizes = rows->batch_sizes;
-    float *const h_new = chunk->scratch, *const start = scratch_start(chunk, e);
-    float *const gathered = start + round16(start_floats(e, B));
-    const int hoist = rows->x && T > 1 && hoists(e, B);
-    const ptrdiff_t width = start_width(k);
-    const ptrdiff_t room = fl_max(B, START_FLOATS / width);
+    const fl_spec *e = &pass->block->spec;
+    const ptrdiff_t B = chunk->b1 - chunk->b0, T = job->rows->T, width = start_width(pass->block);
+    const int64_t *sizes = job->rows->batch_sizes;
+    float *const h = pass->h + chunk->b0 * e->R, *const h_new = chunk->scratch, *const start = scratch_start(chunk, e);
+    const int hoist = T > 1 && hoists(e, B);
 
-    const int whole = b0 == 0 && chunk->b1 == sizes[0]; /* the chunk's rows touch from step to step */
-    ptrdiff_t first = 0;                                /* row of the coming step's first sequence */
-    if (pass->reverse)
-        for (ptrdiff_t t = 0; t < T; t++)
-            first += sizes[t];
-    ptrdiff_t hoisted = 0, used = 0; /* steps whose start values are ready; rows of them used up */
+    ptrdiff_t first = pass->reverse ? job->N : 0; /* the first row of the step at hand */
+    ptrdiff_t hoisted = 0, used = 0;              /* the step up to which start values are ready; rows of them used */
     for (ptrdiff_t i = 0; i < T; i++) {
-        const ptrdiff_t t = pass->reverse ? T - 1 - i : i;
+        const ptrdiff_t t = walked(pass, T, i), n = alive(chunk, sizes[t]);
         if (pass->reverse)
             first -= sizes[t];
-        const ptrdiff_t n = fl_min(B, sizes[t] - b0), row = first + b0;
         if (n > 0) {
-            if (hoist && hoisted == 0) {
-                ptrdiff_t count = 0, at = first;
-                for (ptrdiff_t j = i; j < T; j++, hoisted++) {
-                    const ptrdiff_t tj = pass->reverse ? T - 1 - j : j, nj = fl_min(B, sizes[tj] - b0);
-                    if (nj > 0 && count + nj > room)
-                        break;
-                    if (nj > 0 && !whole)
-                        memcpy(gathered + count * I, rows->x + (at + b0) * I, (size_t)(nj * I) * sizeof(float));
-                    count += fl_max(nj, 0);
-                    if (pass->reverse)
-                        at -= tj > 0 ? sizes[tj - 1] : 0;
-                    else
-                        at += sizes[tj];
-                }
-                /* A whole chunk walked in reverse ends with its earliest rows: they are used from the back. */
-                const float *x = whole ? rows->x + (pass->reverse ? row + n - count : row) * I : gathered;
-                hoisted_product(k, x, count, start, 0, 1);
-                used = whole && pass->reverse ? count : 0;
-            }
-            if (hoist && whole && pass->reverse)
-                used -= n;
-            const Step s = step_at(job, chunk, row, h_new, pass->h + b0 * R);
-            const Input in = input_at(rows, I, row, hoist ? start + used * width : NULL);
+            if (hoist && i >= hoisted)
+                hoisted = hoist_stretch(job, chunk, i, first, start), used = 0;
+            const ptrdiff_t row = first + chunk->b0;
+            const Step s = step_at(job, chunk, row, h_new, h);
+            const Input in = input_at(job->rows, e->I, row, hoist ? start + used * width : NULL);
             for (int phase = 0; phase < phase_count(e); phase++)
                 run_phase(&s, phase, n, &in, 0, 1, i & 1);
-            memcpy(s.h, h_new, (size_t)(n * R) * sizeof(float));
-            if (hoist && !(whole && pass->reverse))
-                used += n;
+            memcpy(h, h_new, (size_t)(n * e->R) * sizeof(float));
+            used += n;
         }
-        if (hoisted > 0)
-            hoisted--;
         if (!pass->reverse)
             first += sizes[t];
     }
@@ -717,7 +725,7 @@ static ptrdiff_t team_stretch(const fl_block *k, ptrdiff_t B, ptrdiff_t T) {
 }
 
 static int team_hoists(const fl_forward_job *job, const fl_spec *e) {
-    return job->rows->x && job->rows->T > 1 && hoists(e, job->rows->batch_sizes[0]);
+    return job->rows->T > 1 && hoists(e, job->rows->batch_sizes[0]);
 }
 
 static int team_steps(const fl_forward_job *job) {
@@ -742,7 +750,8 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     const ptrdiff_t t0 = pass->reverse ? T - i1 : i0;                                 /* the earliest of them */
     ptrdiff_t within = index % per_stretch;
     if (hoist && within-- == 0) {
-        hoisted_product(k, job->rows->x + t0 * B * e->I, (i1 - i0) * B, start, part, job->parts);
+        const Input in = input_at(job->rows, e->I, t0 * B, NULL);
+        hoisted_product(k, &in, (i1 - i0) * B, start, part, job->parts);
         return;
     }
     const ptrdiff_t i = i0 + within / phases, t = pass->reverse ? T - 1 - i : i;

@@ -56,7 +56,7 @@ def exercise(case: Case, at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     c = module("c")
     # The kernels' own memory is promised to begin at a cache line.
     monkeypatch.setattr(c, "aligned", lambda floats: fence(4 * floats, at_end, align=64).view(np.float32))
-    monkeypatch.setattr(c, "_arena", c.Arena())
+    monkeypatch.setattr(c, "_scratch", c.Scratch())
 
     def guard(a: Any) -> Any:
         return guarded(a, at_end)
