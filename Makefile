@@ -19,6 +19,7 @@ PEERS_PYTHONS := python3.11 $(PYTHONS)
 
 VENV := .venv
 VENV_PEERS := .venv-peers
+VENV_BENCH := .venv-bench
 
 # $(call find_python,candidates): the first that is Python 3.10 or later and can make virtual environments. (It has to
 # run: there may be a command that does not work.)
@@ -170,12 +171,37 @@ build/c/emulator/image: tests/emulator/link.ld $(patsubst %,build/c/emulator/%.o
 	$(CC) -nostdlib -static -no-pie -Wl,-z,noexecstack,--build-id=none,-T,$< \
 	    -o $@ $(filter %.o,$^) -lgcc
 
+## test-wheels: build the wheel and try it in a clean environment of each Python from 3.10 to 3.13 that is here
+.PHONY: test-wheels
+test-wheels: $(VENV)/made
+	$(VENV)/bin/python tests/wheels/check.py build/wheels
+
+# Reports with all their samples. BENCH="--threads 1 --cases step" and the like: options of `fastlstm bench`.
+BENCH := --threads 1 2
+
+## bench: the speed of every usable backend, with pytest-benchmark; raw figures in bench/results/bench.json
+.PHONY: bench
+bench: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -q bench --benchmark-disable-gc --benchmark-warmup=on --benchmark-max-time=0.5 \
+	    --benchmark-group-by=group --benchmark-columns=median,iqr,min,rounds --benchmark-sort=name \
+	    --benchmark-json=bench/results/bench.json
+
+## bench-peers: inference beside PyTorch, ONNX Runtime and OpenVINO; report in bench/results/peers
+.PHONY: bench-peers
+bench-peers: $(VENV_BENCH)/installed
+	$(VENV_BENCH)/bin/fastlstm bench --peers $(BENCH) --out bench/results/peers
+
+## bench-training: training beside PyTorch, and what each kind of cell costs; report in bench/results/training
+.PHONY: bench-training
+bench-training: $(VENV_BENCH)/installed
+	$(VENV_BENCH)/bin/fastlstm bench --peers --training --cells $(BENCH) --out bench/results/training
+
 ## clean: remove everything that was made here, the virtual environments too
 .PHONY: clean
 clean:
-	rm -rf build dist *.egg-info $(VENV) $(VENV_PEERS) .pytest_cache .benchmarks .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info $(VENV) $(VENV_PEERS) $(VENV_BENCH) .pytest_cache .benchmarks .mypy_cache .ruff_cache
 	rm -f fastlstm/*.so fastlstm/_build_failed.txt
-	find fastlstm tests csrc -name __pycache__ -prune -exec rm -rf {} +
+	find fastlstm tests bench csrc -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- virtual environments: a stamp for each says what was made and installed last ----
 
@@ -195,6 +221,16 @@ $(VENV_PEERS)/installed: $(VENV_PEERS)/made $(BUILT_FROM)
 	@$(VENV_PEERS)/bin/python -m pip install --quiet --editable '.[test,plot,peers]' || { echo \
 	    "The peers could not be installed for $$($(VENV_PEERS)/bin/python --version): see above. If one of them has no" \
 	    "build for it, name another Python: make clean; make test-peers PEERS_PYTHON=python3.11" >&2; exit 1; }
+	@touch $@
+
+$(VENV_BENCH)/made:
+	$(call make_venv,$(VENV_BENCH),$(or $(PEERS_PYTHON),$(PYTHON),$(call find_python,$(PEERS_PYTHONS))),PEERS_PYTHON)
+	@touch $@
+
+$(VENV_BENCH)/installed: $(VENV_BENCH)/made $(BUILT_FROM)
+	@$(VENV_BENCH)/bin/python -m pip install --quiet --editable '.[bench,numba]' || { echo \
+	    "The peers could not be installed for $$($(VENV_BENCH)/bin/python --version): see above. If one of them has no" \
+	    "build for it, name another Python: make clean; make bench-peers PEERS_PYTHON=python3.11" >&2; exit 1; }
 	@touch $@
 
 # Tools that have nothing to do with the package itself; mypy, though, reads the types of what it imports.
