@@ -210,7 +210,7 @@ $(VENV)/made:
 	@touch $@
 
 $(VENV)/installed: $(VENV)/made $(BUILT_FROM)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[test,plot]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test,plot,numba]'
 	@touch $@
 
 $(VENV_PEERS)/made:
@@ -218,7 +218,7 @@ $(VENV_PEERS)/made:
 	@touch $@
 
 $(VENV_PEERS)/installed: $(VENV_PEERS)/made $(BUILT_FROM)
-	@$(VENV_PEERS)/bin/python -m pip install --quiet --editable '.[test,plot,peers]' || { echo \
+	@$(VENV_PEERS)/bin/python -m pip install --quiet --editable '.[test,plot,numba,peers]' || { echo \
 	    "The peers could not be installed for $$($(VENV_PEERS)/bin/python --version): see above. If one of them has no" \
 	    "build for it, name another Python: make clean; make test-peers PEERS_PYTHON=python3.11" >&2; exit 1; }
 	@touch $@

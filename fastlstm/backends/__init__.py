@@ -18,7 +18,7 @@ import importlib
 import os
 from types import ModuleType
 
-NAMES = ("c", "numpy")  # best first
+NAMES = ("c", "numba", "numpy")  # best first
 
 
 class BackendError(RuntimeError):

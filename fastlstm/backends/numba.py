@@ -1,0 +1,296 @@
+"""The jitted backend: element-wise parts fused by Numba, matrix products through BLAS; float32 and float64.
+
+It serves where the compiled backend cannot: in float64, and where there is no C compiler. What is computed, and by
+which contract, stands in `backends.numpy`; the kernels in `backends.numba_kernels`, which this file imports at the
+first call, since numba is slow to import. The first call of a kind of layer in a dtype compiles its kernels (some
+seconds), later processes read them from Numba's cache on disk.
+
+Threads: `cpu.get_num_threads` says how many share the element-wise part of a large step, as far as Numba has started
+so many (NUMBA_NUM_THREADS). The threads of the matrix products are BLAS's own affair: OPENBLAS_NUM_THREADS and its
+like, or threadpoolctl, set them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from ..arena import arena
+from ..cells import ACTIVATIONS, Spec
+from ..cpu import get_num_threads
+from ..layout import Array, Direction, Rows
+from . import numpy as reference
+
+DTYPES = ("float32", "float64")
+STORAGES = reference.STORAGES
+
+IDS = {name: i for i, name in enumerate(ACTIVATIONS)}
+NO_IDS = np.empty(0, np.int64)
+
+
+def unusable() -> str | None:
+    """Why this backend cannot be used here, with the cure; None where it can. Nothing is imported to find out."""
+    for name in ("numba", "scipy"):  # np.dot in jitted code takes SciPy's BLAS
+        if importlib.util.find_spec(name) is None:
+            return f'No module named {name!r}. To get it: pip install "fastlstm[numba]"'
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------- threads
+# Of Numba's threading layers only tbb bears both a fork and several callers at once. Of the others, GNU's OpenMP kills
+# a forked child that enters it, and Numba's workqueue the process that enters it twice: so without tbb calls take
+# turns, and a forked child, whose parent may have started threads, stays on its own.
+_turn = threading.Lock()
+_inherited = False
+
+
+def _after_fork() -> None:
+    global _turn, _inherited
+    _turn = threading.Lock()
+    _inherited = "numba" in sys.modules
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _load_tbb() -> None:
+    """Load the library of the package tbb: it lies in a venv's lib, where the dynamic linker does not look."""
+    try:
+        files = importlib.metadata.files("tbb") or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for file in files:
+        if file.name == "libtbb.so.12":
+            try:
+                ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)
+            except OSError:  # broken: Numba finds another layer
+                return
+
+
+@functools.cache
+def kernels() -> ModuleType:
+    """The jitted functions; imports numba."""
+    _load_tbb()
+    try:
+        return importlib.import_module(".numba_kernels", __package__)
+    except ImportError as error:  # numba is there, but not for this NumPy or Python
+        from . import BackendError
+
+        raise BackendError(
+            f"backend 'numba' cannot be used: {error}. Install versions that fit (pip install --upgrade "
+            "\"fastlstm[numba]\"), or take backend='numpy'."
+        ) from error
+
+
+@contextmanager
+def team(work: int) -> Iterator[int]:
+    """How many threads may share the steps of a call, of which the largest has `work` rows times units."""
+    threads = get_num_threads() if work >= kernels().PARALLEL else 1
+    if threads == 1:
+        yield 1
+        return
+    import numba
+
+    before = numba.get_num_threads()  # starts the threading layer
+    safe = numba.threading_layer() == "tbb"
+    if _inherited and not safe:
+        yield 1
+        return
+    threads = min(threads, numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(threads)  # of this Python thread
+    try:
+        if safe:
+            yield threads
+        else:
+            with _turn:
+                yield threads
+    finally:
+        numba.set_num_threads(before)
+
+
+# ------------------------------------------------------------------------------------------------------------- packing
+@dataclass
+class Block:
+    """Weights of one direction of one layer: the reference's, and in the kernels' form once they are asked for."""
+
+    spec: Spec
+    W_x: Array  # (I, GH)
+    W_h: Array  # (R, GH)
+    W_r: Array  # (H, R), or empty
+    b_x: Array  # (GH,)
+    extra: Array  # (3, H) peepholes, or (1, H) b_hn, or empty
+    act: Array  # (roles,) ids of the activations
+    par: Array  # (roles, 2) their alpha and beta
+
+    @cached_property
+    def forward(self) -> tuple[Array, ...]:
+        """What the forward kernels take: a matrix for each phase."""
+        first, second, H = self.W_h, self.W_r, self.spec.H
+        if self.spec.kind == "gru" and not self.spec.reset_after:
+            first, second = np.ascontiguousarray(first[:, : 2 * H]), np.ascontiguousarray(first[:, 2 * H :])
+        return self.W_x, self.b_x, first, second, self.extra, self.act, self.par
+
+    @cached_property
+    def backward(self) -> tuple[Array, ...]:
+        """What the backward kernels take."""
+        v_h, v_r = np.ascontiguousarray(self.W_h.T), np.ascontiguousarray(self.W_r.T)
+        return v_h, v_r, self.extra, self.act, self.par
+
+    @cached_property
+    def v_x(self) -> Array:
+        return np.ascontiguousarray(self.W_x.T)  # (GH, I)
+
+
+def pack(spec: Spec, params: dict[str, Array], storage: str = "float32") -> Block:
+    """See `backends.numpy.pack`, which rounds the matrices and adds the biases."""
+    k = reference.pack(spec, params, storage)
+    dtype = k.W_h.dtype
+    extra = k.peep if spec.peepholes else k.b_hn[None] if spec.kind == "gru" else nothing(dtype)
+    act = np.array([IDS[f.name] for f in spec.activations])
+    par = np.array([(f.alpha, f.beta) for f in spec.activations], dtype)
+    return Block(spec, k.W_x, k.W_h, k.W_r, k.b_x, extra, act, par)
+
+
+@functools.cache
+def nothing(dtype: np.dtype[np.floating]) -> Array:
+    """What stands for an absent array."""
+    return np.empty((0, 0), dtype)
+
+
+def plain(x: Array) -> Array:
+    """x as an array of the one type that the kernels are compiled for: a copy if it is read-only or has gaps."""
+    return np.require(x, requirements=("C", "A", "W"))
+
+
+# ------------------------------------------------------------------------------------------------------------- forward
+def forward(directions: list[Direction], x: Array, rows: Rows, y: Array | None) -> None:
+    """See `backends.numpy.forward`."""
+    spec = directions[0].block.spec
+    x = plain(x)
+    with team(rows.B * spec.H) as threads:
+        for d, one in enumerate(directions):
+            run(one, x, rows.offsets, y, d * spec.R, threads)
+
+
+def run(one: Direction, x: Array, offsets: Array, y: Array | None, column: int, threads: int) -> None:
+    """One direction, its outputs from `column` of y."""
+    empty = nothing(one.h.dtype)
+    kernel = getattr(kernels(), f"{one.block.spec.kind}_forward")
+    rows, ids = (empty, x) if x.ndim == 1 else (x, NO_IDS)
+    c, y = (empty if a is None else a for a in (one.c, y))
+    tape = tuple((one.tape or {}).get(name, empty) for name in ("gates", "c", "h", "m"))
+    kernel(threads, offsets, one.reverse, rows, ids, one.block.forward, one.h, c, y, column, tape)
+
+
+# ------------------------------------------------------------------------------------------------------------ backward
+class Part(NamedTuple):
+    """Gradients of some columns of the products, side by side: all gates, or for GRU r and z, then n."""
+
+    at: int  # first of their columns among all (GH,)
+    d_x: Array  # (N, columns) gradient of W_x x
+    d_h: Array  # (N, columns) gradient of W_h times
+    left: Array  # (N, .) this
+
+
+def backward(
+    direction: Direction, x: Array, rows: Rows, dy: Array | None, dx: Array | None, grads: dict[str, Array]
+) -> None:
+    """See `backends.numpy.backward`."""
+    block, tape = direction.block, direction.tape
+    assert tape is not None
+    dy = nothing(direction.h.dtype) if dy is None else plain(dy)
+    back = {"lstm": lstm_backward, "gru": gru_backward, "rnn": rnn_backward}[block.spec.kind]
+    with team(rows.B * block.spec.H) as threads:
+        parts = back(threads, direction, tape, rows.offsets, dy, grads)
+    for part in parts:
+        add_up(part, block, plain(x), dx, grads)
+
+
+def previous(direction: Direction, tape: dict[str, Array], offsets: Array, name: str) -> Array:
+    """What the tape kept under `name` one step earlier, of every row."""
+    out = arena.empty(tape[name].shape, tape[name].dtype)
+    kernels().previous(offsets, direction.reverse, tape[name], tape[name + "0"], out)
+    return out
+
+
+def lstm_backward(
+    threads: int, one: Direction, tape: dict[str, Array], offsets: Array, dy: Array, grads: dict[str, Array]
+) -> list[Part]:
+    d, c, spec = tape["gates"], tape["c"], one.block.spec
+    h_prev, c_prev = previous(one, tape, offsets, "h"), previous(one, tape, offsets, "c")
+    dh_all = arena.empty(tape["h"].shape, d.dtype) if spec.proj_size else nothing(d.dtype)
+    kernels().lstm_backward(threads, offsets, one.reverse, dy, one.block.backward, one.h, one.c, d, c, c_prev, dh_all)
+    if spec.proj_size:
+        kernels().add_weights(dh_all, tape["m"], grads["weight_hr"])
+    if spec.peepholes:
+        for row, gate, cell in ((0, 0, c_prev), (1, 1, c_prev), (2, 3, c)):
+            kernels().add_scaled_sum(d, cell, gate * spec.H, grads["weight_peep"][row])
+    return [Part(0, d, d, h_prev)]
+
+
+def gru_backward(
+    threads: int, one: Direction, tape: dict[str, Array], offsets: Array, dy: Array, grads: dict[str, Array]
+) -> list[Part]:
+    gates, h_prev, after = tape["gates"], previous(one, tape, offsets, "h"), one.block.spec.reset_after
+    N, H = h_prev.shape
+    d_rz, d_n, d_m = (arena.empty(shape, gates.dtype) for shape in ((N, 2 * H), (N, H), (N if after else 0, H)))
+    kernels().gru_backward(threads, offsets, one.reverse, dy, one.block.backward, one.h, gates, h_prev, d_rz, d_n, d_m)
+    recurrent = (d_m, h_prev) if after else (d_n, gates[:, 3 * H :].copy())  # the tape's last column: r * h
+    return [Part(0, d_rz, d_rz, h_prev), Part(2 * H, d_n, *recurrent)]
+
+
+def rnn_backward(
+    threads: int, one: Direction, tape: dict[str, Array], offsets: Array, dy: Array, grads: dict[str, Array]
+) -> list[Part]:
+    d = arena.empty(tape["h"].shape, tape["h"].dtype)
+    kernels().rnn_backward(offsets, one.reverse, dy, one.block.backward, one.h, tape["h"], d)
+    return [Part(0, d, d, previous(one, tape, offsets, "h"))]
+
+
+def add_up(part: Part, block: Block, x: Array, dx: Array | None, grads: dict[str, Array]) -> None:
+    """Add what a part's rows contribute to the gradients of parameters and input."""
+    k = kernels()
+    columns = slice(part.at, part.at + part.d_x.shape[1])
+    k.add_weights(part.d_h, part.left, grads["weight_hh"][columns])
+    if x.ndim == 1:
+        k.add_to_ids(part.d_x, x, part.at, grads["weight_ih"])
+    else:
+        k.add_weights(part.d_x, x, grads["weight_ih"][columns])
+    if block.spec.bias:
+        k.add_sum(part.d_x, grads["bias_ih"][columns])
+        k.add_sum(part.d_h, grads["bias_hh"][columns])
+    if dx is not None:
+        k.add_input(part.d_x, block.v_x[columns], dx)
+
+
+# ----------------------------------------------------------------------------------------------------------- streaming
+def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array, Array], None]:
+    """See `backends.numpy.bind`."""
+    directions = [Direction(k, False, h[i], None if c is None else c[i]) for i, k in enumerate(blocks)]
+    B = h.shape[1]
+    offsets = np.array([0, B])
+    work = B * max(k.spec.H for k in blocks)
+
+    def step(x: Array, out: Array) -> None:
+        x = plain(x)
+        with team(work) as threads:
+            for one in directions:
+                run(one, x, offsets, None, 0, threads)
+                x = one.h
+        np.copyto(out, x)
+
+    return step
