@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .backends.numpy import cross_entropy
 from .layout import Array
 
 REDUCTIONS = ("mean", "sum")
@@ -46,9 +47,10 @@ def softmax_cross_entropy(logits: Any, targets: Any, reduction: str = "mean") ->
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits has shape {logits.shape}, expected (..., V) with at least one class")
     targets = check_targets(targets, logits.shape)
+    share = share_of_row(reduction, targets.size)
     dlogits = np.array(logits, logits.dtype.newbyteorder("="), order="C")
-    loss = cross_entropy_in_place(dlogits.reshape(-1, logits.shape[-1]), targets, reduction)
-    return loss, dlogits
+    losses = cross_entropy(dlogits.reshape(-1, logits.shape[-1]), targets, share)
+    return float(losses.sum()) * share, dlogits
 
 
 def check_targets(given: Any, shape: tuple[int, ...]) -> Array:
@@ -63,23 +65,11 @@ def check_targets(given: Any, shape: tuple[int, ...]) -> Array:
             f"targets must lie between 0 and {shape[-1] - 1} (logits have shape {shape}), "
             f"got {targets.min()} to {targets.max()}"
         )
-    return targets.reshape(-1).astype(np.intp)
+    return targets.reshape(-1).astype(np.int64)
 
 
-def cross_entropy_in_place(rows: Array, targets: Array, reduction: str) -> float:
-    """Loss of logits (N, V), which are overwritten with their gradient. Targets (N,) are checked already."""
+def share_of_row(reduction: str, rows: int) -> float:
+    """By what a row's loss and gradient are multiplied, or an error."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction {reduction!r} is not known; expected one of {', '.join(REDUCTIONS)}")
-    each = np.arange(len(rows))
-    with np.errstate(invalid="ignore"):  # NaN and infinity pass, as everywhere
-        rows -= rows.max(axis=1, keepdims=True)
-        right = rows[each, targets].astype(np.float64)
-        np.exp(rows, out=rows)
-        total = rows.sum(axis=1, dtype=np.float64)
-        loss = float((np.log(total) - right).sum())
-        share = 1.0 / len(rows) if reduction == "mean" and len(rows) else 1.0
-        rows *= (share / total).astype(rows.dtype)[:, None]
-    rows[each, targets] -= rows.dtype.type(share)
-    if reduction == "sum":
-        return loss
-    return loss * share if len(rows) else float("nan")
+    return 1.0 if reduction == "sum" else 1.0 / rows if rows else float("nan")

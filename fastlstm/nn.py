@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from .backends import choose
 from .layers import Batch, Layer, Tape, as_numbers, check_shape, positive
 from .layout import Array, uniform
-from .losses import check_targets, cross_entropy_in_place
+from .losses import check_targets, share_of_row
 
 
 class Dense(Layer):
@@ -21,6 +22,9 @@ class Dense(Layer):
         I and U.
     bias : bool
     dtype : {"float32", "float64"}
+    backend : str
+        "auto", or a name from `fastlstm.backends()`; a forced one never falls back. (numba has no dense layer of its
+        own: there it is NumPy's.)
     seed : int, optional
         Of the initial parameters, uniform in +-1/sqrt(I): ``weight`` (U, I) and ``bias`` (U,).
 
@@ -28,19 +32,44 @@ class Dense(Layer):
     ------
     TypeError, ValueError
         An argument does not fit; the message says which.
+    BackendError
+        The forced backend cannot be used, or has not this dtype.
     """
 
     def __init__(
-        self, input_size: int, units: int, bias: bool = True, *, dtype: Any = "float32", seed: int | None = None
+        self,
+        input_size: int,
+        units: int,
+        bias: bool = True,
+        *,
+        dtype: Any = "float32",
+        backend: str = "auto",
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.input_size, self.units = positive(input_size, "input_size"), positive(units, "units")
         self.bias = bool(bias)
         self.dtype = np.dtype(dtype)
-        choose("numpy", self.dtype.name)  # refuses other dtypes
+        self._backend = backend
+        self._connect()
         rng = np.random.default_rng(seed)
         shapes = {"weight": (self.units, self.input_size)} | ({"bias": (self.units,)} if self.bias else {})
         self._params = {name: uniform(shape, self.input_size, rng, self.dtype) for name, shape in shapes.items()}
+
+    def _connect(self) -> None:
+        """Choose the backend; done at construction and after unpickling, perhaps on another machine."""
+        module = choose(self._backend, self.dtype.name)
+        self._module: ModuleType = module if hasattr(module, "dense_forward") else choose("numpy", self.dtype.name)
+        self._packed: tuple[int, Any] | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._connect()
+
+    @property
+    def backend(self) -> str:
+        """The backend in use."""
+        return self._module.__name__.rpartition(".")[2]
 
     def __repr__(self) -> str:
         shown = [str(self.input_size), str(self.units)]
@@ -54,18 +83,18 @@ class Dense(Layer):
             raise ValueError(f"x has shape {x.shape}, its last axis must be input_size = {self.input_size}")
         return np.ascontiguousarray(x, self.dtype)
 
+    def _block(self) -> Any:
+        """The packed weights, packed anew only after a change."""
+        packed = self._packed
+        if packed is None or packed[0] != self._version:
+            with self._lock:
+                packed = self._packed = self._version, self._module.dense_pack(self._params)
+        return packed[1]
+
     def _product(self, x: Array) -> Array:
         """(..., I) -> (..., U)."""
-        # One product over all rows: matmul of a stack would go through it matrix by matrix.
-        y = x.reshape(-1, self.input_size) @ self._params["weight"].T
-        if self.bias:
-            y += self._params["bias"]
+        y: Array = self._module.dense_forward(self._block(), x.reshape(-1, self.input_size))
         return y.reshape(*x.shape[:-1], self.units)
-
-    def _gradients(self, x: Array, dy: Array) -> tuple[Array, dict[str, Array]]:
-        """(dx, grads) for rows x (N, I) and dy (N, U)."""
-        grads = {"weight": dy.T @ x} | ({"bias": dy.sum(axis=0)} if self.bias else {})
-        return dy @ self._params["weight"], grads
 
     def __call__(self, x: Any) -> Array:
         """y (..., U) for x (..., I), for inference."""
@@ -116,7 +145,7 @@ class Dense(Layer):
         check_shape(dy, (*x.shape[:-1], self.units), "dy", "the shape of y")
         tape.used = True
         rows = np.ascontiguousarray(dy, self.dtype).reshape(-1, self.units)
-        dx, grads = self._gradients(x.reshape(-1, self.input_size), rows)
+        dx, grads = self._module.dense_backward(self._block(), x.reshape(-1, self.input_size), rows)
         return dx.reshape(x.shape), grads
 
     def cross_entropy(self, x: Any, targets: Any, reduction: str = "mean") -> tuple[float, Array, dict[str, Array]]:
@@ -144,7 +173,7 @@ class Dense(Layer):
         """
         x = self._check_x(x)
         flat = check_targets(targets, (*x.shape[:-1], self.units))
-        logits = self._product(x).reshape(-1, self.units)
-        loss = cross_entropy_in_place(logits, flat, reduction)
-        dx, grads = self._gradients(x.reshape(-1, self.input_size), logits)
-        return loss, dx.reshape(x.shape), grads
+        share = share_of_row(reduction, flat.size)
+        rows = x.reshape(-1, self.input_size)
+        losses, dx, grads = self._module.dense_cross_entropy(self._block(), rows, flat, share)
+        return float(losses.sum()) * share, dx.reshape(x.shape), grads

@@ -90,7 +90,7 @@ class CharModel:
         V = len(vocabulary)
         lstm_seed, head_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
         self.lstm = LSTM(V, hidden_size, num_layers, dropout=dropout, backend=backend, seed=lstm_seed)
-        self.head = Dense(hidden_size, V, seed=head_seed)
+        self.head = Dense(hidden_size, V, backend=backend, seed=head_seed)
 
     @property
     def layers(self) -> list[LSTM | Dense]:

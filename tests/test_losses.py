@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fastlstm as fl
+from fastlstm.backends import module
 
 
 def differences(loss: Any, x: Any, step: float = 1e-6) -> Any:
@@ -122,8 +123,112 @@ def test_dense_cross_entropy_is_its_parts(reduction: str) -> None:
     y, tape = dense.forward(x)
     parts_loss, dy = fl.softmax_cross_entropy(y, targets, reduction)
     parts_dx, parts_grads = dense.backward(tape, dy)
-    assert loss == parts_loss and (dx == parts_dx).all()
-    assert all((grads[name] == parts_grads[name]).all() for name in grads)
+    assert loss == pytest.approx(parts_loss, rel=1e-6) and np.abs(dx - parts_dx).max() < 1e-6
+    assert all(np.abs(grads[name] - parts_grads[name]).max() < 1e-6 for name in grads)
+
+
+SIZES = [(1, 1, 1), (1, 5, 40), (7, 3, 28), (33, 17, 9), (129, 31, 33), (300, 64, 1100), (100, 600, 100)]  # N, I, U
+
+
+def results(dense: Any, x: Any, dy: Any, targets: Any) -> list[Any]:
+    """Everything that a dense layer computes."""
+    y, tape = dense.forward(x)
+    dx, grads = dense.backward(tape, dy)
+    loss, dx_of_loss, grads_of_loss = dense.cross_entropy(x, targets)
+    return [y, dx, *grads.values(), np.array(loss), dx_of_loss, *grads_of_loss.values()]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("N", "I", "U"), SIZES)
+def test_dense_is_the_references(backend: str, N: int, I: int, U: int, bias: bool) -> None:  # noqa: E741
+    rng = np.random.default_rng(N + I + U)
+    x, dy = rng.standard_normal((N, I)).astype("float32"), rng.standard_normal((N, U)).astype("float32")
+    targets = rng.integers(0, U, N)
+    dense = fl.Dense(I, U, bias, backend=backend, seed=1)
+    reference = fl.Dense(I, U, bias, dtype="float64", backend="numpy")
+    reference.load_state_dict(dense.state_dict())
+    expected = results(reference, x.astype("float64"), dy.astype("float64"), targets)
+    for threads in (1, 2, 3):
+        with fl.threads(threads):
+            given = results(dense, x, dy, targets)
+        for a, e in zip(given, expected, strict=True):
+            assert a.shape == e.shape and np.abs(a - e).max() <= 2e-6 * max(1.0, np.abs(e).max())
+        if threads == 1:
+            first = given
+        elif dense.backend == "c":  # the same bits
+            assert all((a == b).all() for a, b in zip(given, first, strict=True))
+
+
+def test_dense_sees_new_weights(backend: str) -> None:
+    dense, x = fl.Dense(4, 5, backend=backend, seed=0), np.ones((3, 4), "float32")
+    y, tape = dense.forward(x)
+    dense.backward(tape, y)
+    with dense.update() as params:
+        params["weight"] *= 2
+        params["bias"] *= 2
+    assert (dense(x) == 2 * y).all()
+    _, tape = dense.forward(x)
+    dx, _ = dense.backward(tape, np.ones((3, 5), "float32"))
+    assert dx[0] == pytest.approx(dense.state_dict()["weight"].sum(axis=0), rel=1e-5)
+
+
+def test_dense_without_rows(backend: str) -> None:
+    dense = fl.Dense(4, 5, backend=backend)
+    assert dense(np.zeros((0, 4), "float32")).shape == (0, 5)
+    loss, dx, grads = dense.cross_entropy(np.zeros((0, 4), "float32"), np.zeros(0, int))
+    assert math.isnan(loss) and dx.shape == (0, 4) and (grads["weight"] == 0).all()
+
+
+def test_dense_keeps_forced_choices() -> None:
+    assert fl.Dense(2, 3, backend="numpy").backend == "numpy"
+    assert fl.Dense(2, 3, dtype="float64").backend == "numpy"
+    if module("c").unusable() is None:
+        assert fl.Dense(2, 3, backend="c").backend == "c"
+        with pytest.raises(fl.BackendError, match="float64"):
+            fl.Dense(2, 3, dtype="float64", backend="c")
+    with pytest.raises(ValueError, match="abacus"):
+        fl.Dense(2, 3, backend="abacus")
+
+
+# ---------------------------------------------------------------------------------------- the C backend's exponential
+EXP_ERROR = 1.2e-7  # relative, of exp over all that a softmax gives it; vmath.h refers to this number
+
+
+def exponentials(x: Any) -> Any:
+    """What the C backend's softmax makes of exp(x) for x <= 0: logits x and 0 through a layer that changes nothing,
+    where the gradient of the first is exp(x) / (1 + exp(x)), as float32 rounds it."""
+    dense = fl.Dense(1, 2, bias=False, backend="c")
+    dense.load_state_dict({"weight": np.array([[1.0], [0.0]])})
+    _, dx, _ = dense.cross_entropy(x[:, None], np.ones(len(x), int), "sum")
+    return dx[:, 0]  # the first logit's gradient times 1, plus the second's times 0
+
+
+def test_exponential(compiled: str) -> None:
+    x = -np.concatenate([np.geomspace(1e-8, 87.3, 200_000), np.linspace(0, 87.3, 1_000_000)]).astype("float32")
+    e = np.exp(x.astype("float64"))
+    error = np.abs(exponentials(x) / (e / (1 + e)) - 1)
+    assert error[e < 1e-9].max() <= EXP_ERROR  # there it is the exponential itself
+    assert error.max() <= EXP_ERROR + 2 * np.finfo("float32").eps / 2  # two more roundings
+
+
+def test_exponential_at_the_end(compiled: str) -> None:
+    assert (exponentials(np.array([-87.4, -88, -100, -1e30], "float32")) == 0).all()  # -inf: in the next test
+    assert np.isnan(exponentials(np.array([np.nan], "float32"))).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 3, 8, 40])
+def test_head_passes_what_is_not_finite(backend: str, bad: float, place: int) -> None:
+    """As the loss in NumPy does, wherever in a row it stands."""
+    dense = fl.Dense(1, 41, backend=backend, seed=0)
+    with dense.update() as params:
+        params["bias"][place] = bad
+    with np.errstate(all="ignore"):
+        x, targets = np.ones((2, 1), "float32"), np.array([1, 2])
+        loss, _, grads = dense.cross_entropy(x, targets)
+        expected, dlogits = fl.softmax_cross_entropy(dense(x), targets)
+    assert loss == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    assert grads["bias"] == pytest.approx(dlogits.sum(axis=0), abs=1e-6, nan_ok=True)
 
 
 def test_dense_survives_copy_and_pickle() -> None:

@@ -32,6 +32,7 @@ STORAGES = ("float32",)
 
 FLOATS = None if ffi is None else ffi.typeof("float[]")
 INTS = None if ffi is None else ffi.typeof("int64_t[]")
+DOUBLES = None if ffi is None else ffi.typeof("double[]")
 PASSES = None if ffi is None else ffi.typeof("fl_pass[]")
 ROWS = None if ffi is None else ffi.typeof("fl_rows *")
 TAPE_FIELDS = {"gates": "gates", "c": "tape_c", "h": "tape_h", "m": "tape_m", "h0": "h0", "c0": "c0"}  # of fl_pass
@@ -267,3 +268,78 @@ def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array, Arr
             release_lock(passes, L, B, floats, ids, from_buffer(FLOATS, out), scratch, threads)
 
     return step
+
+
+# --------------------------------------------------------------------------------------------------------- dense layer
+@dataclass
+class DenseBlock:
+    """Packed weights of a dense layer, for the instruction set that was active."""
+
+    handle: Any  # fl_dense *
+    weight: Array  # (U, I), as it was
+    keep: list[Array]  # what the handle points to
+    lock: threading.Lock
+
+
+def dense_pack(params: dict[str, Array]) -> DenseBlock:
+    """See `backends.numpy.dense_pack`. The panels for backward are packed when it is first called."""
+    handle = ffi.new("fl_dense *")
+    (handle.U, handle.I), handle.isa = params["weight"].shape, lib.fl_isa_chosen()
+    block = DenseBlock(handle, params["weight"].copy(), [], threading.Lock())
+    _dense_pack(block, params.get("bias"), backward=0)
+    return block
+
+
+def _dense_pack(block: DenseBlock, bias: Array | None, backward: int) -> None:
+    memory = aligned(lib.fl_dense_size(block.handle, backward))
+    lib.fl_dense_pack(block.handle, pointer(block.weight), pointer(bias), backward, pointer(memory))
+    block.keep.append(memory)
+
+
+def dense_forward(block: DenseBlock, x: Array) -> Array:
+    """See `backends.numpy.dense_forward`."""
+    y = arena.empty((len(x), block.handle.U), np.float32)
+    if len(x):
+        lib.fl_dense_forward(block.handle, pointer(x), len(x), pointer(y), get_num_threads())
+    return y
+
+
+def dense_backward(block: DenseBlock, x: Array, dy: Array) -> tuple[Array, dict[str, Array]]:
+    """See `backends.numpy.dense_backward`."""
+    dx, grads = _dense_gradients(block, x)
+    if len(x):
+        _dense_call(lib.fl_dense_backward, block, x, (pointer(dy),), dx, grads)
+    return dx, grads
+
+
+def dense_cross_entropy(
+    block: DenseBlock, x: Array, targets: Array, factor: float
+) -> tuple[Array, Array, dict[str, Array]]:
+    """See `backends.numpy.dense_cross_entropy`."""
+    losses, logits = np.empty(len(x)), arena.empty((len(x), block.handle.U), np.float32)
+    dx, grads = _dense_gradients(block, x)
+    if len(x):
+        data = ffi.from_buffer(INTS, targets), factor, pointer(logits), ffi.from_buffer(DOUBLES, losses)
+        _dense_call(lib.fl_dense_cross_entropy, block, x, data, dx, grads)
+    return losses, dx, grads
+
+
+def _dense_gradients(block: DenseBlock, x: Array) -> tuple[Array, dict[str, Array]]:
+    """Room for dx, and zeros for the parameters' gradients."""
+    shapes = {"weight": block.weight.shape} | ({"bias": (block.handle.U,)} if block.handle.bias != ffi.NULL else {})
+    grads = {name: arena.zeros(shape, np.float32) for name, shape in shapes.items()}
+    return arena.empty(x.shape, np.float32), grads
+
+
+def _dense_call(
+    function: Any, block: DenseBlock, x: Array, data: tuple[Any, ...], dx: Array, grads: dict[str, Array]
+) -> None:
+    """Call one of the two functions with a backward in them; `data` is what they take between x and dx."""
+    with block.lock:
+        if block.handle.backward == ffi.NULL:
+            _dense_pack(block, None, backward=1)
+    N, threads = len(x), get_num_threads()
+    memory = _scratch.take(lib.fl_dense_scratch(block.handle, N, threads))
+    dweight, dbias = pointer(grads["weight"]), pointer(grads.get("bias"))
+    function(block.handle, pointer(x), N, *data, pointer(dx), dweight, dbias, memory[1], threads)
+    _scratch.give(memory)
