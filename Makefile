@@ -182,6 +182,7 @@ BENCH := --threads 1 2
 ## bench: the speed of every usable backend, with pytest-benchmark; raw figures in bench/results/bench.json
 .PHONY: bench
 bench: $(VENV)/installed
+	@mkdir -p bench/results
 	$(VENV)/bin/python -m pytest -q bench --benchmark-disable-gc --benchmark-warmup=on --benchmark-max-time=0.5 \
 	    --benchmark-group-by=group --benchmark-columns=median,iqr,min,rounds --benchmark-sort=name \
 	    --benchmark-json=bench/results/bench.json

@@ -1,4 +1,4 @@
-"""What is installed and in use, for people: `show_config`."""
+"""What is installed and in use, for people: `show_config`; and what each backend supports: `table`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterator
 
 from . import __version__, cpu
-from .backends import backends, module
+from .backends import NAMES, backends, module
 
 
 def show_config() -> None:
@@ -28,3 +28,13 @@ def lines() -> Iterator[str]:
         state = f"not usable: {why}" if why else "active" if name == c.active_isa() else "usable"
         yield f"  {name:8} {state}"
     yield f"threads: {cpu.get_num_threads()} ({cpu.origin()})"
+
+
+def table() -> str:
+    """What each backend is and supports, best first, as the Markdown table that stands in docs/backends.md."""
+    rows = ["| backend | what it is | computes in | keeps weights as |", "|---|---|---|---|"]
+    for name in NAMES:
+        backend = module(name)
+        what = (backend.__doc__ or "").partition("\n")[0].partition(";")[0].rstrip(".")
+        rows.append(f"| `{name}` | {what} | {', '.join(backend.DTYPES)} | {', '.join(backend.STORAGES)} |")
+    return "\n".join(rows)

@@ -317,10 +317,8 @@ def tensorflow(case: Case, threads: int) -> Contender:
 
     def values() -> dict[str, Array]:
         y, (dx, *grads) = train(x, dy)
-        return named(
-            *(np.ascontiguousarray(a.numpy().swapaxes(0, 1)) for a in (y, dx)),
-            keras_gradients(case, [g.numpy() for g in grads]),
-        )
+        y, dx = (np.ascontiguousarray(a.numpy().swapaxes(0, 1)) for a in (y, dx))
+        return named(y, dx, keras_gradients(case, [g.numpy() for g in grads]))
 
     return Contender(lambda: train(x, dy), values)
 
@@ -342,7 +340,7 @@ def keras_weights(case: Case, drawn: Drawn, layer: int) -> list[Array]:
 
 def keras_gradients(case: Case, grads: list[Array]) -> dict[str, Array]:
     """Three gradients a layer, by our names."""
-    found = {}
+    found: dict[str, Array] = {}
     for layer in range(case.layers):
         W, R, b = (keras_order(case, g) for g in grads[3 * layer : 3 * layer + 3])
         biases = b if case.kind == "gru" else (b, b)
