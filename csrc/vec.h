@@ -17,6 +17,7 @@ typedef float V;
 #define V_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define V_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define V_ABS(a) fabsf(a)
+#define V_COPYSIGN(a, sign) copysignf(a, sign) /* a >= 0 with the sign of another */
 #define V_SELECT_GT(a, b, yes, no) ((a) > (b) ? (yes) : (no)) /* a > b ? yes : no, lane by lane */
 INLINE V scalar_shift23(V a) {
     union {
@@ -61,6 +62,7 @@ INLINE void neon_storen(float *p, V v, int n) {
 #define V_MAX(a, b) V_SELECT_GT(a, b, a, b) /* vmaxq gives NaN where either is NaN: not our rule */
 #define V_MIN(a, b) V_SELECT_GT(b, a, a, b)
 #define V_ABS(a) vabsq_f32(a)
+#define V_COPYSIGN(a, sign) vbslq_f32(vdupq_n_u32(0x80000000u), sign, a)
 #define V_SELECT_GT(a, b, yes, no) vbslq_f32(vcgtq_f32(a, b), yes, no)
 #define V_SHIFT23(a) vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), 23))
 
@@ -87,6 +89,7 @@ static const int32_t tail_mask[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0
 #define V_MAX(a, b) _mm256_max_ps(a, b)
 #define V_MIN(a, b) _mm256_min_ps(a, b)
 #define V_ABS(a) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a)
+#define V_COPYSIGN(a, sign) _mm256_or_ps(_mm256_and_ps(_mm256_set1_ps(-0.0f), sign), a)
 #define V_SELECT_GT(a, b, yes, no) _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ))
 #define V_SHIFT23(a) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23))
 
@@ -106,6 +109,7 @@ typedef __m512 V;
 #define V_MAX(a, b) _mm512_max_ps(a, b)
 #define V_MIN(a, b) _mm512_min_ps(a, b)
 #define V_ABS(a) _mm512_abs_ps(a)
+#define V_COPYSIGN(a, sign) _mm512_or_ps(_mm512_and_ps(_mm512_set1_ps(-0.0f), sign), a)
 #define V_SELECT_GT(a, b, yes, no) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), no, yes)
 #define V_SHIFT23(a) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23))
 #endif

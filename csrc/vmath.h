@@ -1,42 +1,12 @@
 /* vmath.h: activations and their derivatives on vectors. NaN goes in and comes out; infinities saturate. */
 
-/* tanh(x) = x p(x^2) / q(x^2) on |x| <= 9, with Eigen's minimax coefficients. At 9 the sum is exactly 1, with fused
- * multiply-adds and without, so saturated gates are exactly 1, 0 and -1 (a forget gate of almost 1 would forget).
- * Relative error at most 2.7e-7 fused, 3.4e-7 not: found over 1e-4 to 12 in steps of 1e-4. */
-INLINE V v_tanh(V x) {
-    const V lim = V_SET1(9.0f);
-    const V y = V_MAX(V_SUB(V_SET1(0.0f), lim), V_MIN(lim, x)); /* the constant first: NaN stays */
-    const V s = V_MUL(y, y);
-    V p = V_SET1(-2.76076847742355e-16f);
-    p = V_FMA(p, s, V_SET1(2.00018790482477e-13f));
-    p = V_FMA(p, s, V_SET1(-8.60467152213735e-11f));
-    p = V_FMA(p, s, V_SET1(5.12229709037114e-08f));
-    p = V_FMA(p, s, V_SET1(1.48572235717979e-05f));
-    p = V_FMA(p, s, V_SET1(6.37261928875436e-04f));
-    p = V_FMA(p, s, V_SET1(4.89352455891786e-03f));
-    V q = V_SET1(1.19825839466702e-06f);
-    q = V_FMA(q, s, V_SET1(1.18534705686654e-04f));
-    q = V_FMA(q, s, V_SET1(2.26843463243900e-03f));
-    q = V_FMA(q, s, V_SET1(4.89352518554385e-03f));
-    const V t = V_DIV(V_MUL(y, p), q);
-    /* Rounding may pass 1 by one unit. */
-    return V_MAX(V_SET1(-1.0f), V_MIN(V_SET1(1.0f), t));
-}
-
-/* 1 / (1 + exp(-x)) = (1 + tanh(x / 2)) / 2: within 1.4e-7, inside [0, 1]. */
-INLINE V v_sigmoid(V x) {
-    const V half = V_SET1(0.5f);
-    return V_FMA(half, v_tanh(V_MUL(half, x)), half);
-}
-
-/* exp(x) = 2^n exp(r) for x <= 0, as a softmax has it; r = x - n ln 2, ln 2 in two parts, and Cephes' polynomial on
- * |r| <= ln 2 / 2. Relative error at most EXP_ERROR (tests/test_losses.py) above -126 ln 2; below, where float32's
- * numbers become denormal, and so at -infinity, exactly 0. */
-INLINE V v_exp(V x) {
-    const V least = V_SET1(-87.3365447f), round = V_SET1(12582912.0f); /* 1.5 * 2^23: a sum with it has no fraction */
-    const V y = V_MAX(least, x);
-    const V n = V_SUB(V_FMA(y, V_SET1(1.44269504f), round), round);
-    const V r = V_FMA(n, V_SET1(2.12194440e-4f), V_FMA(n, V_SET1(-0.693359375f), y));
+/* exp(x) = 2^n exp(r) for -88 <= x <= 89; r = x - n ln 2, ln 2 in two parts, and Cephes' polynomial on |r| <= ln 2 / 2.
+ * Relative error at most EXP_ERROR (tests/test_losses.py) above -126 ln 2; below -126.5 ln 2 exactly 0, above
+ * 127.5 ln 2 infinity. */
+INLINE V v_exp_inside(V x) {
+    const V round = V_SET1(12582912.0f); /* 1.5 * 2^23: a sum with it has no fraction */
+    const V n = V_SUB(V_FMA(x, V_SET1(1.44269504f), round), round);
+    const V r = V_FMA(n, V_SET1(2.12194440e-4f), V_FMA(n, V_SET1(-0.693359375f), x));
     V p = V_SET1(1.9875691500e-4f);
     p = V_FMA(p, r, V_SET1(1.3981999507e-3f));
     p = V_FMA(p, r, V_SET1(8.3334519073e-3f));
@@ -45,7 +15,35 @@ INLINE V v_exp(V x) {
     p = V_FMA(p, r, V_SET1(5.0000001201e-1f));
     p = V_ADD(V_FMA(p, V_MUL(r, r), r), V_SET1(1.0f));
     const V scale = V_SHIFT23(V_ADD(n, V_SET1(12583039.0f))); /* 2^n: n + 127 as an exponent */
-    return V_SELECT_GT(least, x, V_SET1(0.0f), V_MUL(p, scale));
+    return V_MUL(p, scale);
+}
+
+/* exp(x) for x <= 0, as a softmax has it: where float32's numbers become denormal, and so at -infinity, exactly 0. */
+INLINE V v_exp(V x) {
+    const V least = V_SET1(-87.3365447f);
+    return V_SELECT_GT(least, x, V_SET1(0.0f), v_exp_inside(V_MAX(least, x)));
+}
+
+/* 1 / (1 + exp(-x)): within 1e-7, inside [0, 1], exactly 0 and 1 beyond -89 and 88. */
+INLINE V v_sigmoid(V x) {
+    const V one = V_SET1(1.0f), most = V_SET1(89.0f), least = V_SET1(-88.0f);
+    const V y = V_MAX(least, V_MIN(most, V_SUB(V_SET1(0.0f), x))); /* the constant first: NaN stays */
+    return V_DIV(one, V_ADD(one, v_exp_inside(y)));
+}
+
+/* tanh(x) = 1 - 2 / (1 + exp(2 |x|)) with x's sign; below 0.625, where that cancels, Cephes' polynomial
+ * x + x^3 p(x^2). Within 3 units in the last place. */
+INLINE V v_tanh(V x) {
+    const V one = V_SET1(1.0f), size = V_ABS(x), s = V_MUL(x, x);
+    const V e = v_exp_inside(V_MIN(V_SET1(40.0f), V_ADD(size, size)));
+    const V large = V_SUB(one, V_DIV(V_SET1(2.0f), V_ADD(one, e)));
+    V p = V_SET1(-5.70498872745e-3f);
+    p = V_FMA(p, s, V_SET1(2.06390887954e-2f));
+    p = V_FMA(p, s, V_SET1(-5.37397155531e-2f));
+    p = V_FMA(p, s, V_SET1(1.33314422036e-1f));
+    p = V_FMA(p, s, V_SET1(-3.33332819422e-1f));
+    const V small = V_FMA(V_MUL(p, s), x, x);
+    return V_SELECT_GT(V_SET1(0.625f), size, small, V_COPYSIGN(large, x));
 }
 
 /* The rest are rare: one lane at a time where a transcendental is needed. */
