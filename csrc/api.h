@@ -163,6 +163,11 @@ void fl_dense_cross_entropy(const fl_dense *dense, const float *x, ptrdiff_t N, 
 /* An optimiser's step, for all spans in one pass. */
 void fl_update(const fl_rule *rule, const fl_span *spans, int count, int threads);
 
+/* p (J, V)[:, ids] -= lr * rows (n, J)': plain gradient descent where only the columns ids (n) have a gradient. No id
+ * comes twice. */
+void fl_update_columns(float *p, ptrdiff_t J, ptrdiff_t V, const int64_t *ids, ptrdiff_t n, const float *rows, float lr,
+                       int threads);
+
 /* Of the numbers p of all spans: the sum of squares, in double, and their product with a factor, in place. sums holds
  * a double for each of fl_blocks(spans, count) blocks. */
 ptrdiff_t fl_blocks(const fl_span *spans, int count);

@@ -320,24 +320,57 @@ ptrdiff_t fl_blocks(const fl_span *spans, int count) {
     return blocks;
 }
 
+/* Fewer blocks than these are done before a second thread is awake. */
+enum { LEAST_BLOCKS = 4 };
+
+static void run_blocks(fl_piece_fn fn, fl_spans_job *job, int count, int threads) {
+    const ptrdiff_t blocks = fl_blocks(job->spans, count);
+    fl_run(fn, job, 1, (int)blocks, blocks < LEAST_BLOCKS ? 1 : threads);
+}
+
 void fl_update(const fl_rule *rule, const fl_span *spans, int count, int threads) {
     fl_spans_job job = {.spans = spans, .rule = rule};
-    fl_run(isas[fl_isa_chosen()]->span_update, &job, 1, (int)fl_blocks(spans, count), threads);
+    run_blocks(isas[fl_isa_chosen()]->span_update, &job, count, threads);
 }
 
 double fl_square_sum(const fl_span *spans, int count, double *sums, int threads) {
     fl_spans_job job = {.spans = spans, .sums = sums};
-    const ptrdiff_t blocks = fl_blocks(spans, count);
-    fl_run(isas[fl_isa_chosen()]->span_squares, &job, 1, (int)blocks, threads);
+    run_blocks(isas[fl_isa_chosen()]->span_squares, &job, count, threads);
     double sum = 0;
-    for (ptrdiff_t i = 0; i < blocks; i++)
+    for (ptrdiff_t i = 0, blocks = fl_blocks(spans, count); i < blocks; i++)
         sum += sums[i];
     return sum;
 }
 
 void fl_scale(const fl_span *spans, int count, float factor, int threads) {
     fl_spans_job job = {.spans = spans, .factor = factor};
-    fl_run(isas[fl_isa_chosen()]->span_scale, &job, 1, (int)fl_blocks(spans, count), threads);
+    run_blocks(isas[fl_isa_chosen()]->span_scale, &job, count, threads);
+}
+
+typedef struct {
+    float *p;
+    const float *rows;
+    const int64_t *ids;
+    ptrdiff_t J, V, n;
+    float lr;
+} fl_columns_job;
+
+enum { COLUMN_PIECE = 16 }; /* rows of p: a cache line of each gradient row */
+
+static void update_columns(void *arg, int step, int piece, int worker) {
+    (void)step, (void)worker;
+    const fl_columns_job *job = arg;
+    const ptrdiff_t end = fl_min(job->J, (piece + 1) * (ptrdiff_t)COLUMN_PIECE);
+    for (ptrdiff_t j = piece * (ptrdiff_t)COLUMN_PIECE; j < end; j++)
+        for (ptrdiff_t k = 0; k < job->n; k++)
+            job->p[j * job->V + job->ids[k]] -= job->lr * job->rows[k * job->J + j];
+}
+
+void fl_update_columns(float *p, ptrdiff_t J, ptrdiff_t V, const int64_t *ids, ptrdiff_t n, const float *rows, float lr,
+                       int threads) {
+    fl_columns_job job = {.p = p, .rows = rows, .ids = ids, .J = J, .V = V, .n = n, .lr = lr};
+    const int pieces = (int)((J + COLUMN_PIECE - 1) / COLUMN_PIECE);
+    fl_run(update_columns, &job, 1, pieces, J * n < LEAST_BLOCKS * FL_SPAN_BLOCK ? 1 : threads);
 }
 
 /* --------------------------------------------------------------------------------------------------------- streaming */

@@ -52,9 +52,17 @@ if TYPE_CHECKING:
     from .losses import softmax_cross_entropy as softmax_cross_entropy
     from .nn import Dense as Dense
     from .optim import SGD as SGD
+    from .optim import Adagrad as Adagrad
     from .optim import Adam as Adam
+    from .optim import AdamW as AdamW
+    from .optim import RMSprop as RMSprop
     from .optim import clip_by_norm as clip_by_norm
     from .optim import clip_by_value as clip_by_value
+    from .schedules import CosineAnnealingLR as CosineAnnealingLR
+    from .schedules import LinearLR as LinearLR
+    from .schedules import ReduceLROnPlateau as ReduceLROnPlateau
+    from .schedules import SequentialLR as SequentialLR
+    from .schedules import StepLR as StepLR
 
 # Public name -> the module that has it. Loaded when first asked for, so that importing fastlstm costs next to nothing.
 _HOME = {
@@ -72,9 +80,17 @@ _HOME = {
     "softmax_cross_entropy": "losses",
     "Dense": "nn",
     "SGD": "optim",
+    "Adagrad": "optim",
     "Adam": "optim",
+    "AdamW": "optim",
+    "RMSprop": "optim",
     "clip_by_norm": "optim",
     "clip_by_value": "optim",
+    "CosineAnnealingLR": "schedules",
+    "LinearLR": "schedules",
+    "ReduceLROnPlateau": "schedules",
+    "SequentialLR": "schedules",
+    "StepLR": "schedules",
 }
 __all__ = ["BackendError", "__version__", "backends", *_HOME]
 

@@ -73,6 +73,7 @@ class Layer:
     _params: dict[str, Array]
     _version: int
     _lock: threading.RLock
+    _module: ModuleType
     training: bool
 
     def __init__(self) -> None:
@@ -85,6 +86,11 @@ class Layer:
     def version(self) -> int:
         """How often the parameters have changed."""
         return self._version
+
+    @property
+    def backend(self) -> str:
+        """The backend in use."""
+        return self._module.__name__.rpartition(".")[2]
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters, by PyTorch's names, in PyTorch's shapes and gate order."""
@@ -179,6 +185,43 @@ class Tape:
     kept: list[list[dict[str, Array]]]  # of each layer and direction: see Spec.tape
     masks: list[Array | None]  # of each layer: dropout's factors on its output, (N, D*R)
     used: bool = False
+
+
+@dataclass(frozen=True)
+class RowGradient:
+    """The gradient of an input matrix (G*H, V) that token ids went through: zeros but in the columns of the ids seen.
+
+    Optimisers and clipping take it for an array of that shape, and touch only what is in it.
+
+    Parameters
+    ----------
+    ids : (n,) int64 array
+        The ids seen, sorted, each once.
+    rows : (n, G*H) array
+        Their columns.
+    shape : (int, int)
+        Of the whole.
+    """
+
+    ids: Array
+    rows: Array
+    shape: tuple[int, int]
+
+    def dense(self) -> Array:
+        """The whole matrix."""
+        whole = np.zeros(self.shape, self.rows.dtype)
+        whole[:, self.ids] = self.rows.T
+        return whole
+
+
+def places(ids: Array, size: int) -> tuple[Array, Array]:
+    """(the ids seen, sorted, each once; for every id its place among them): np.unique, without sorting where it can."""
+    if size > 4 * len(ids):
+        seen, place = np.unique(ids, return_inverse=True)
+        return seen, place.reshape(-1)
+    there = np.zeros(size, bool)
+    there[ids] = True
+    return np.flatnonzero(there), (np.cumsum(there) - 1)[ids]
 
 
 @dataclass
@@ -293,17 +336,12 @@ class Recurrent(Layer):
 
     def _connect(self) -> None:
         """Choose the backend; done at construction and after unpickling, perhaps on another machine."""
-        self._module: ModuleType = choose(self._backend, self.dtype.name)
+        self._module = choose(self._backend, self.dtype.name)
         self._packed: tuple[int, list[list[Any]]] | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._connect()
-
-    @property
-    def backend(self) -> str:
-        """The backend in use."""
-        return self._module.__name__.rpartition(".")[2]
 
     @property
     def _D(self) -> int:
@@ -588,30 +626,38 @@ class Recurrent(Layer):
         ValueError, TypeError
             dy or dstate do not fit; the tape still serves then.
         """
+        dx, dstate, grads = self._backward(tape, dy, dstate)
+        return dx, dstate, {name: g.dense() if isinstance(g, RowGradient) else g for name, g in grads.items()}
+
+    def _backward(self, tape: Tape, dy: Any, dstate: Any = None) -> tuple[Array | None, State, dict[str, Any]]:
+        """`backward`, with a `RowGradient` for the input matrix where the input was token ids."""
         self._check_tape(tape)
         batch, unbatched, D = tape.batch, tape.unbatched, self._D
         d_rows = None if dy is None else self._check_dy(dy, batch, unbatched)
         dh, dc = self._check_state(dstate, "dstate", batch.B, unbatched, optional=True)
         tape.used = True
-        grads = {name: np.zeros_like(p) for name, p in self._params.items()}
+        x = tape.x[0]
+        seen, place = places(x, self.input_size) if x.ndim == 1 else (None, None)
+        grads: dict[str, Any] = {
+            name: arena.zeros(p.shape, self.dtype)
+            if seen is None or not name.startswith("weight_ih_l0")
+            else RowGradient(seen, arena.zeros((len(seen), len(p)), self.dtype), p.shape)
+            for name, p in self._params.items()
+        }
         _, blocks = self._blocks()
         for layer in reversed(range(self.num_layers if batch.rows.N else 0)):
-            x = tape.x[layer]
-            seen, x = np.unique(x, return_inverse=True) if x.ndim == 1 else (None, x)
-            dx = arena.zeros(x.shape, self.dtype) if seen is None else None
+            x = tape.x[layer] if layer or place is None else place
+            dx = arena.zeros(x.shape, self.dtype) if x.ndim == 2 else None
             for d, block in enumerate(blocks[layer]):
                 at, R = layer * D + d, self._R
                 one = Direction(block, bool(d), batch.pack_state(dh[at]), None, tape.kept[layer][d])
                 if dc is not None:
                     one.c = batch.pack_state(dc[at])
                 into = {name: grads[name + suffix(layer, d)] for name in self._specs[layer].parameters}
-                dense = into["weight_ih"]
-                if seen is not None:  # the backend adds to rows of the ids seen, however large the vocabulary
-                    into["weight_ih"] = np.zeros((len(seen), len(dense)), self.dtype)
+                if isinstance(of_ids := into["weight_ih"], RowGradient):
+                    into["weight_ih"] = of_ids.rows  # the backend adds to these, however large the vocabulary
                 columns = None if d_rows is None else d_rows[:, d * R : (d + 1) * R]
                 self._module.backward(one, x, batch.rows, columns, dx, into)
-                if seen is not None:
-                    dense[:, seen] = into["weight_ih"].T
                 batch.unpack_state(dh[at], one.h)
                 if dc is not None:
                     batch.unpack_state(dc[at], one.c)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -59,17 +58,12 @@ class Dense(Layer):
     def _connect(self) -> None:
         """Choose the backend; done at construction and after unpickling, perhaps on another machine."""
         module = choose(self._backend, self.dtype.name)
-        self._module: ModuleType = module if hasattr(module, "dense_forward") else choose("numpy", self.dtype.name)
+        self._module = module if hasattr(module, "dense_forward") else choose("numpy", self.dtype.name)
         self._packed: tuple[int, Any] | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._connect()
-
-    @property
-    def backend(self) -> str:
-        """The backend in use."""
-        return self._module.__name__.rpartition(".")[2]
 
     def __repr__(self) -> str:
         shown = [str(self.input_size), str(self.units)]

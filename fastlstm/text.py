@@ -98,11 +98,11 @@ class CharModel:
         return [self.lstm, self.head]
 
     # ------------------------------------------------------------------------------------------------------- training
-    def gradients(self, x: Array, targets: Array, state: State) -> tuple[float, State, list[dict[str, Array]]]:
+    def gradients(self, x: Array, targets: Array, state: State) -> tuple[float, State, list[dict[str, Any]]]:
         """(mean loss, state after the window, gradients of `layers`) of a window: ids and targets (T, B)."""
         y, state, tape = self.lstm.forward(x, state)
         loss, dy, of_head = self.head.cross_entropy(y, targets)
-        _, _, of_lstm = self.lstm.backward(tape, dy)
+        _, _, of_lstm = self.lstm._backward(tape, dy)  # of the ids seen only
         return loss, state, [of_lstm, of_head]
 
     def loss(self, x: Array, targets: Array) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 import fastlstm as fl
-from fastlstm.optim import Optimizer
+from fastlstm.layers import RowGradient
+from fastlstm.optim import Optimizer, square_sum
 
 # name -> (ours, arguments, PyTorch's name)
 OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], dict[str, Any], str]] = {
@@ -18,13 +20,31 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], dict[str, Any], str]] = {
     "momentum": (fl.SGD, {"lr": 0.1, "momentum": 0.9}, "SGD"),
     "nesterov": (fl.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, "SGD"),
     "adam": (fl.Adam, {"lr": 0.01}, "Adam"),
+    "sgd-decay": (fl.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}, "SGD"),
     "adam-options": (fl.Adam, {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}, "Adam"),
+    "adamw": (fl.AdamW, {"lr": 0.01}, "AdamW"),
+    "adamw-options": (fl.AdamW, {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.3}, "AdamW"),
+    "rmsprop": (fl.RMSprop, {}, "RMSprop"),
+    "rmsprop-options": (
+        fl.RMSprop,
+        {"lr": 1e-3, "alpha": 0.9, "momentum": 0.9, "centered": True, "eps": 1e-4, "weight_decay": 0.1},
+        "RMSprop",
+    ),
+    "adagrad": (fl.Adagrad, {}, "Adagrad"),
+    "adagrad-options": (
+        fl.Adagrad,
+        {"lr": 0.1, "lr_decay": 0.01, "weight_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-4},
+        "Adagrad",
+    ),
 }
 each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
-def layers() -> list[Any]:
-    return [fl.LSTM(3, 4, seed=1, backend="numpy"), fl.Dense(4, 2, seed=2)]
+def layers(backend: str = "auto", dtype: str = "float32") -> list[Any]:
+    return [
+        fl.LSTM(3, 4, seed=1, backend=backend, dtype=dtype),
+        fl.Dense(4, 2, seed=2, backend=backend, dtype=dtype),
+    ]
 
 
 def draws(of: list[Any], steps: int) -> list[list[dict[str, Any]]]:
@@ -63,19 +83,88 @@ def test_by_hand(make: Any, expected: list[float]) -> None:
 
 
 @each_optimizer
-def test_as_torch(name: str) -> None:
+def test_as_torch(name: str, backend: str) -> None:
     torch = pytest.importorskip("torch")
     make, arguments, theirs_name = OPTIMIZERS[name]
-    ours = layers()
+    ours = layers(backend)
     theirs = [torch.nn.Parameter(torch.tensor(p)) for p in parameters(ours)]
     optimizer, torchs = make(ours, **arguments), getattr(torch.optim, theirs_name)(theirs, **arguments)
-    for grads in draws(ours, 30):
+    for grads in draws(ours, 100):
         for p, g in zip(theirs, [g for of_layer in grads for g in of_layer.values()], strict=True):
             p.grad = torch.tensor(g)
         optimizer.step(grads)
         torchs.step()
     for p, q in zip(parameters(ours), theirs, strict=True):
-        assert np.abs(p - q.detach().numpy()).max() <= 1e-6
+        largest = max(1.0, float(q.detach().abs().max()))
+        assert np.abs(p - q.detach().numpy()).max() <= 1e-6 * largest
+
+
+@each_optimizer
+def test_the_kernels_are_the_reference_to_the_bit(name: str, compiled: str) -> None:
+    """Also over arrays of several blocks, and with any number of threads."""
+    make, arguments, _ = OPTIMIZERS[name]
+    results = []
+    for backend, threads in (("numpy", 1), (compiled, 1), (compiled, 2), (compiled, 3)):
+        dense = fl.Dense(333, 200, backend=backend, seed=0)
+        optimizer = make(dense, **arguments)
+        with fl.threads(threads):
+            for grads in draws([dense], 5):
+                optimizer.step(grads[0])
+        results.append([*dense.state_dict().values(), *optimizer.state_dict().values()])
+    for one in results[1:]:
+        assert all((a == b).all() for a, b in zip(results[0], one, strict=True))
+
+
+@each_optimizer
+def test_float64(name: str) -> None:
+    """The reference in double agrees with the kernels in single precision."""
+    make, arguments, _ = OPTIMIZERS[name]
+    ours, exact = layers(), layers("numpy", "float64")
+    for one, other in zip(ours, exact, strict=True):
+        other.load_state_dict(one.state_dict())
+    optimizers = make(ours, **arguments), make(exact, **arguments)
+    for grads in draws(ours, 20):
+        for optimizer in optimizers:
+            optimizer.step(grads)
+    for p, q in zip(parameters(ours), parameters(exact), strict=True):
+        assert np.abs(p - q).max() <= 1e-5
+
+
+def token_gradients(V: int, backend: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """A layer over V token ids, and one gradient of it: all numbers, and those of the ids seen."""
+    rng = np.random.default_rng(3)
+    layer, ids = fl.LSTM(V, 5, bidirectional=True, backend=backend, seed=0), rng.integers(0, V, (7, 3))
+    dy = rng.standard_normal((7, 3, 10)).astype("float32")
+    _, _, tape = layer.forward(ids)
+    _, _, dense = layer.backward(tape, dy)
+    _, _, tape = layer.forward(ids)
+    _, _, sparse = layer._backward(tape, dy)
+    return layer, dense, sparse
+
+
+@pytest.mark.parametrize("V", [10, 1000])  # nearly all are seen; few are
+def test_gradients_of_token_ids(V: int, backend: str) -> None:
+    """They hold the ids seen only, and mean the same to clipping and to every optimiser."""
+    for make, arguments, _ in OPTIMIZERS.values():
+        layer, dense, sparse = token_gradients(V, backend)
+        for name in ("weight_ih_l0", "weight_ih_l0_reverse"):
+            assert isinstance(sparse[name], RowGradient) and len(sparse[name].ids) <= 21
+            assert (sparse[name].dense() == dense[name]).all()
+        assert fl.clip_by_norm(sparse, 0.5) == pytest.approx(fl.clip_by_norm(dense, 0.5), rel=1e-12)
+        fl.clip_by_value(sparse, 0.01), fl.clip_by_value(dense, 0.01)
+        other = copy.deepcopy(layer)
+        make(layer, **arguments).step(dense)
+        make(other, **arguments).step(sparse)
+        assert all((p == q).all() for p, q in zip(parameters([layer]), parameters([other]), strict=True))
+
+
+def test_gradients_of_no_token_ids() -> None:
+    layer = fl.LSTM(10, 5, seed=0)
+    _, _, tape = layer.forward(np.zeros((0, 2), int))
+    _, _, grads = layer._backward(tape, None)
+    before = layer.state_dict()
+    fl.SGD(layer, 1.0).step(grads)
+    assert all((before[name] == p).all() for name, p in layer.state_dict().items())
 
 
 @each_optimizer
@@ -90,9 +179,9 @@ def test_resumes_exactly(name: str) -> None:
         two.step(grads)
     for new, old in zip(second, first, strict=True):
         new.load_state_dict(old.state_dict())
-    three = make(second, **arguments | {"lr": 5.0})
+    three = make(second, **arguments | {"lr": 0.5})
     three.load_state_dict(two.state_dict())
-    assert three.steps == 3 and three.lr == arguments["lr"]
+    assert three.steps == 3 and three.lr == one.lr
     for grads in draws(second, 6)[3:]:
         three.step(grads)
     assert all((p == q).all() for p, q in zip(parameters(through), parameters(second), strict=True))
@@ -209,6 +298,21 @@ def test_clip_by_norm_as_torch() -> None:
     assert fl.clip_by_norm(grads, 0.7) == pytest.approx(float(norm), rel=1e-6)
     for p, g in zip(theirs, flat, strict=True):
         assert np.abs(p.grad.numpy() - g).max() <= 1e-7
+
+
+@pytest.mark.parametrize("sizes", [[1], [7, 0, 9], [16384, 16385, 3], [200_000]], ids=str)
+def test_norm_has_the_references_bits(sizes: list[int], compiled: str) -> None:
+    rng = np.random.default_rng(1)
+    grads = {str(at): rng.standard_normal(size).astype("float32") for at, size in enumerate(sizes)}
+    norm = math.sqrt(square_sum(list(grads.values())))
+    exact = math.sqrt(math.fsum(float(v) ** 2 for g in grads.values() for v in g))
+    assert norm == pytest.approx(exact, rel=1e-14)
+    expected = [g * np.float32(0.5 * norm / (norm + 1e-6)) for g in grads.values()]
+    for threads in (1, 2, 3):
+        given = {name: g.copy() for name, g in grads.items()}
+        with fl.threads(threads):
+            assert fl.clip_by_norm(given, 0.5 * norm) == norm
+        assert all((g == e).all() for g, e in zip(given.values(), expected, strict=True))
 
 
 def test_clip_by_norm_at_extremes() -> None:

@@ -24,7 +24,7 @@ ORDER = [
     ["backends"],
     ["config", "stream", "io"],
     ["layers"],
-    ["losses", "optim", "nn", "forms"],
+    ["losses", "optim", "schedules", "nn", "forms"],
     ["train"],
     ["text", "torch", "keras", "onnx", "report", "plot"],
     ["cli"],
