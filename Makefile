@@ -114,6 +114,11 @@ test-sanitize: $(foreach build,address thread,build/c/$(build)/test_kernels buil
 	build/c/address/test_kernels --cases 300
 	TSAN_OPTIONS=halt_on_error=1 build/c/thread/test_kernels --cases 150
 
+## test-stress: the pool from Python for a minute: eight threads, changing thread counts, forks in between; and gunicorn
+.PHONY: test-stress
+test-stress: $(VENV)/installed
+	FASTLSTM_STRESS_SECONDS=60 $(VENV)/bin/python -m pytest -q -rs tests/test_stress.py
+
 ## time-pool: what a call of the thread pool and one of its steps cost
 .PHONY: time-pool
 time-pool: build/c/native/test_pool

@@ -1,0 +1,86 @@
+"""The instruction sets in the built extension: what is in it, told by a disassembler, and which one is chosen."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+
+from fastlstm.backends import module
+
+c = module("c")
+ISAS = c.isas()
+
+# A fused multiply-add on whole registers of each instruction set; scalar ones have none.
+FUSED = {
+    "avx512": re.compile(r"vfn?madd\d*ps .*%zmm"),
+    "avx2": re.compile(r"vfn?madd\d*ps .*%ymm"),
+    "neon": re.compile(r"fmla\s+v\d+\.4s"),
+}
+
+
+def disassembler(*arguments: str) -> list[str]:
+    command = ["objdump", *arguments, sys.modules["fastlstm._fastlstm_c"].__file__]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def code() -> dict[str, list[str]]:
+    """The instructions of each isa_<name>.c, by name.
+
+    Functions of the same name are in all of them, since all include kernels.h; but the symbol table lists a file's own
+    symbols behind the file's name, and so says at which addresses its functions lie.
+    """
+    if not ISAS:
+        pytest.skip(f"backend c: {c.unusable()}")
+    if not shutil.which("objdump"):
+        pytest.skip("there is no objdump here (Debian package binutils)")
+    file, owner = "", {}
+    for line in disassembler("--syms"):
+        if found := re.search(r" df \*ABS\*\s+0+\s*(\S*)", line):
+            file = found[1]
+        elif found := re.match(r"([0-9a-f]+) l +F \.text", line):
+            owner[int(found[1], 16)] = file
+    if "dispatch.c" not in owner.values():
+        pytest.skip("the extension was stripped of its symbols")
+    result, file = defaultdict(list), ""
+    for line in disassembler("--disassemble", "--no-show-raw-insn"):
+        if found := re.match(r"([0-9a-f]+) <.*>:$", line):
+            file = owner.get(int(found[1], 16), "")
+        elif found := re.match(r"isa_(\w+)\.c", file):
+            result[found[1]].append(line)
+    return result
+
+
+@pytest.mark.parametrize("isa", FUSED)
+def test_fused_multiply_adds_on_whole_registers(isa: str, code: dict[str, list[str]]) -> None:
+    """Each instruction set's functions have them, in plenty: every tile is a loop of them."""
+    if isa not in ISAS:
+        pytest.skip(f"{isa} is not compiled in on this kind of processor")
+    assert sum(bool(FUSED[isa].search(line)) for line in code[isa]) > 300
+
+
+def test_nobody_uses_a_larger_instruction_set_than_his(code: dict[str, list[str]]) -> None:
+    """It would stop a processor that has only the smaller one."""
+    for isa, forbidden in {"avx2": "%zmm|%k[1-7]", "scalar": "%zmm|%ymm|vf[n]?m"}.items():
+        assert not [line for line in code[isa] if re.search(forbidden, line)]
+
+
+def test_the_best_usable_one_is_chosen() -> None:
+    """In a process of its own, where nothing was chosen by hand. All of the list have passed their own tests."""
+    if not ISAS:
+        pytest.skip(f"backend c: {c.unusable()}")
+    assert [*ISAS] == [name for name in ("avx512", "avx2", "neon", "scalar") if name in ISAS]
+    done = subprocess.run(
+        [sys.executable, "-c", "from fastlstm.backends import module; print(module('c').active_isa())"],
+        env={name: value for name, value in os.environ.items() if name != "FASTLSTM_ISA"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == next(name for name, why in ISAS.items() if why is None)
