@@ -182,8 +182,9 @@ class Tape:
     batch: Batch
     unbatched: bool
     x: list[Array]  # of each layer: its input rows (N, I)
-    kept: list[list[dict[str, Array]]]  # of each layer and direction: see Spec.tape
+    kept: list[list[Any]]  # of each layer and direction: Spec.tape's arrays or, for each stretch, the state before it
     masks: list[Array | None]  # of each layer: dropout's factors on its output, (N, D*R)
+    checkpoint_every: int | None = None  # steps of a stretch
     used: bool = False
 
 
@@ -471,7 +472,7 @@ class Recurrent(Layer):
 
     # ------------------------------------------------------------------------------------------------------- forward
     def _run(
-        self, x: Any, state: Any, lengths: Any, keep: bool
+        self, x: Any, state: Any, lengths: Any, keep: bool, checkpoint_every: int | None = None
     ) -> tuple[Array, Array, Array | None, Batch, bool, Tape | None]:
         """Forward through all layers: (y rows (N, D*R), h, c, batch, unbatched, the tape if it is to be kept)."""
         x, ids, unbatched = self._check_x(x)
@@ -484,14 +485,19 @@ class Recurrent(Layer):
         if keep and np.may_share_memory(rows, x):
             rows = arena.copy(rows)  # the tape's own: the caller may write to x before backward
         version, blocks = self._blocks()
-        tape = Tape(self, version, batch, unbatched, [], [], []) if keep else None
+        tape = Tape(self, version, batch, unbatched, [], [], [], checkpoint_every=checkpoint_every) if keep else None
         N, D = batch.rows.N, self._D
+        whole = keep and checkpoint_every is None  # the tape keeps everything
         for layer, spec in enumerate(self._specs):
             directions = [
-                self._direction(spec, block, d, layer, batch, h, c, keep) for d, block in enumerate(blocks[layer])
+                self._direction(spec, block, d, layer, batch, h, c, whole) for d, block in enumerate(blocks[layer])
             ]
             y = arena.empty((N, D * spec.R), self.dtype)
-            if N:
+            kept: list[Any] = [one.tape for one in directions]
+            if N and checkpoint_every is not None:
+                stretches = batch.rows.cut(checkpoint_every)
+                kept = [self._forward_stretches(one, stretches, rows, y) for one in directions]
+            elif N:
                 self._module.forward(directions, rows, batch.rows, y)
             for d, one in enumerate(directions):
                 batch.unpack_state(h[layer * D + d], one.h)
@@ -502,7 +508,7 @@ class Recurrent(Layer):
                 continue
             mask = self._mask(y.shape) if layer < self.num_layers - 1 else None
             tape.x.append(rows)
-            tape.kept.append([one.tape or {} for one in directions])
+            tape.kept.append(kept)
             tape.masks.append(mask)
             rows = y if mask is None else y * mask
         return rows, h, c, batch, unbatched, tape
@@ -514,11 +520,54 @@ class Recurrent(Layer):
         at = layer * self._D + d
         one = Direction(block, bool(d), batch.pack_state(h[at]), None if c is None else batch.pack_state(c[at]))
         if keep:
-            one.tape = {name: arena.empty((batch.rows.N, width), self.dtype) for name, width in spec.tape.items()}
-            one.tape["h0"] = one.h.copy()
-            if one.c is not None:
-                one.tape["c0"] = one.c.copy()
+            self._give_tape(one, batch.rows.N)
         return one
+
+    def _give_tape(self, one: Direction, N: int) -> None:
+        """Room for the tape of a direction that is about to run over N rows."""
+        one.tape = {name: arena.empty((N, width), self.dtype) for name, width in one.block.spec.tape.items()}
+        one.tape["h0"] = one.h.copy()
+        if one.c is not None:
+            one.tape["c0"] = one.c.copy()
+
+    def _forward_stretches(
+        self, one: Direction, stretches: list[tuple[Rows, slice]], x: Array, y: Array
+    ) -> list[tuple[Array, Array | None]]:
+        """Run one direction stretch by stretch; the states before each, from which backward runs it again."""
+        states, R = [], one.h.shape[1]
+        columns = slice(R, None) if one.reverse else slice(R)
+        for rows, at in reversed(stretches) if one.reverse else stretches:
+            part = Direction(one.block, one.reverse, one.h[: rows.B], None if one.c is None else one.c[: rows.B])
+            states.append((part.h.copy(), None if part.c is None else part.c.copy()))
+            y_part = arena.empty((rows.N, R), self.dtype)
+            self._module.forward([part], x[at], rows, y_part)
+            y[at, columns] = y_part
+        return states
+
+    def _backward_stretches(
+        self,
+        one: Direction,
+        states: list[tuple[Array, Array | None]],
+        stretches: list[tuple[Rows, slice]],
+        x: Array,
+        x_back: Array,
+        dy: Array | None,
+        dx: Array | None,
+        into: dict[str, Array],
+    ) -> None:
+        """Backward of one direction, last stretch first, each run forward once more for its tape.
+
+        x is the input; x_back is what backward takes for it: the same or, for token ids, their places.
+        """
+        walk = stretches if one.reverse else stretches[::-1]
+        for (rows, at), (h, c) in zip(walk, reversed(states), strict=True):
+            part = Direction(one.block, one.reverse, h, c)
+            self._give_tape(part, rows.N)
+            self._module.forward([part], x[at], rows, None)
+            part.h, part.c = one.h[: rows.B], None if one.c is None else one.c[: rows.B]
+            self._module.backward(
+                part, x_back[at], rows, None if dy is None else dy[at], None if dx is None else dx[at], into
+            )
 
     def _mask(self, shape: tuple[int, ...]) -> Array | None:
         """Fresh dropout factors: 0 with probability p, else 1/(1-p) (Srivastava et al. 2014, inverted)."""
@@ -573,10 +622,18 @@ class Recurrent(Layer):
             y[slice(None) if batch.order is None else batch.order] = last
         return y
 
-    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[Array, State, Tape]:
+    def forward(
+        self, x: Any, state: Any = None, lengths: Any = None, checkpoint_every: int | None = None
+    ) -> tuple[Array, State, Tape]:
         """Run the layers for training: drops between layers (unless `eval` was called) and keeps a tape.
 
-        Parameters and the first two results are those of `__call__`.
+        x, state and lengths, and the first two results, are those of `__call__`.
+
+        Parameters
+        ----------
+        checkpoint_every : int, optional
+            Keep only each layer's input and, every so many steps, its state; backward runs each such stretch forward
+            once more (Chen et al. 2016). For long sequences: the tape is then a stretch long.
 
         Returns
         -------
@@ -585,7 +642,8 @@ class Recurrent(Layer):
             Serves one `backward`. It holds, for each valid step and layer, a copy of the layer's input and for each
             direction 6 H floats for LSTM (gates, c, h; with a projection 6 H + proj_size), 5 H for GRU, H for RNN.
         """
-        rows, h, c, batch, unbatched, tape = self._run(x, state, lengths, keep=True)
+        every = None if checkpoint_every is None else positive(checkpoint_every, "checkpoint_every")
+        rows, h, c, batch, unbatched, tape = self._run(x, state, lengths, keep=True, checkpoint_every=every)
         assert tape is not None
         return self._give(batch.unpack(rows), unbatched), self._give_state(h, c, unbatched), tape
 
@@ -650,14 +708,20 @@ class Recurrent(Layer):
             dx = arena.zeros(x.shape, self.dtype) if x.ndim == 2 else None
             for d, block in enumerate(blocks[layer]):
                 at, R = layer * D + d, self._R
-                one = Direction(block, bool(d), batch.pack_state(dh[at]), None, tape.kept[layer][d])
+                one = Direction(block, bool(d), batch.pack_state(dh[at]), None)
                 if dc is not None:
                     one.c = batch.pack_state(dc[at])
                 into = {name: grads[name + suffix(layer, d)] for name in self._specs[layer].parameters}
                 if isinstance(of_ids := into["weight_ih"], RowGradient):
                     into["weight_ih"] = of_ids.rows  # the backend adds to these, however large the vocabulary
                 columns = None if d_rows is None else d_rows[:, d * R : (d + 1) * R]
-                self._module.backward(one, x, batch.rows, columns, dx, into)
+                if tape.checkpoint_every is None:
+                    one.tape = tape.kept[layer][d]
+                    self._module.backward(one, x, batch.rows, columns, dx, into)
+                else:
+                    stretches = batch.rows.cut(tape.checkpoint_every)
+                    states, inputs = tape.kept[layer][d], tape.x[layer]
+                    self._backward_stretches(one, states, stretches, inputs, x, columns, dx, into)
                 batch.unpack_state(dh[at], one.h)
                 if dc is not None:
                     batch.unpack_state(dc[at], one.c)

@@ -58,6 +58,12 @@ class Rows:
         T = lengths[0] if len(lengths) else 0
         return cls(np.searchsorted(-lengths, -np.arange(T), side="left").astype(np.int64))
 
+    def cut(self, every: int) -> list[tuple[Rows, slice]]:
+        """Stretches of `every` steps (the last may be shorter): their rows, and where these lie among all rows."""
+        starts = range(0, self.T, every)
+        bounds = [(t, min(t + every, self.T)) for t in starts]
+        return [(Rows(self.batch_sizes[a:b]), slice(int(self.offsets[a]), int(self.offsets[b]))) for a, b in bounds]
+
     def steps(self, reverse: bool) -> range:
         """The steps in the order in which a direction walks them."""
         return range(self.T - 1, -1, -1) if reverse else range(self.T)
