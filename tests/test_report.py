@@ -47,6 +47,10 @@ def wrong(case: Case, threads: int) -> measure.Contender:
     return measure.Contender(right.call, values)
 
 
+def failing(case: Case, threads: int) -> measure.Contender:
+    raise RuntimeError("it has no such kernel")
+
+
 # ------------------------------------------------------------------------------------------------------------ the cases
 def test_cost_of_a_case_by_hand() -> None:
     """LSTM(28, 256), B=32, T=35: 2 * 4 * 256 * (28 + 256) operations a row; the recurrent weights are 16 H H bytes."""
@@ -100,12 +104,13 @@ def test_every_contender_here_computes_the_same(case: Case) -> None:
 
 
 def test_a_wrong_contender_is_reported_and_not_timed() -> None:
-    makers = {"right": OURS["numpy"], "wrong": wrong}
+    makers = {"right": OURS["numpy"], "wrong": wrong, "failing": failing}
     rng = np.random.default_rng(0)
-    right, caught = measure.measure(SMALL, 1, makers, contenders.reference(SMALL), 3, rng)
+    right, caught, failed = measure.measure(SMALL, 1, makers, contenders.reference(SMALL), 3, rng)
     assert right.problem is None and len(right.rounds) == 3
     assert caught.wrong and not caught.rounds
     assert caught.problem is not None and "y is off by" in caught.problem and "allowed 1e-05" in caught.problem
+    assert failed.wrong and failed.problem == "wrong values: none, RuntimeError: it has no such kernel"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -244,6 +245,8 @@ def onnxruntime(case: Case, threads: int) -> Contender:
 def openvino(case: Case, threads: int) -> Contender:
     """A compiled model for the CPU, arrays shared and not copied."""
     no_training(case)
+    # Its statistics for Intel stay at home: they would be sent by a fork in the midst of the measuring.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     ov = needed("openvino")
     needed("onnx")
     core = ov.Core()

@@ -126,12 +126,14 @@ def measure(
     for name, make in makers.items():
         try:
             contender = make(case, threads)
+            problem = difference(contender.values(), expected)
         except Unsupported as error:
-            results[name].problem = str(error)
-            continue
-        results[name].problem = difference(contender.values(), expected)
-        if results[name].problem is None:
+            problem = str(error)
+        except Exception as error:  # one library's failure must not cost the others' figures
+            problem = f"{WRONG}: none, {type(error).__name__}: {error}"
+        if problem is None:
             turns[name] = Turn.fitted(contender.call)
+        results[name].problem = problem
     with undisturbed():
         for _ in range(rounds):
             for name in rng.permutation(list(turns)):
