@@ -12,7 +12,14 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
+
+/* Before loops over a tile's accumulators, which stay in registers only where these loops are gone. (clang accepts gcc's
+ * form and ignores it.) */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define UNROLL _Pragma("GCC unroll 32")
+#endif
 
 /* Target regions, so that no file needs flags of its own and one compiler call builds every instruction set. */
 #if defined(__clang__)
