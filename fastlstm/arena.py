@@ -32,8 +32,7 @@ class Arena:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """An uninitialised C-contiguous array."""
-        dtype = np.dtype(dtype)
-        size = math.prod(shape) * dtype.itemsize
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         if size < LARGE:
             return np.empty(shape, dtype)
         with self._lock:

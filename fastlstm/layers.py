@@ -316,7 +316,8 @@ class Recurrent(Layer):
         self.dtype = np.dtype(dtype)
         self._backend = backend
         self._connect()
-        R, D = self.proj_size or self.hidden_size, 2 if self.bidirectional else 1
+        self._R = R = self.proj_size or self.hidden_size
+        self._D = D = 2 if self.bidirectional else 1
         self._specs = [
             Spec(
                 self.kind,
@@ -343,14 +344,6 @@ class Recurrent(Layer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._connect()
-
-    @property
-    def _D(self) -> int:
-        return 2 if self.bidirectional else 1
-
-    @property
-    def _R(self) -> int:
-        return self._specs[0].R
 
     def __repr__(self) -> str:
         spec = self._specs[0]
@@ -435,21 +428,23 @@ class Recurrent(Layer):
         self, state: Any, name: str, B: int, unbatched: bool, optional: bool
     ) -> tuple[Array, Array | None]:
         """The state as fresh arrays (L*D, B, R) and (L*D, B, H) (None but for LSTM); zeros for what is absent."""
-        widths = {"h": self._R, "c": self.hidden_size} if self.kind == "lstm" else {"h": self._R}
-        if self.kind != "lstm" and isinstance(state, (tuple, list)):
-            raise TypeError(f"{name} of {type(self).__name__} is one array h, got a {type(state).__name__}")
+        LD, lstm = self.num_layers * self._D, self.kind == "lstm"
         if state is None:
-            parts: Sequence[Any] = [None] * len(widths)
-        elif self.kind != "lstm":
+            h = np.zeros((LD, B, self._R), self.dtype)
+            return h, np.zeros((LD, B, self.hidden_size), self.dtype) if lstm else None
+        widths = {"h": self._R, "c": self.hidden_size} if lstm else {"h": self._R}
+        if not lstm and isinstance(state, (tuple, list)):
+            raise TypeError(f"{name} of {type(self).__name__} is one array h, got a {type(state).__name__}")
+        parts: Sequence[Any]
+        if not lstm:
             parts = [state]
         elif not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"{name} of LSTM is a pair (h, c), got {type(state).__name__}")
         else:
             parts = state
-        LD = self.num_layers * self._D
         arrays: list[Array] = []
         for part, (which, width) in zip(parts, widths.items(), strict=True):
-            if part is None and (optional or state is None):
+            if part is None and optional:
                 arrays.append(np.zeros((LD, B, width), self.dtype))
                 continue
             label = f"{name}'s {which}"

@@ -180,20 +180,21 @@ def _pack(block: Block, backward: int) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- forward, backward
-def _fill(one_pass: Any, d: Direction, keep: list[Any]) -> None:
-    """Set an fl_pass; what must stay alive while it is used goes to `keep`."""
+# A C pointer does not keep its array alive: the arrays are arguments of the call that uses it, and so outlive it.
+
+
+def _fill(one_pass: Any, d: Direction) -> None:
+    """Set an fl_pass."""
     one_pass.block, one_pass.reverse = d.block.handle, d.reverse
-    one_pass.h = h = ffi.from_buffer(FLOATS, d.h)
-    keep.append(h)
+    one_pass.h = ffi.from_buffer(FLOATS, d.h)
     if d.c is not None:
-        one_pass.c = c = ffi.from_buffer(FLOATS, d.c)
-        keep.append(c)
-    for name, a in (d.tape or {}).items():
-        setattr(one_pass, TAPE_FIELDS[name], p := ffi.from_buffer(FLOATS, a))
-        keep.append(p)
+        one_pass.c = ffi.from_buffer(FLOATS, d.c)
+    if d.tape is not None:
+        for name, a in d.tape.items():
+            setattr(one_pass, TAPE_FIELDS[name], ffi.from_buffer(FLOATS, a))
 
 
-def _rows(x: Array, rows: Rows, keep: list[Any]) -> Any:
+def _rows(x: Array, rows: Rows) -> Any:
     """fl_rows of an input."""
     sizes = rows.handles.get("c")
     if sizes is None:
@@ -201,21 +202,19 @@ def _rows(x: Array, rows: Rows, keep: list[Any]) -> Any:
     c_rows = ffi.new(ROWS)
     c_rows.batch_sizes, c_rows.T = sizes, rows.T
     if x.ndim == 1:
-        c_rows.ids = data = ffi.from_buffer(INTS, x)
+        c_rows.ids = ffi.from_buffer(INTS, x)
     else:
-        c_rows.x = data = ffi.from_buffer(FLOATS, x)
-    keep.append(data)
+        c_rows.x = ffi.from_buffer(FLOATS, x)
     return c_rows
 
 
 def forward(directions: list[Direction], x: Array, rows: Rows, y: Array | None) -> None:
     """See `backends.numpy.forward`."""
     D = len(directions)
-    keep: list[Any] = []
     passes = ffi.new(PASSES, D)
     for i, d in enumerate(directions):
-        _fill(passes[i], d, keep)
-    c_rows = _rows(x, rows, keep)
+        _fill(passes[i], d)
+    c_rows = _rows(x, rows)
     threads = get_num_threads()
     memory = _scratch.take(lib.fl_forward_scratch(passes, D, c_rows, threads))
     lib.fl_forward(passes, D, c_rows, pointer(y), memory[1], threads)
@@ -230,10 +229,9 @@ def backward(
     with block.lock:
         if block.handle.v_x == ffi.NULL:
             _pack(block, backward=1)
-    keep: list[Any] = []
     passes = ffi.new(PASSES, 1)
-    _fill(passes[0], direction, keep)
-    c_rows = _rows(x, rows, keep)
+    _fill(passes[0], direction)
+    c_rows = _rows(x, rows)
     c_grads = ffi.new("fl_grads *", {name: pointer(g) for name, g in grads.items()})
     # dy is a stretch of columns of a wider array: its rows lie apart, which from_buffer refuses.
     c_dy = ffi.NULL if dy is None else ffi.cast("float *", dy.__array_interface__["data"][0])
@@ -249,9 +247,8 @@ def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array, Arr
     """See `backends.numpy.bind`. Every pointer is taken here, once: a step is one C call."""
     L, B = h.shape[:2]
     passes = ffi.new("fl_pass[]", L)
-    keep: list[Any] = [blocks, passes]
     for i, k in enumerate(blocks):
-        _fill(passes[i], Direction(k, False, h[i], None if c is None else c[i]), keep)
+        _fill(passes[i], Direction(k, False, h[i], None if c is None else c[i]))
     threads = get_num_threads()
     memory = aligned(lib.fl_step_scratch(passes, L, B, threads))
     scratch = pointer(memory)
@@ -259,7 +256,7 @@ def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array, Arr
     from_buffer, NULL = ffi.from_buffer, ffi.NULL
     keep_lock, release_lock = lib.flq_step, lib.fl_step
 
-    def step(x: Array, out: Array, _alive: list[Any] = keep) -> None:
+    def step(x: Array, out: Array, _alive: Any = (blocks, h, c, memory)) -> None:
         data = from_buffer(INTS, x) if x.ndim == 1 else from_buffer(FLOATS, x)
         floats, ids = (NULL, data) if x.ndim == 1 else (data, NULL)
         if work < LOCKED_WORK:
