@@ -137,23 +137,26 @@ def not_timed(report: Report) -> Iterator[str]:
 def means(report: Report) -> Iterator[str]:
     """Geometric means of the ratios, and of everybody's time by ours."""
     rows = []
+    others = list(
+        dict.fromkeys(one.contender for e in report.entries for one in list(e.results.values())[1:] if one.rounds)
+    )
     for group in groups(report):
         for n, entries in of(report, group).items():
             if not compared(entries):
                 continue
-            ours, *others = entries[0].results
+            ours = entries[0].ours.contender
             rows.append(
                 [TITLES[group], str(n), mean(e.ratio.value for e in compared(entries) if e.ratio)]
                 + [mean(e.results[name].median / e.ours.median for e in timed(entries, ours, name)) for name in others]
             )
     if rows:
         yield "## Geometric means: others' time by ours"
-        yield table(("group", "threads", "best rival", *list(report.entries[0].results)[1:]), rows)
+        yield table(("group", "threads", "best rival", *others), rows)
 
 
 def timed(entries: Iterable[Entry], *names: str) -> list[Entry]:
     """Those in which all of these were timed."""
-    return [entry for entry in entries if all(entry.results[name].rounds for name in names)]
+    return [e for e in entries if all(name in e.results and e.results[name].rounds for name in names)]
 
 
 def mean(values: Iterable[float]) -> str:
@@ -174,8 +177,10 @@ def tables(report: Report, group: str) -> Iterator[str]:
 
 
 def times(report: Report, entries: Sequence[Entry]) -> str:
-    """Everybody's time in every case."""
-    names = list(entries[0].results)
+    """Everybody's time in every case. (Who was timed in none has no column.)"""
+    names = [
+        name for name in entries[0].results if any(e.results[name].rounds or e.results[name].wrong for e in entries)
+    ]
     tuned = ["ratio, glibc tuned"] if report.tuned is not None else []
     return table(
         ("case", "MFLOP", "weights, KiB", *names, "ratio", *tuned, "limit"),
@@ -184,7 +189,7 @@ def times(report: Report, entries: Sequence[Entry]) -> str:
                 str(entry.case),
                 f"{entry.case.flops / 1e6:,.4g}",
                 f"{entry.case.recurrent_bytes / 1024:,.4g}",
-                *(shown(one) for one in entry.results.values()),
+                *(shown(entry.results[name]) for name in names),
                 "–" if entry.ratio is None else str(entry.ratio),
                 *(tuned_ratio(report, entry) for _ in tuned),
                 share(report, entry),
