@@ -20,7 +20,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -50,21 +50,66 @@ def unusable() -> str | None:
 
 
 # ------------------------------------------------------------------------------------------------------------- threads
-# Of Numba's threading layers only tbb bears both a fork and several callers at once. Of the others, GNU's OpenMP kills
-# a forked child that enters it, and Numba's workqueue the process that enters it twice: so without tbb calls take
-# turns, and a forked child, whose parent may have started threads, stays on its own.
+class Gate:
+    """Lets calls in and, at a fork, waits until they are out.
+
+    A child has only the thread that forked. What others were about at that moment, in a threading layer, in BLAS or in
+    Numba's compiler, would stay half done in it for ever, locks included.
+    """
+
+    PATIENCE = 10.0  # seconds; then the fork goes on (it may have been asked for by a signal in the midst of a call)
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0  # calls
+        self._closed = 0  # forks that wait
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._closed)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed += 1
+            self._changed.wait_for(lambda: not self._inside, self.PATIENCE)
+
+    def open(self) -> None:
+        with self._changed:
+            self._closed -= 1
+            self._changed.notify_all()
+
+
+# Of Numba's threading layers only tbb bears both a fork and several callers at once: without it, calls take turns. In a
+# forked child, GNU's OpenMP kills the process and Numba's workqueue has lost its threads; and tbb cannot be put to rest
+# before a fork while other threads of Python are known to it (Numba prints that it was "Unable to join threads"). So a
+# forked child stays on one thread, unless tbb serves it and the process that forked had but one Python thread.
+_gate = Gate()
 _turn = threading.Lock()
-_inherited = False
+_forked = _had_others = False  # this process is such a child; at its fork there were other threads
 
 
-def _after_fork() -> None:
-    global _turn, _inherited
-    _turn = threading.Lock()
-    _inherited = "numba" in sys.modules
+def _before_fork() -> None:
+    global _had_others
+    _gate.close()
+    _had_others = threading.active_count() > 1
+
+
+def _after_fork_in_child() -> None:
+    global _gate, _turn, _forked
+    _gate, _turn = Gate(), threading.Lock()
+    _forked = "numba" in sys.modules
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=lambda: _gate.open(), after_in_child=_after_fork_in_child)
 
 
 def _load_tbb() -> None:
@@ -99,27 +144,24 @@ def kernels() -> ModuleType:
 @contextmanager
 def team(work: int) -> Iterator[int]:
     """How many threads may share the steps of a call, of which the largest has `work` rows times units."""
-    threads = get_num_threads() if work >= kernels().PARALLEL else 1
-    if threads == 1:
-        yield 1
-        return
-    import numba
+    with _gate.call():
+        threads = get_num_threads() if work >= kernels().PARALLEL else 1
+        if threads == 1:
+            yield 1
+            return
+        import numba
 
-    before = numba.get_num_threads()  # starts the threading layer
-    safe = numba.threading_layer() == "tbb"
-    if _inherited and not safe:
-        yield 1
-        return
-    threads = min(threads, numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)  # of this Python thread
-    try:
-        if safe:
-            yield threads
-        else:
-            with _turn:
-                yield threads
-    finally:
-        numba.set_num_threads(before)
+        before = numba.get_num_threads()  # of this Python thread; starts the threading layer
+        safe = numba.threading_layer() == "tbb"
+        if _forked and (_had_others or not safe):
+            yield 1
+            return
+        with nullcontext() if safe else _turn:
+            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+            try:
+                yield numba.get_num_threads()
+            finally:
+                numba.set_num_threads(before)
 
 
 # ------------------------------------------------------------------------------------------------------------- packing
@@ -215,9 +257,8 @@ def backward(
     dy = nothing(direction.h.dtype) if dy is None else plain(dy)
     back = {"lstm": lstm_backward, "gru": gru_backward, "rnn": rnn_backward}[block.spec.kind]
     with team(rows.B * block.spec.H) as threads:
-        parts = back(threads, direction, tape, rows.offsets, dy, grads)
-    for part in parts:
-        add_up(part, block, plain(x), dx, grads)
+        for part in back(threads, direction, tape, rows.offsets, dy, grads):
+            add_up(part, block, plain(x), dx, grads)
 
 
 def previous(direction: Direction, tape: dict[str, Array], offsets: Array, name: str) -> Array:

@@ -26,9 +26,20 @@ from ..cells import ACTIVATIONS
 
 # Division by zero gives infinity, as in NumPy, and costs no branch; a product and a sum may become one fused
 # multiply-add. No other freedom: NaN and infinity pass as in NumPy.
-OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-jit = numba.njit(**OPTIONS)
-jit_parallel = numba.njit(parallel=True, **OPTIONS)
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+
+def jit(function: Any, **options: Any) -> Any:
+    """`numba.njit`, cached on disk; where no folder can be written to, compiled anew in every process."""
+    try:
+        return numba.njit(cache=True, **OPTIONS, **options)(function)
+    except RuntimeError:
+        return numba.njit(**OPTIONS, **options)(function)
+
+
+def jit_parallel(function: Any) -> Any:
+    return jit(function, parallel=True)
+
 
 # Multiply-adds of a product up to which the own loop serves it. Measured (1 thread, AVX-512): the loop does 25 a
 # nanosecond in float32 and 15 in float64; BLAS twice that, but for several rows it needs 4 to 5 us to begin, and it may

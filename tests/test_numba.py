@@ -1,0 +1,291 @@
+"""What the numba backend promises beyond the contract: late import, threads, forks, the cache, its own exponentials."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import TOLERANCE, Case, assert_all_near, assert_near
+
+import fastlstm as fl
+from fastlstm.backends import backends, module
+
+WHY = backends()["numba"]
+needs_numba = pytest.mark.skipif(WHY is not None, reason=f"numba: {WHY}")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+PATHS = (Path(__file__).parent, Path(fl.__file__).parent.parent)
+
+
+def has(package: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def layers() -> list[str]:
+    """Numba's threading layers that can be had here."""
+    if WHY is not None:
+        return []
+    found = ["tbb"] * has("tbb") + ["workqueue"]
+    return found + ["omp"] * (importlib.util.find_spec("numba.np.ufunc.omppool") is not None)
+
+
+each_layer = pytest.mark.parametrize("layer", layers() or [pytest.param("none", marks=needs_numba)])
+
+
+def run(script: str, **environment: str) -> str:
+    """What a fresh Python prints that runs the script with two threads."""
+    settings = {"PYTHONPATH": os.pathsep.join(map(str, PATHS)), "FASTLSTM_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **settings, **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# ---------------------------------------------------------------------------------------------------------------- late
+def test_numba_is_imported_when_it_is_used() -> None:
+    script = """
+import sys
+import fastlstm as fl
+print(fl.backends()["numba"], fl.LSTM(2, 3, backend="numpy").backend, "numba" in sys.modules, "scipy" in sys.modules)
+"""
+    assert run(script) == f"{WHY} numpy False False"
+
+
+@pytest.mark.parametrize("name", ["numba", "scipy"])
+def test_what_is_missing_is_named_with_the_cure(name: str) -> None:
+    script = f"""
+import sys
+sys.modules[{name!r}] = None  # as if it were not installed
+{"sys.modules['numba'] = sys" if name == "scipy" and WHY is not None else ""}
+import fastlstm as fl
+print(fl.LSTM(2, 3, dtype="float64").backend)
+try:
+    fl.LSTM(2, 3, backend="numba")
+except fl.BackendError as error:
+    print(error)
+"""
+    auto, error = run(script).split("\n")
+    assert auto == "numpy"
+    assert error.startswith(
+        f"backend 'numba' cannot be used: No module named '{name}'. "
+        'To get it: pip install "fastlstm[numba]". Usable here: '
+    )
+    assert error.endswith("numpy.")
+
+
+@needs_numba
+def test_a_numba_that_does_not_fit_is_an_error_of_the_backend() -> None:
+    """Numba refuses at its import a NumPy that is too new for it."""
+    script = """
+import sys
+sys.modules["llvmlite"] = None
+import numpy as np, fastlstm as fl
+try:
+    fl.LSTM(2, 3, backend="numba")(np.zeros((1, 1, 2), np.float32))
+except fl.BackendError as error:
+    print(error)
+"""
+    error = run(script)
+    assert error.startswith("backend 'numba' cannot be used: ") and "or take backend='numpy'" in error
+
+
+@needs_numba
+def test_auto_takes_numba_for_float64() -> None:
+    assert fl.LSTM(2, 3, dtype="float64").backend == "numba"
+
+
+# -------------------------------------------------------------------------------------------------------------- values
+@needs_numba
+@pytest.mark.parametrize(("dtype", "ulps"), [("float32", 3), ("float64", 4)])
+def test_sigmoid_and_tanh_are_accurate(dtype: str, ulps: int) -> None:
+    """In units of the last place of the result, small ones included: a rough tanh would spoil small states."""
+    k = module("numba").kernels()
+    x = np.concatenate([s * np.geomspace(1e-30, 80, 20001) for s in (1, -1)]).astype(dtype)
+    exact = x.astype(np.longdouble)
+    par = np.zeros(2, dtype)
+    for f, want in ((k.TANH, np.tanh(exact)), (k.SIGMOID, 1 / (1 + np.exp(-exact)))):
+        got = x.copy()
+        k.activate(f, par, got)
+        off = np.abs(got - want) / np.spacing(np.abs(want).astype(dtype))
+        assert off.max() <= ulps, f"{x[off.argmax()]!r} gives {got[off.argmax()]!r}: {float(off.max()):.2g} units"
+
+
+RAGGED = tuple(b % 4 for b in range(700))
+WIDE = [
+    Case("lstm", 3, 513, 5, 64),
+    Case("lstm", 3, 700, 5, 65, {"bidirectional": True, "proj_size": 7, "peepholes": True}, RAGGED),
+    Case("gru", 3, 700, 5, 65, {"bidirectional": True}, RAGGED),
+    Case("gru", 3, 513, 5, 64, {"reset_after": False}),
+    Case("rnn", 3, 700, 5, 65, {"num_layers": 2}, RAGGED),
+]
+
+
+@needs_numba
+@pytest.mark.parametrize("case", WIDE, ids=str)
+def test_parallel_regions_compute_the_same(case: Case) -> None:
+    alive = case.B - (case.lengths or ()).count(0)
+    assert alive * case.H >= module("numba").kernels().PARALLEL, "too small for a parallel region"
+    layer, drawn = case.layer("float32", "numba"), case.draw()
+    expected = case.draw("float64").run(case.layer("float64", "numpy"))
+    for n in (1, 2, 64):
+        with fl.threads(n):
+            assert_all_near(drawn.run(layer), expected, TOLERANCE["values"], TOLERANCE["gradients"])
+
+
+@needs_numba
+def test_numbas_own_number_of_threads_is_left_alone() -> None:
+    script = """
+import numba, numpy as np, fastlstm as fl
+numba.set_num_threads(1)
+fl.RNN(4, 64, backend="numba")(np.ones((2, 600, 4), np.float32))
+print(numba.get_num_threads())
+"""
+    assert run(script) == "1"
+
+
+@needs_numba
+def test_odd_arrays_compile_nothing_anew() -> None:
+    """A kernel is compiled once for each dtype: a new compilation would take seconds in the midst of a program."""
+    layer = fl.RNN(6, 4, backend="numba", bidirectional=True)
+    x = np.random.default_rng(0).standard_normal((3, 2, 12)).astype(np.float32)
+    layer.backward(layer.forward(x[:, :, :6])[2], np.ones((3, 2, 8), np.float32))
+    k = module("numba").kernels()
+    before = {name: len(getattr(k, name).signatures) for name in ("rnn_forward", "rnn_backward", "add_weights")}
+    frozen, memory = x[:, :, :6].copy(), np.empty(4 * 36 + 1, np.uint8)
+    frozen.flags.writeable = False
+    unaligned = memory[1:].view(np.float32).reshape(3, 2, 6)
+    unaligned[...] = frozen
+    expected, _ = layer(x[:, :, :6])
+    for odd in (frozen, unaligned, np.asfortranarray(frozen), frozen.astype(">f4"), x[:, :, ::2][:, :, :6]):
+        y, _, tape = layer.forward(odd)
+        layer.backward(tape, np.asfortranarray(np.ones_like(y)))
+        if odd.strides[2] == 4:
+            assert_near(y, expected, 0)
+    assert before == {name: len(getattr(k, name).signatures) for name in before}
+
+
+# ------------------------------------------------------------------------------------------------------------- threads
+@needs_numba
+@pytest.mark.skipif(not has("tbb"), reason="the package tbb is not installed")
+def test_tbb_is_found_where_pip_puts_it() -> None:
+    script = """
+import numba, numpy as np, fastlstm as fl
+fl.RNN(4, 64, backend="numba")(np.ones((2, 600, 4), np.float32))
+print(numba.threading_layer())
+"""
+    assert run(script) == "tbb"
+
+
+WORK = """
+import multiprocessing, os, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+import fastlstm as fl
+from cases import Case, assert_same_bits
+
+CASE = Case("rnn", 3, 700, 5, 65, {"bidirectional": True}, tuple(b % 4 for b in range(700)))
+LAYER, DRAWN = CASE.layer("float32", "numba"), CASE.draw()
+with fl.threads(1):
+    ALONE = DRAWN.run(LAYER)
+
+def work(_):
+    for _ in range(3):
+        assert_same_bits(DRAWN.run(LAYER), ALONE)
+    return "right"
+
+def forked():
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            code = 0 if work(0) == "right" else 1
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0, "the child failed"
+"""
+
+
+@needs_fork
+@each_layer
+def test_fork_after_use(layer: str) -> None:
+    """os.fork and multiprocessing, in a process whose threads have started; child and parent go on."""
+    script = f"""{WORK}
+work(0)
+import numba
+print(numba.threading_layer())
+forked()
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(*pool.map(work, range(4)))
+print(work(0))
+"""
+    assert run(script, NUMBA_THREADING_LAYER=layer).split() == [layer] + ["right"] * 5
+
+
+@each_layer
+def test_eight_callers_at_once(layer: str) -> None:
+    script = f"""{WORK}
+with ThreadPoolExecutor(8) as pool:
+    print(*pool.map(work, range(8)))
+import numba
+print(numba.threading_layer())
+"""
+    assert run(script, NUMBA_THREADING_LAYER=layer).split() == ["right"] * 8 + [layer]
+
+
+@needs_fork
+@each_layer
+def test_fork_while_others_call(layer: str) -> None:
+    """What other threads hold at a fork, the child never gets back: so it waits. (Numba may print a warning.)"""
+    script = f"""{WORK}
+done = threading.Event()
+def busy():
+    while not done.is_set():
+        work(0)
+callers = [threading.Thread(target=busy) for _ in range(3)]
+for caller in callers:
+    caller.start()
+for _ in range(3):
+    forked()
+done.set()
+for caller in callers:
+    caller.join()
+print("right")
+"""
+    assert run(script, NUMBA_THREADING_LAYER=layer, OPENBLAS_NUM_THREADS="2").split()[-1] == "right"
+
+
+# --------------------------------------------------------------------------------------------------------------- cache
+@needs_numba
+def test_later_processes_find_compiled_kernels(tmp_path: Path) -> None:
+    script = """
+import numpy as np, fastlstm as fl
+fl.RNN(4, 5, backend="numba")(np.ones((2, 3, 4), np.float32))
+from fastlstm.backends.numba_kernels import rnn_forward
+print(sum(rnn_forward.stats.cache_hits.values()), sum(rnn_forward.stats.cache_misses.values()))
+"""
+    assert [run(script, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)] == ["0 1", "1 0"]
+
+
+@needs_numba
+def test_without_a_place_for_the_cache_it_is_compiled_in_each_process() -> None:
+    script = """
+import numba.core.caching
+numba.core.caching.CompileResultCacheImpl._locator_classes = []  # as on a read-only disk
+import numpy as np, fastlstm as fl
+y, _ = fl.RNN(4, 5, backend="numba")(np.ones((2, 3, 4), np.float32))
+print(y.shape)
+"""
+    assert run(script) == "(2, 3, 5)"
