@@ -17,8 +17,9 @@ from .cells import GATES, Kind
 from .layout import Array
 
 if TYPE_CHECKING:
-    from .layers import Layer, Recurrent
+    from .layers import Recurrent
     from .nn import Dense
+    from .parameters import Layer
 
 # What a part's column letters stand for. One bias is bias_ih, with bias_hh zero: only their sum counts.
 COLUMNS: dict[str, tuple[str, ...]] = {

@@ -1,18 +1,13 @@
-"""The layers that users hold: parameters, the input door, lengths, depth, directions, dropout.
+"""The layers that users hold: LSTM, GRU, RNN and the cells; depth, directions, dropout.
 
-Everything here is written once, for every backend: a call checks its input at the door, packs it into rows sorted by
-length, runs the backend layer by layer, and scatters the result. Shapes use the alphabet of `cells`.
+Everything here is written once, for every backend: a call checks its input at the door, which packs it into rows,
+runs the backend layer by layer, and scatters the result. Shapes use the alphabet of `cells`.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,264 +15,14 @@ import numpy as np
 from .arena import arena
 from .backends import choose
 from .cells import ACTIVATIONS, DEFAULT_ACTIVATIONS, Kind, Spec, activation
+from .door import Batch, as_numbers, check_ids, check_shape, places, positive
 from .layout import Array, Direction, Rows, draw, suffix
+from .parameters import Layer, RowGradient, Tape
 from .stream import Stream
 
 State = Any  # (h, c) for LSTM, h for GRU and RNN
 
 
-# ------------------------------------------------------------------------------------------------------------ checking
-def as_numbers(given: Any, name: str, dtype: np.dtype[Any]) -> Array:
-    """given as a native array of the layer's dtype (any order, any strides), or a ValueError that says the cure."""
-    x: Array = np.asarray(given)
-    if x.dtype is not dtype and x.dtype.newbyteorder("=") != dtype:
-        if x.dtype.kind not in "fiu":
-            raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}")
-        raise ValueError(
-            f"{name} has dtype {x.dtype}, the layer {dtype}. Convert it with {name}.astype('{dtype}'), "
-            f"or make the layer with dtype='{x.dtype if x.dtype.kind == 'f' else dtype}'"
-        )
-    return x
-
-
-def positive(value: Any, name: str, least: int = 1) -> int:
-    """value as an int that is at least `least`, or an error."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return int(value)
-
-
-def check_ids(ids: Array, size: int) -> None:
-    """Raise ValueError unless every token id is a row of the input matrix."""
-    if ids.size and (ids.min() < 0 or ids.max() >= size):
-        raise ValueError(
-            f"token ids must lie between 0 and input_size - 1 = {size - 1}, got {ids.min()} to {ids.max()}"
-        )
-
-
-def check_shape(x: Array, shape: tuple[int, ...], name: str, meaning: str) -> None:
-    if x.shape != shape:
-        raise ValueError(f"{name} has shape {x.shape}, expected {shape}: {meaning}")
-
-
-# ---------------------------------------------------------------------------------------------------------- parameters
-class Layer:
-    """Named parameters, and the rules by which they change.
-
-    Parameters change only through `load_state_dict`, the optimisers and `update`; each raises `version`, by which
-    packed weights and tapes know whether they are still true.
-    """
-
-    _params: dict[str, Array]
-    _version: int
-    _lock: threading.RLock
-    _module: ModuleType
-    training: bool
-
-    def __init__(self) -> None:
-        self._params = {}
-        self._version = 0
-        self._lock = threading.RLock()
-        self.training = True
-
-    @property
-    def version(self) -> int:
-        """How often the parameters have changed."""
-        return self._version
-
-    @property
-    def backend(self) -> str:
-        """The backend in use."""
-        return self._module.__name__.rpartition(".")[2]
-
-    def state_dict(self) -> dict[str, Array]:
-        """Copies of all parameters, by PyTorch's names, in PyTorch's shapes and gate order."""
-        with self._lock:
-            return {name: p.copy() for name, p in self._params.items()}
-
-    def load_state_dict(self, d: Mapping[str, Any]) -> None:
-        """Copy the given arrays into the parameters, casting them to the layer's dtype.
-
-        Raises
-        ------
-        RuntimeError
-            Missing, unexpected or misshapen keys; nothing has changed then.
-        """
-        new = {name: np.asarray(value) for name, value in d.items()}
-        wrong = [f"missing: {name} {p.shape}" for name, p in self._params.items() if name not in new]
-        wrong += [f"unexpected: {name} {value.shape}" for name, value in new.items() if name not in self._params]
-        wrong += [
-            f"misshapen: {name} has shape {new[name].shape}, expected {p.shape}"
-            for name, p in self._params.items()
-            if name in new and new[name].shape != p.shape
-        ]
-        wrong += [
-            f"not numbers: {name} has dtype {value.dtype}"
-            for name, value in new.items()
-            if value.dtype.kind not in "fiu"
-        ]
-        if wrong:
-            raise RuntimeError(f"state does not fit {self!r}:\n  " + "\n  ".join(wrong))
-        with self.update() as params:
-            for name, value in new.items():
-                params[name][...] = value
-
-    @contextmanager
-    def update(self) -> Iterator[dict[str, Array]]:
-        """The live parameters, to be changed in place: ``with layer.update() as params: params[name] *= 0.9``."""
-        with self._lock:
-            params = dict(self._params)
-            try:
-                yield params
-            finally:
-                for name, p in self._params.items():
-                    if params.get(name) is not p and name in params:
-                        p[...] = params[name]
-                self._version += 1
-
-    def train(self) -> Any:
-        """`forward` drops from now on (the state after construction)."""
-        self.training = True
-        return self
-
-    def eval(self) -> Any:
-        """`forward` no longer drops."""
-        self.training = False
-        return self
-
-    def _check_tape(self, tape: Any) -> None:
-        """Raise RuntimeError unless the tape can serve this layer now, TypeError where it is none."""
-        if not isinstance(tape, Tape):
-            raise TypeError(f"backward needs the tape that this layer's forward returned, got {type(tape).__name__}")
-        if tape.layer is not self:
-            raise RuntimeError("this tape was made by another layer; backward needs the one from this layer's forward")
-        if tape.used:
-            raise RuntimeError("this tape was used by an earlier backward and serves once: call forward again")
-        if tape.version != self.version:
-            raise RuntimeError(
-                f"the weights have changed since forward made this tape (version {tape.version}, now {self.version}): "
-                "call forward again, and update the weights after backward"
-            )
-
-    def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
-            return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_packed", "_module")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.RLock()
-
-    def __copy__(self) -> Any:
-        return copy.deepcopy(self)  # two layers that share parameters would change behind each other's version
-
-
-@dataclass
-class Tape:
-    """What `forward` kept for one `backward`. It serves once, and only while the weights are those that made it."""
-
-    layer: Layer
-    version: int
-    batch: Batch
-    unbatched: bool
-    x: list[Array]  # of each layer: its input rows (N, I)
-    kept: list[list[Any]]  # of each layer and direction: Spec.tape's arrays or, for each stretch, the state before it
-    masks: list[Array | None]  # of each layer: dropout's factors on its output, (N, D*R)
-    checkpoint_every: int | None = None  # steps of a stretch
-    used: bool = False
-
-
-@dataclass(frozen=True)
-class RowGradient:
-    """The gradient of an input matrix (G*H, V) that token ids went through: zeros but in the columns of the ids seen.
-
-    Optimisers and clipping take it for an array of that shape, and touch only what is in it.
-
-    Parameters
-    ----------
-    ids : (n,) int64 array
-        The ids seen, sorted, each once.
-    rows : (n, G*H) array
-        Their columns.
-    shape : (int, int)
-        Of the whole.
-    """
-
-    ids: Array
-    rows: Array
-    shape: tuple[int, int]
-
-    def dense(self) -> Array:
-        """The whole matrix."""
-        whole = np.zeros(self.shape, self.rows.dtype)
-        whole[:, self.ids] = self.rows.T
-        return whole
-
-
-def places(ids: Array, size: int) -> tuple[Array, Array]:
-    """(the ids seen, sorted, each once; for every id its place among them): np.unique, without sorting where it can."""
-    if size > 4 * len(ids):
-        seen, place = np.unique(ids, return_inverse=True)
-        return seen, place.reshape(-1)
-    there = np.zeros(size, bool)
-    there[ids] = True
-    return np.flatnonzero(there), (np.cumsum(there) - 1)[ids]
-
-
-@dataclass
-class Batch:
-    """How one call's sequences became packed rows, and the way back."""
-
-    T: int
-    B: int
-    rows: Rows
-    order: Array | None  # (alive,) the sequences that have steps, longest first; None for a dense batch
-    steps: Array | None = None  # (N,) which step, and
-    which: Array | None = None  # (N,) which sequence each packed row is; None for a dense batch
-
-    @classmethod
-    def of(cls, T: int, B: int, lengths: Array | None) -> Batch:
-        if lengths is None or (lengths == T).all():
-            return cls.dense(T, B) if T <= 1024 else cls.dense.__wrapped__(cls, T, B)  # long ones are rare, and large
-        order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
-        rows = Rows.of_lengths(lengths[order])
-        steps = np.repeat(np.arange(rows.T), rows.batch_sizes)
-        return cls(T, B, rows, order, steps, order[np.arange(rows.N) - rows.offsets[steps]])
-
-    @classmethod
-    @functools.lru_cache(maxsize=256)
-    def dense(cls, T: int, B: int) -> Batch:
-        """B sequences of T steps each. Remembered: making it takes longer than a short call."""
-        return cls(T, B, Rows.dense(T if B else 0, B), None)
-
-    def pack(self, x: Array, dtype: Any) -> Array:
-        """(T, B, ...) -> (N, ...), contiguous; x itself where nothing has to move."""
-        if self.order is None:
-            if x.dtype is not dtype or not x.flags.c_contiguous:
-                x = np.ascontiguousarray(x, dtype)
-            return x.reshape(self.rows.N, *x.shape[2:])
-        return np.ascontiguousarray(x[self.steps, self.which], dtype)
-
-    def unpack(self, rows: Array) -> Array:
-        """(N, W) -> (T, B, W), zeros where no sequence is."""
-        if self.order is None:
-            return rows.reshape(self.T, self.B, rows.shape[1])
-        x = np.zeros((self.T, self.B, rows.shape[1]), rows.dtype)
-        x[self.steps, self.which] = rows
-        return x
-
-    def pack_state(self, state: Array) -> Array:
-        """(B, W) -> (rows.B, W): the same memory where the batch is dense, else a copy."""
-        return state if self.order is None else state[self.order]
-
-    def unpack_state(self, into: Array, state: Array | None) -> None:
-        """Write (rows.B, W) back over (B, W); sequences without steps keep what they have."""
-        if self.order is not None and state is not None:
-            into[self.order] = state
-
-
-# ----------------------------------------------------------------------------------------------------------- the layer
 class Recurrent(Layer):
     """Layers of one kind of cell, in one or two directions. Use `LSTM`, `GRU` or `RNN`."""
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from .backends import choose
-from .layers import Batch, Layer, Tape, as_numbers, check_shape, positive
+from .door import Batch, as_numbers, check_shape, positive
 from .layout import Array, uniform
 from .losses import check_targets, share_of_row
+from .parameters import Layer, Tape
 
 
 class Dense(Layer):

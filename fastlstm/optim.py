@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .backends import choose, module
-from .layers import Layer, RowGradient
 from .layout import Array
+from .parameters import Layer, RowGradient
 
 Grads = Mapping[str, Array] | Sequence[Mapping[str, Array]]
 

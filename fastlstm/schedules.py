@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .layers import positive
+from .door import positive
 from .layout import Array
 from .optim import Optimizer, number
 

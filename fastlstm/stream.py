@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .cells import Spec
+from .door import as_numbers, check_ids, check_shape
 from .layout import Array, Direction, Rows
 
 
@@ -69,8 +70,6 @@ class Stream:
 
     def _check_rows(self, x: Array, leading: tuple[int, ...]) -> Array:
         """x (*leading, I), or ids of shape `leading`, contiguous and native, or an error."""
-        from .layers import as_numbers, check_ids, check_shape
-
         size = self._specs[0].I
         if x.dtype.kind in "iu" and x.ndim == len(leading):
             check_shape(x, leading, "token ids", f"batch_size is {self.batch_size}")
@@ -131,8 +130,6 @@ class Stream:
 
     @state.setter
     def state(self, state: Any) -> None:
-        from .layers import as_numbers, check_shape
-
         parts = [state] if self._c is None else list(state)
         own = [self._h] if self._c is None else [self._h, self._c]
         if len(parts) != len(own):

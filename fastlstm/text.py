@@ -18,7 +18,8 @@ import numpy as np
 
 from . import io
 from .backends import choose
-from .layers import LSTM, State, positive
+from .door import positive
+from .layers import LSTM, State
 from .layout import Array
 from .losses import softmax_cross_entropy
 from .nn import Dense

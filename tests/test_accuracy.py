@@ -17,7 +17,8 @@ def values(low: int = 0, high: int = 0x7F800000, count: int = 400_000) -> np.nda
 def through_a_layer(name: str, x: np.ndarray) -> np.ndarray:
     """act(x) by an RNN of one unit whose input weight is 1 and whose others are 0."""
     layer = fl.RNN(1, 1, nonlinearity=name, backend="c")
-    layer.load_state_dict({key: np.full(p.shape, float(key == "weight_ih_l0")) for key, p in layer.state_dict().items()})
+    shapes = {key: p.shape for key, p in layer.state_dict().items()}
+    layer.load_state_dict({key: np.full(shape, float(key == "weight_ih_l0")) for key, shape in shapes.items()})
     return layer(x.reshape(1, -1, 1))[0].ravel()
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import fastlstm as fl
-from fastlstm.layers import RowGradient
 from fastlstm.optim import Optimizer, square_sum
+from fastlstm.parameters import RowGradient
 
 # name -> (ours, arguments, PyTorch's name)
 OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], dict[str, Any], str]] = {

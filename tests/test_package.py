@@ -19,10 +19,10 @@ ROOT = Path(fl.__file__).parent
 # (Imports inside functions and for type checkers are exempt.)
 ORDER = [
     ["cells", "cpu", "_fastlstm_c"],
-    ["layout", "arena"],
+    ["layout", "arena", "door"],
     ["backends.numpy", "backends.numba_kernels", "backends.numba", "backends.c"],
     ["backends"],
-    ["config", "stream", "io"],
+    ["config", "stream", "io", "parameters"],
     ["layers"],
     ["losses", "optim", "schedules", "nn", "forms"],
     ["train"],

@@ -184,6 +184,7 @@ def test_constructors_and_state_dicts_are_torchs() -> None:
 
 
 def test_initial_parameters_have_torchs_spread() -> None:
+    torch.manual_seed(0)
     for kind in LAYERS:
         ours, theirs = LAYERS[kind](40, 60, 2, seed=0), TORCH[kind](40, 60, 2)
         for (name, a), b in zip(ours.state_dict().items(), theirs.parameters(), strict=True):

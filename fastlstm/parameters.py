@@ -1,0 +1,169 @@
+"""Named parameters, the rules by which they change, and what a training step passes round: tapes and gradients."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .door import Batch
+from .layout import Array
+
+
+class Layer:
+    """Named parameters, and the rules by which they change.
+
+    Parameters change only through `load_state_dict`, the optimisers and `update`; each raises `version`, by which
+    packed weights and tapes know whether they are still true.
+    """
+
+    _params: dict[str, Array]
+    _version: int
+    _lock: threading.RLock
+    _module: ModuleType
+    training: bool
+
+    def __init__(self) -> None:
+        self._params = {}
+        self._version = 0
+        self._lock = threading.RLock()
+        self.training = True
+
+    @property
+    def version(self) -> int:
+        """How often the parameters have changed."""
+        return self._version
+
+    @property
+    def backend(self) -> str:
+        """The backend in use."""
+        name: str = self._module.__name__.rpartition(".")[2]
+        return name
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all parameters, by PyTorch's names, in PyTorch's shapes and gate order."""
+        with self._lock:
+            return {name: p.copy() for name, p in self._params.items()}
+
+    def load_state_dict(self, d: Mapping[str, Any]) -> None:
+        """Copy the given arrays into the parameters, casting them to the layer's dtype.
+
+        Raises
+        ------
+        RuntimeError
+            Missing, unexpected or misshapen keys; nothing has changed then.
+        """
+        new = {name: np.asarray(value) for name, value in d.items()}
+        wrong = [f"missing: {name} {p.shape}" for name, p in self._params.items() if name not in new]
+        wrong += [f"unexpected: {name} {value.shape}" for name, value in new.items() if name not in self._params]
+        wrong += [
+            f"misshapen: {name} has shape {new[name].shape}, expected {p.shape}"
+            for name, p in self._params.items()
+            if name in new and new[name].shape != p.shape
+        ]
+        wrong += [
+            f"not numbers: {name} has dtype {value.dtype}"
+            for name, value in new.items()
+            if value.dtype.kind not in "fiu"
+        ]
+        if wrong:
+            raise RuntimeError(f"state does not fit {self!r}:\n  " + "\n  ".join(wrong))
+        with self.update() as params:
+            for name, value in new.items():
+                params[name][...] = value
+
+    @contextmanager
+    def update(self) -> Iterator[dict[str, Array]]:
+        """The live parameters, to be changed in place: ``with layer.update() as params: params[name] *= 0.9``."""
+        with self._lock:
+            params = dict(self._params)
+            try:
+                yield params
+            finally:
+                for name, p in self._params.items():
+                    if params.get(name) is not p and name in params:
+                        p[...] = params[name]
+                self._version += 1
+
+    def train(self) -> Any:
+        """`forward` drops from now on (the state after construction)."""
+        self.training = True
+        return self
+
+    def eval(self) -> Any:
+        """`forward` no longer drops."""
+        self.training = False
+        return self
+
+    def _check_tape(self, tape: Any) -> None:
+        """Raise RuntimeError unless the tape can serve this layer now, TypeError where it is none."""
+        if not isinstance(tape, Tape):
+            raise TypeError(f"backward needs the tape that this layer's forward returned, got {type(tape).__name__}")
+        if tape.layer is not self:
+            raise RuntimeError("this tape was made by another layer; backward needs the one from this layer's forward")
+        if tape.used:
+            raise RuntimeError("this tape was used by an earlier backward and serves once: call forward again")
+        if tape.version != self.version:
+            raise RuntimeError(
+                f"the weights have changed since forward made this tape (version {tape.version}, now {self.version}): "
+                "call forward again, and update the weights after backward"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_packed", "_module")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+
+    def __copy__(self) -> Any:
+        return copy.deepcopy(self)  # two layers that share parameters would change behind each other's version
+
+
+@dataclass
+class Tape:
+    """What `forward` kept for one `backward`. It serves once, and only while the weights are those that made it."""
+
+    layer: Layer
+    version: int
+    batch: Batch
+    unbatched: bool
+    x: list[Array]  # of each layer: its input rows (N, I)
+    kept: list[list[Any]]  # of each layer and direction: Spec.tape's arrays or, for each stretch, the state before it
+    masks: list[Array | None]  # of each layer: dropout's factors on its output, (N, D*R)
+    checkpoint_every: int | None = None  # steps of a stretch
+    used: bool = False
+
+
+@dataclass(frozen=True)
+class RowGradient:
+    """The gradient of an input matrix (G*H, V) that token ids went through: zeros but in the columns of the ids seen.
+
+    Optimisers and clipping take it for an array of that shape, and touch only what is in it.
+
+    Parameters
+    ----------
+    ids : (n,) int64 array
+        The ids seen, sorted, each once.
+    rows : (n, G*H) array
+        Their columns.
+    shape : (int, int)
+        Of the whole.
+    """
+
+    ids: Array
+    rows: Array
+    shape: tuple[int, int]
+
+    def dense(self) -> Array:
+        """The whole matrix."""
+        whole = np.zeros(self.shape, self.rows.dtype)
+        whole[:, self.ids] = self.rows.T
+        return whole
