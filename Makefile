@@ -144,6 +144,7 @@ endef
 # tests themselves with -O2: gcc 12 for ARM breaks down over them with -O3.)
 C_FLAGS := -std=gnu11 -O3 -g -fno-math-errno -ffp-contract=off -pthread -Wall -Wextra -Werror
 C_TEST_FLAGS := $(C_FLAGS) -DFL_LEAST=0 -Icsrc -Itests/c
+C_DRIVER := test_kernels check recurrent training
 C_KERNELS := dispatch $(patsubst csrc/%.c,%,$(wildcard csrc/isa_*.c))
 C_HEADERS := $(wildcard csrc/*.h tests/c/*.h)
 EMULATED := -fno-pic -mcmodel=small -fcf-protection=none -fno-stack-protector
@@ -158,7 +159,7 @@ build/c/$(1)/%.o: tests/c/%.c $$(C_HEADERS)
 	$(2) $$(C_TEST_FLAGS) $(3) -O2 -c -o $$@ $$<
 build/c/$(1)/test_pool: $(addprefix build/c/$(1)/,test_pool.o pool.o)
 	$(2) -pthread $(3) -o $$@ $$^ -lm
-build/c/$(1)/test_kernels: $(patsubst %,build/c/$(1)/%.o,test_kernels host pool $(C_KERNELS))
+build/c/$(1)/test_kernels: $(patsubst %,build/c/$(1)/%.o,$(C_DRIVER) host pool $(C_KERNELS))
 	$(2) -pthread $(3) -o $$@ $$^ -lm
 endef
 $(eval $(call c_build,native,$(CC),))
@@ -172,7 +173,7 @@ build/c/emulator/bare.o: tests/emulator/host.c $(C_HEADERS)
 	$(CC) $(C_TEST_FLAGS) $(EMULATED) -O2 -c -o $@ $<
 build/c/emulator/start.o: tests/emulator/start.S
 	$(CC) -c -o $@ $<
-build/c/emulator/image: tests/emulator/link.ld $(patsubst %,build/c/emulator/%.o,test_kernels $(C_KERNELS) bare start)
+build/c/emulator/image: tests/emulator/link.ld $(patsubst %,build/c/emulator/%.o,$(C_DRIVER) $(C_KERNELS) bare start)
 	$(CC) -nostdlib -static -no-pie -Wl,-z,noexecstack,--build-id=none,-T,$< \
 	    -o $@ $(filter %.o,$^) -lgcc
 

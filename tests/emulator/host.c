@@ -170,28 +170,34 @@ float tanhf(float x) {
     const double y = exponential_less_1(2 * (double)x);
     return (float)(y / (y + 2));
 }
-float log1pf(float x) { /* Newton's method for e^y = 1 + x */
-    double y = (double)x;
+
+/* Newton's method for e^y = 1 + x; halves what is far from 1. */
+double log(double x) {
+    const double log2 = 0.693147180559945309417;
+    double y = x - 1;
+    if (x > 1.5)
+        return log(x / 2) + log2;
     for (int i = 0; i < 6; i++)
-        y -= (exponential_less_1(y) - (double)x) / (exponential_less_1(y) + 1);
-    return (float)y;
+        y -= 1 - x / (exponential_less_1(y) + 1);
+    return y;
 }
+float log1pf(float x) { return (float)log(1 + (double)x); }
 
 /* ---------------------------------------------------------------------------------------------------------------- main */
 
 /* As many as take about two minutes. */
-enum { CASES = 24, BROKEN_CASES = 1 };
+enum { CASES = 36, BROKEN_CASES = 1 };
 void kmain(void) {
     open_console();
     open_pages();
     __builtin_cpu_init();
     __builtin_ia32_ldmxcsr(0x9FC0); /* as the thread pool does: no exceptions, denormals are zero */
-    const int noticed = test_kernels((Options){.cases = BROKEN_CASES, .only = "avx512", .broken = 1}) > 0;
-    if (!noticed)
-        host_say("with one weight changed nothing failed: the comparison cannot see\n");
-    host_say("that was with one weight changed, and had to fail; now as it is:\n");
-    if (test_kernels((Options){.cases = CASES, .only = "avx512"}) == 0 && noticed)
-        host_say("PASSED\n");
+    if (test_kernels((Options){.cases = BROKEN_CASES, .only = "avx512", .broken = 1}) == 0) {
+        host_say("one weight was changed: that should have failed\n0 passed, 1 failed\n");
+    } else {
+        host_say("that was with one weight changed; and as it is:\n");
+        test_kernels((Options){.cases = CASES, .only = "avx512"});
+    }
     while (!(in(LINE_STATUS) & ALL_SENT))
         ;
 }

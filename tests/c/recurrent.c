@@ -1,0 +1,457 @@
+/* recurrent.c: LSTM, GRU and RNN, forward and backward, in one call and in pieces.
+ *
+ * Case n takes the n-th entry, modulo its length, of every list below. The lengths have no common factors: after some
+ * hundred cases every two entries have met. */
+#include <math.h>
+#include <string.h>
+
+#include "check.h"
+#include "host.h"
+
+#include "api.h"
+
+/* ------------------------------------------------------------------------------------------------------------- lists */
+
+typedef struct {
+    const char *name;
+    int kind, projected, peepholes, reset_after, bias;
+} Form;
+static const Form forms[] = {
+    {"lstm", FL_LSTM, 0, 0, 0, 1},
+    {"lstm without bias", FL_LSTM, 0, 0, 0, 0},
+    {"lstm projected", FL_LSTM, 1, 0, 0, 1},
+    {"lstm with peepholes", FL_LSTM, 0, 1, 0, 1},
+    {"lstm projected with peepholes", FL_LSTM, 1, 1, 0, 0},
+    {"gru", FL_GRU, 0, 0, 1, 1},
+    {"gru without bias", FL_GRU, 0, 0, 1, 0},
+    {"gru reset before", FL_GRU, 0, 0, 0, 1},
+    {"gru reset before, without bias", FL_GRU, 0, 0, 0, 0},
+    {"rnn", FL_RNN, 0, 0, 0, 1},
+    {"rnn without bias", FL_RNN, 0, 0, 0, 0},
+};
+
+static const ptrdiff_t hidden_sizes[] = {129, 1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100};
+static const ptrdiff_t input_sizes[] = {17, 1, 3, 7, 9, 16, 33};
+
+static const struct {
+    ptrdiff_t T, B;
+} shapes[] = {{5, 3}, {1, 1},  {2, 1},  {5, 1},  {33, 1}, {3, 2},  {4, 4},  {7, 5},   {3, 6}, {5, 7},
+              {2, 9}, {9, 12}, {5, 13}, {3, 17}, {2, 33}, {1, 33}, {17, 6}, {12, 33}, {40, 9}};
+
+typedef struct {
+    const char *name;
+    int D, reverse, ragged, ids;
+} Manner;
+static const Manner manners[] = {
+    {"", 1, 0, 0, 0},
+    {", ragged", 1, 0, 1, 0},
+    {", reverse", 1, 1, 0, 0},
+    {", reverse ragged", 1, 1, 1, 0},
+    {", both directions", 2, 0, 0, 0},
+    {", both directions, ragged", 2, 0, 1, 0},
+    {", ids", 1, 0, 0, 1},
+    {", ids, reverse ragged", 1, 1, 1, 1},
+};
+_Static_assert(LENGTH(forms) == 11 && LENGTH(hidden_sizes) == 13 && LENGTH(input_sizes) == 7 && LENGTH(shapes) == 19 &&
+                   LENGTH(manners) == 8,
+               "no two lengths may have a common factor");
+
+/* After the grid: every activation in every role, with parameters that differ from the defaults. */
+static const fl_act activations[] = {
+    {FL_SIGMOID, 0, 0},
+    {FL_TANH, 0, 0},
+    {FL_RELU, 0, 0},
+    {FL_IDENTITY, 0, 0},
+    {FL_HARD_SIGMOID, 0.17f, 0.5f},
+    {FL_HARD_SIGMOID_KERAS2, 0.2f, 0.5f},
+    {FL_AFFINE, 0.7f, 0.1f},
+    {FL_LEAKY_RELU, 0.2f, 0},
+    {FL_THRESHOLDED_RELU, 0.25f, 0},
+    {FL_SCALED_TANH, 1.7f, 0.6f},
+    {FL_ELU, 0.5f, 0},
+    {FL_SOFTSIGN, 0, 0},
+    {FL_SOFTPLUS, 0, 0},
+};
+static const struct {
+    int form, role;
+} roles[] = {{0, 0}, {2, 1}, {3, 2}, {5, 0}, {7, 1}, {9, 0}};
+
+/* ------------------------------------------------------------------------------------------------------------- cases */
+
+enum { MOST_D = 2, PARAMS = 6 };
+static const char *const param_names[PARAMS] = {"weight_ih", "weight_hh", "bias_ih",
+                                                "bias_hh",   "weight_hr", "weight_peep"};
+
+/* One case, or some of its sequences, or a stretch of its time. */
+typedef struct {
+    int number;
+    const Form *form;
+    const Manner *manner;
+    fl_spec spec;
+    int in_grid, give_dy;
+    ptrdiff_t T, B, N;
+    int64_t *sizes, *ids;           /* (T), (N) */
+    float *x, *dy;                  /* (N, I), (N, D*R) */
+    float *h[MOST_D], *c[MOST_D];   /* (B, R), (B, H) initial */
+    float *dh[MOST_D], *dc[MOST_D]; /* of the final state */
+    float *params[MOST_D][PARAMS];
+} Case;
+
+static Case current;
+
+static ptrdiff_t param_size(const Case *k, int p) {
+    const fl_spec *s = &k->spec;
+    const ptrdiff_t GH = (s->kind == FL_LSTM ? 4 : s->kind == FL_GRU ? 3 : 1) * s->H;
+    const ptrdiff_t sizes[PARAMS] = {GH * s->I,
+                                     GH * s->R,
+                                     k->form->bias ? GH : 0,
+                                     k->form->bias ? GH : 0,
+                                     s->projected ? s->R * s->H : 0,
+                                     s->peepholes ? 3 * s->H : 0};
+    return sizes[p];
+}
+
+static ptrdiff_t first_row(const Case *k, ptrdiff_t t) {
+    ptrdiff_t row = 0;
+    for (ptrdiff_t i = 0; i < t; i++)
+        row += k->sizes[i];
+    return row;
+}
+
+/* A case's shape: its place in the grid, or behind it an activation in a role. */
+static void shape_case(Case *k, int n, int grid) {
+    const int extra = n - grid, role = extra % LENGTH(roles);
+    k->number = n;
+    k->manner = &manners[n % LENGTH(manners)];
+    k->form = &forms[extra < 0 ? n % LENGTH(forms) : roles[role].form];
+    k->T = extra < 0 ? shapes[n % LENGTH(shapes)].T : 3;
+    k->B = extra < 0 ? shapes[n % LENGTH(shapes)].B : 3;
+    k->in_grid = extra < 0;
+    k->give_dy = n % 5 != 4;
+    fl_spec *s = &k->spec;
+    s->kind = k->form->kind;
+    s->projected = k->form->projected;
+    s->peepholes = k->form->peepholes;
+    s->reset_after = k->form->reset_after;
+    s->H = extra < 0 ? hidden_sizes[n % LENGTH(hidden_sizes)] : 17;
+    s->R = s->projected ? (2 * s->H + 2) / 3 : s->H;
+    s->I = n % 5 == 2 ? s->R : input_sizes[n % LENGTH(input_sizes)]; /* I == R: can be stacked */
+    s->act[0] = s->kind == FL_RNN ? activations[FL_TANH] : activations[FL_SIGMOID];
+    s->act[1] = s->act[2] = activations[FL_TANH];
+    if (extra >= 0)
+        s->act[roles[role].role] = activations[extra / LENGTH(roles)];
+}
+
+static Case make_case(int n, int grid) {
+    Case k = {0};
+    shape_case(&k, n, grid);
+    const fl_spec *s = &k.spec;
+    begin_random(n);
+    k.sizes = keep(NULL, k.T * (ptrdiff_t)sizeof *k.sizes);
+    for (ptrdiff_t t = 0; t < k.T; t++) /* ragged: down to 1, in uneven steps */
+        k.sizes[t] = k.manner->ragged ? k.B - (k.B - 1) * (t * t) / ((k.T > 1 ? k.T - 1 : 1) * k.T) : k.B;
+    k.N = first_row(&k, k.T);
+    if (k.manner->ids) {
+        k.ids = keep(NULL, k.N * (ptrdiff_t)sizeof *k.ids);
+        for (ptrdiff_t i = 0; i < k.N; i++)
+            k.ids[i] = (int64_t)((uniform() + 1) / 2 * (double)s->I) % s->I;
+    } else {
+        k.x = random_floats(k.N * s->I, 1);
+    }
+    k.dy = k.give_dy ? random_floats(k.N * k.manner->D * s->R, 1) : NULL;
+    for (int d = 0; d < k.manner->D; d++) {
+        k.h[d] = random_floats(k.B * s->R, 1);
+        k.dh[d] = random_floats(k.B * s->R, 1);
+        k.c[d] = s->kind == FL_LSTM ? random_floats(k.B * s->H, 1) : NULL;
+        k.dc[d] = s->kind == FL_LSTM ? random_floats(k.B * s->H, 1) : NULL;
+        for (int p = 0; p < PARAMS; p++)
+            k.params[d][p] = param_size(&k, p) ? random_floats(param_size(&k, p), 1 / sqrt((double)s->H)) : NULL;
+    }
+    return k;
+}
+
+/* The sequences b0..b1 alone. */
+static Case some_sequences(const Case *k, ptrdiff_t b0, ptrdiff_t b1) {
+    const ptrdiff_t I = k->spec.I;
+    Case part = *k;
+    part.B = b1 - b0;
+    part.sizes = keep(NULL, k->T * (ptrdiff_t)sizeof *part.sizes);
+    part.x = k->x ? keep(NULL, k->N * I * (ptrdiff_t)sizeof *k->x) : NULL;
+    part.ids = k->ids ? keep(NULL, k->N * (ptrdiff_t)sizeof *k->ids) : NULL;
+    part.T = part.N = 0;
+    for (ptrdiff_t t = 0, row = 0; t < k->T && k->sizes[t] > b0; row += k->sizes[t++]) {
+        const ptrdiff_t n = (k->sizes[t] < b1 ? k->sizes[t] : b1) - b0;
+        if (k->x)
+            memcpy(part.x + part.N * I, k->x + (row + b0) * I, (size_t)(n * I) * sizeof *k->x);
+        if (k->ids)
+            memcpy(part.ids + part.N, k->ids + row + b0, (size_t)n * sizeof *k->ids);
+        part.sizes[part.T++] = n;
+        part.N += n;
+    }
+    for (int d = 0; d < k->manner->D; d++) {
+        part.h[d] = k->h[d] + b0 * k->spec.R;
+        part.c[d] = k->c[d] ? k->c[d] + b0 * k->spec.H : NULL;
+    }
+    return part;
+}
+
+/* The steps t0..t1 alone, from the case's initial state. */
+static Case some_steps(const Case *k, ptrdiff_t t0, ptrdiff_t t1) {
+    const ptrdiff_t row = first_row(k, t0);
+    Case part = *k;
+    part.T = t1 - t0;
+    part.sizes = k->sizes + t0;
+    part.N = first_row(&part, part.T);
+    part.x = k->x ? k->x + row * k->spec.I : NULL;
+    part.ids = k->ids ? k->ids + row : NULL;
+    return part;
+}
+
+/* The same rows, written out: 1 where the id is. */
+static Case one_hot(const Case *k) {
+    const ptrdiff_t I = k->spec.I;
+    Case same = *k;
+    same.ids = NULL;
+    same.x = constant_floats(k->N * I, 0);
+    for (ptrdiff_t i = 0; i < k->N; i++)
+        same.x[i * I + k->ids[i]] = 1;
+    return same;
+}
+
+/* ------------------------------------------------------------------------------------------------------------ running */
+
+static fl_params c_params(float *const *p) { return (fl_params){p[0], p[1], p[2], p[3], p[4], p[5]}; }
+
+/* A block of weights packed from a copy that afterwards is no more. */
+static void pack_block(const Case *k, int d, How how, fl_block *block) {
+    float *copy[PARAMS];
+    for (int p = 0; p < PARAMS; p++)
+        copy[p] = maybe_floats(k->params[d][p], param_size(k, p));
+    if (how.broken)
+        copy[1][param_size(k, 1) - 1] += 1e-2f;
+    const fl_params params = c_params(copy);
+    *block = (fl_block){.spec = k->spec, .isa = how.isa};
+    fl_pack(block, &params, 0, aligned_floats(fl_pack_size(block, 0)));
+    if (how.train)
+        fl_pack(block, &params, 1, aligned_floats(fl_pack_size(block, 1)));
+    for (int p = 0; p < PARAMS; p++)
+        if (copy[p])
+            memset(copy[p], 0xff, (size_t)param_size(k, p) * sizeof(float));
+}
+
+static fl_rows guarded_rows(const Case *k) {
+    return (fl_rows){.x = maybe_floats(k->x, k->N * k->spec.I),
+                     .ids = k->ids ? guarded(k->ids, k->N * (ptrdiff_t)sizeof *k->ids, sizeof *k->ids) : NULL,
+                     .batch_sizes = guarded(k->sizes, k->T * (ptrdiff_t)sizeof *k->sizes, sizeof *k->sizes),
+                     .T = k->T};
+}
+
+static fl_pass make_pass(const Case *k, int d, How how, const fl_block *block) {
+    const ptrdiff_t H = k->spec.H, R = k->spec.R, N = k->N;
+    const int lstm = k->spec.kind == FL_LSTM;
+    fl_pass pass = {.block = block,
+                    .reverse = k->manner->reverse || d == 1,
+                    .h = floats(k->h[d], k->B * R),
+                    .c = maybe_floats(k->c[d], k->B * H)};
+    if (!how.train)
+        return pass;
+    pass.gates = k->spec.kind == FL_RNN ? NULL : floats(NULL, N * 4 * H);
+    pass.tape_c = lstm ? floats(NULL, N * H) : NULL;
+    pass.tape_h = floats(NULL, N * R);
+    pass.tape_m = k->spec.projected ? floats(NULL, N * H) : NULL;
+    pass.h0 = floats(k->h[d], k->B * R);
+    pass.c0 = maybe_floats(k->c[d], k->B * H);
+    return pass;
+}
+
+static void run_backward(const Case *k, int d, How how, fl_pass *pass, const fl_rows *rows, float *dx, Result *r) {
+    const ptrdiff_t H = k->spec.H, R = k->spec.R, ldy = k->manner->D * R;
+    memcpy(pass->h, k->dh[d], (size_t)(k->B * R) * sizeof(float));
+    if (pass->c)
+        memcpy(pass->c, k->dc[d], (size_t)(k->B * H) * sizeof(float));
+    float *g[PARAMS];
+    for (int p = 0; p < PARAMS; p++) /* gradients are added to what is there */
+        g[p] = param_size(k, p) ? floats(constant_floats(param_size(k, p), 0.5f), param_size(k, p)) : NULL;
+    const fl_grads grads = {g[0], g[1], g[2], g[3], g[4], g[5]};
+    const float *dy = maybe_floats(k->dy, k->N * ldy);
+    float *scratch = aligned_floats(fl_backward_scratch(pass, rows, how.threads));
+    fl_backward(pass, rows, dy ? dy + d * R : NULL, ldy, dx, &grads, scratch, how.threads);
+    record(r, "h0", d, pass->h, k->B * R, 1);
+    record(r, "c0", d, pass->c, k->B * H, 1);
+    for (int p = 0; p < PARAMS; p++)
+        record(r, param_names[p], d, g[p], param_size(k, p), 1);
+}
+
+static Result run(const Case *k, How how) {
+    const ptrdiff_t H = k->spec.H, R = k->spec.R, N = k->N;
+    const int D = k->manner->D;
+    Result r = {.count = 0};
+    fl_block blocks[MOST_D];
+    fl_pass passes[MOST_D];
+    begin_guarded(how.at_start);
+    const fl_rows rows = guarded_rows(k);
+    for (int d = 0; d < D; d++) {
+        pack_block(k, d, how, &blocks[d]);
+        passes[d] = make_pass(k, d, how, &blocks[d]);
+    }
+    float *y = floats(NULL, N * D * R);
+    fl_forward(passes, D, &rows, y, aligned_floats(fl_forward_scratch(passes, D, &rows, how.threads)), how.threads);
+    record(&r, "y", 0, y, N * D * R, 0);
+    for (int d = 0; d < D; d++) {
+        record(&r, "h", d, passes[d].h, k->B * R, 0);
+        record(&r, "c", d, passes[d].c, k->B * H, 0);
+        record(&r, "tape's gates", d, passes[d].gates, N * 4 * H, 0);
+        record(&r, "tape's c", d, passes[d].tape_c, N * H, 0);
+        record(&r, "tape's h", d, passes[d].tape_h, N * R, 0);
+        record(&r, "tape's m", d, passes[d].tape_m, N * H, 0);
+    }
+    if (how.train) {
+        float *dx = k->x && k->number % 3 != 2 ? floats(constant_floats(N * k->spec.I, 0.25f), N * k->spec.I) : NULL;
+        for (int d = 0; d < D; d++)
+            run_backward(k, d, how, &passes[d], &rows, dx, &r);
+        record(&r, "x", 0, dx, N * k->spec.I, 1);
+    }
+    end_guarded();
+    return r;
+}
+
+/* ------------------------------------------------------------------------------------- the same bits, whatever the way */
+
+static How inference(How how) { return (How){.isa = how.isa, .threads = how.threads, .at_start = how.at_start}; }
+
+static void check_batches(const Case *k, How how, const Result *whole) {
+    const ptrdiff_t H = k->spec.H, R = k->spec.R, width = k->manner->D * R;
+    const ptrdiff_t picks[][2] = {
+        {0, 1}, {k->B / 2, k->B / 2 + 1}, {k->B - 1, k->B}, {k->B / 3, k->B}, {0, (2 * k->B + 2) / 3}};
+    for (int i = 0; i < LENGTH(picks); i++) {
+        const ptrdiff_t b0 = picks[i][0], mark = keep_mark();
+        const Case part = some_sequences(k, b0, picks[i][1]);
+        const Result r = run(&part, how);
+        const float *y = find(&r, "y", 0)->data, *whole_y = find(whole, "y", 0)->data;
+        for (ptrdiff_t t = 0; t < part.T; t++)
+            expect_bits("some sequences", "y", y + first_row(&part, t) * width,
+                        whole_y + (first_row(k, t) + b0) * width, part.sizes[t] * width);
+        for (int d = 0; d < k->manner->D; d++) {
+            expect_bits("some sequences", "h", find(&r, "h", d)->data, find(whole, "h", d)->data + b0 * R, part.B * R);
+            if (k->c[d])
+                expect_bits("some sequences", "c", find(&r, "c", d)->data, find(whole, "c", d)->data + b0 * H,
+                            part.B * H);
+        }
+        keep_from(mark);
+    }
+}
+
+/* Two stretches of time, the state carried over: one after the other in the direction's own order. */
+static void check_stretches(const Case *k, How how, const Result *whole) {
+    const ptrdiff_t width = k->spec.R, cut = (k->T + 1) / 2;
+    if (k->manner->D > 1 || k->T < 2)
+        return;
+    Case parts[2] = {some_steps(k, 0, cut), some_steps(k, cut, k->T)};
+    const int first = k->manner->reverse ? 1 : 0;
+    const Result begun = run(&parts[first], how);
+    Case *rest = &parts[!first];
+    rest->h[0] = (float *)find(&begun, "h", 0)->data;
+    rest->c[0] = k->c[0] ? (float *)find(&begun, "c", 0)->data : NULL;
+    const Result ended = run(rest, how);
+    const Result *in_time[2] = {first ? &ended : &begun, first ? &begun : &ended};
+    const float *y = find(whole, "y", 0)->data;
+    for (int i = 0; i < 2; i++) {
+        expect_bits("in two stretches", "y", find(in_time[i], "y", 0)->data, y, parts[i].N * width);
+        y += parts[i].N * width;
+    }
+    expect_bits("in two stretches", "h", find(&ended, "h", 0)->data, find(whole, "h", 0)->data, k->B * k->spec.R);
+    if (k->c[0])
+        expect_bits("in two stretches", "c", find(&ended, "c", 0)->data, find(whole, "c", 0)->data, k->B * k->spec.H);
+}
+
+/* Step by step through L layers of the same weights, against L calls. */
+static void check_steps(const Case *k, How how, int L) {
+    const ptrdiff_t I = k->spec.I, R = k->spec.R, H = k->spec.H;
+    const char *what = L > 1 ? "streamed, two layers" : "streamed";
+    const ptrdiff_t mark = keep_mark();
+    Result r;
+    Case layer = *k;
+    for (int l = 0; l < L; l++) {
+        r = run(&layer, how);
+        layer.x = (float *)find(&r, "y", 0)->data;
+        layer.ids = NULL;
+    }
+    const float *expected = layer.x, *h = find(&r, "h", 0)->data;
+    const float *c = k->c[0] ? find(&r, "c", 0)->data : NULL;
+
+    fl_block block;
+    fl_pass passes[2];
+    begin_guarded(how.at_start);
+    pack_block(k, 0, how, &block);
+    for (int l = 0; l < L; l++)
+        passes[l] = make_pass(k, 0, how, &block);
+    float *scratch = aligned_floats(fl_step_scratch(passes, L, k->B, how.threads));
+    for (ptrdiff_t t = 0; t < k->T; t++) {
+        const float *x = k->x ? floats(k->x + t * k->B * I, k->B * I) : NULL;
+        const int64_t *ids =
+            k->ids ? guarded(k->ids + t * k->B, k->B * (ptrdiff_t)sizeof *k->ids, sizeof *k->ids) : NULL;
+        float *y = floats(NULL, k->B * R);
+        if (how.threads == 1 && t % 2)
+            flq_step(passes, L, k->B, x, ids, y, scratch);
+        else
+            fl_step(passes, L, k->B, x, ids, y, scratch, how.threads);
+        expect_bits(what, "y", y, expected + t * k->B * R, k->B * R);
+    }
+    expect_bits(what, "h", passes[L - 1].h, h, k->B * R);
+    if (c)
+        expect_bits(what, "c", passes[L - 1].c, c, k->B * H);
+    end_guarded();
+    keep_from(mark);
+}
+
+static void check_bits(const Case *k, How how, const Result *whole) {
+    const ptrdiff_t mark = keep_mark();
+    how.at_start = 1;
+    Result r = run(k, how);
+    expect_same("at another place", &r, whole);
+    r = run(k, inference(how));
+    expect_same("inference", &r, whole);
+    if (k->ids) {
+        const Case written_out = one_hot(k);
+        r = run(&written_out, inference(how));
+        expect_same("one-hot rows", &r, whole);
+    }
+    for (how.threads = 4; how.threads > 1; how.threads--) {
+        keep_from(mark);
+        how.at_start = !how.at_start;
+        r = run(k, how);
+        expect_same(how.threads == 4 ? "4 threads" : how.threads == 3 ? "3 threads" : "2 threads", &r, whole);
+        r = run(k, inference(how));
+        expect_same("inference by threads", &r, whole);
+    }
+    keep_from(mark);
+    for (how.threads = 1; how.threads <= 3; how.threads += 2) {
+        check_batches(k, inference(how), whole);
+        check_stretches(k, inference(how), whole);
+        if (k->manner->D == 1 && !k->manner->reverse && !k->manner->ragged)
+            for (int L = 1; L <= (k->spec.I == k->spec.R && k->x ? 2 : 1); L++)
+                check_steps(k, inference(how), L);
+        keep_from(mark);
+    }
+}
+
+/* --------------------------------------------------------------------------------------------------------- the family */
+
+static int count_cases(int cases) { return cases + LENGTH(activations) * LENGTH(roles); }
+static void make_current(int n, int cases) { current = make_case(n, cases); }
+static Result run_current(How how) { return run(&current, how); }
+
+/* Activations behind the grid differ in nothing that decides about order. */
+static void check_current(How how, const Result *whole) {
+    if (current.in_grid)
+        check_bits(&current, how, whole);
+}
+
+static void describe_current(void) {
+    const fl_spec *s = &current.spec;
+    host_say("case %d (%s%s, T=%d B=%d I=%d H=%d R=%d, activations %d %d %d)", current.number, current.form->name,
+             current.manner->name, (int)current.T, (int)current.B, (int)s->I, (int)s->H, (int)s->R, s->act[0].id,
+             s->act[1].id, s->act[2].id);
+}
+
+const Family recurrent = {count_cases, make_current, describe_current, run_current, check_current, 0};
