@@ -10,7 +10,7 @@
  *
  * Panels. A weight matrix is packed so that a tile reads it front to back: for each panel, for each k, its C vectors
  * side by side, padded with zeros: (panels, K, C, VL). A gate panel holds all gates of VL units (C = 4 for LSTM, 3 for
- * GRU, 2 for the first phase of GRU with reset_after = 0), so that a tile's accumulators hold complete gates. A plain
+ * GRU; with reset_after = 0 the two gates of 2 VL units), so that a tile's accumulators hold complete gates. A plain
  * panel holds 4 VL outputs; the last one is as narrow as fits.
  *
  * Bits. Every element is start, then the terms of a in order of k, then those of b: one fused multiply-add each. No
@@ -295,16 +295,18 @@ static float *pack_panel(float *to, int C, ptrdiff_t K, const float *const *from
     return to + K * row;
 }
 
-/* Gate panels of w (G*H, K): gates first..first+C-1. */
-static float *pack_gates(float *to, const float *w, ptrdiff_t H, ptrdiff_t K, int first, int C) {
-    for (ptrdiff_t u = 0; u < H; u += VL) {
+/* Gate panels of w (G*H, K): gates first..first+C-1 of `blocks` vectors of units, side by side. */
+static float *pack_gates(float *to, const float *w, ptrdiff_t H, ptrdiff_t K, int first, int C, int blocks) {
+    for (ptrdiff_t u = 0; u < H; u += blocks * VL) {
         const float *from[4];
         ptrdiff_t count[4];
-        for (int v = 0; v < C; v++) {
-            from[v] = w + ((first + v) * H + u) * K;
-            count[v] = H - u;
+        const int width = C * (int)fl_min(blocks, ceil_div(H - u, VL));
+        for (int v = 0; v < width; v++) {
+            const ptrdiff_t unit = u + v / C * VL;
+            from[v] = w + ((first + v % C) * H + unit) * K;
+            count[v] = H - unit;
         }
-        to = pack_panel(to, C, K, from, count, K, 1);
+        to = pack_panel(to, width, K, from, count, K, 1);
     }
     return to;
 }
@@ -360,7 +362,7 @@ static void pack(fl_block *k, const fl_params *w, int backward, float *to) {
     const fl_spec *s = &k->spec;
     const int G = gate_count(s), two_phases = has_two_phases(s), plain = s->kind == FL_RNN;
     const ptrdiff_t I = s->I, H = s->H, R = s->R;
-    const int C = two_phases ? 2 : G; /* gates of the first phase */
+    const int C = two_phases ? 2 : G, blocks = two_phases ? 2 : 1; /* gates of the first phase, blocks to a panel */
     if (backward) {
         k->v_x = to, to = pack_plain(to, w->weight_ih, I, G * H, 1, I);
         k->v_h = to, to = pack_plain(to, w->weight_hh, R, (s->kind == FL_GRU ? 2 : G) * H, 1, R);
@@ -370,8 +372,8 @@ static void pack(fl_block *k, const fl_params *w, int backward, float *to) {
             k->v_r = to, pack_plain(to, w->weight_hr, H, R, 1, H);
         return;
     }
-    k->w_x = to, to = plain ? pack_plain(to, w->weight_ih, H, I, I, 1) : pack_gates(to, w->weight_ih, H, I, 0, C);
-    k->w_h = to, to = plain ? pack_plain(to, w->weight_hh, H, R, R, 1) : pack_gates(to, w->weight_hh, H, R, 0, C);
+    k->w_x = to, to = plain ? pack_plain(to, w->weight_ih, H, I, I, 1) : pack_gates(to, w->weight_ih, H, I, 0, C, blocks);
+    k->w_h = to, to = plain ? pack_plain(to, w->weight_hh, H, R, R, 1) : pack_gates(to, w->weight_hh, H, R, 0, C, blocks);
     k->bias = to, to = pack_bias(to, s, w, 0, C);
     if (two_phases) {
         k->x_n = to, to = pack_plain(to, w->weight_ih + 2 * H * I, H, I, I, 1);
@@ -475,17 +477,18 @@ static void gru_gates(const void *context, const float *tile, ptrdiff_t panel, p
 static void gru_reset(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
     const Step *s = context;
     const fl_spec *e = &s->k->spec;
-    const ptrdiff_t H = e->H, u = panel * VL;
-    const int count = (int)fl_min(VL, H - u);
-    for (const ptrdiff_t end = row + rows; row < end; row++, tile += 2 * VL) {
-        const V r = v_act(e->act[0], V_LOAD(tile)), z = v_act(e->act[0], V_LOAD(tile + VL));
-        const V m = V_MUL(r, V_LOADN(s->h + row * H + u, count));
-        V_STOREN(s->m + row * H + u, m, count);
-        V_STOREN(s->z + row * H + u, z, count);
-        give_gate(s, row, 0, u, r, count);
-        give_gate(s, row, 1, u, z, count);
-        give_gate(s, row, 3, u, m, count);
-    }
+    const ptrdiff_t H = e->H, first = panel * 2 * VL, end_unit = fl_min(H, first + 2 * VL);
+    for (const ptrdiff_t end = row + rows; row < end; row++)
+        for (ptrdiff_t u = first; u < end_unit; u += VL, tile += 2 * VL) {
+            const int count = (int)fl_min(VL, H - u);
+            const V r = v_act(e->act[0], V_LOAD(tile)), z = v_act(e->act[0], V_LOAD(tile + VL));
+            const V m = V_MUL(r, V_LOADN(s->h + row * H + u, count));
+            V_STOREN(s->m + row * H + u, m, count);
+            V_STOREN(s->z + row * H + u, z, count);
+            give_gate(s, row, 0, u, r, count);
+            give_gate(s, row, 1, u, z, count);
+            give_gate(s, row, 3, u, m, count);
+        }
 }
 
 /* Epilogues over plain panels: GRU's second phase, the projection (identity) and RNN. */
@@ -522,20 +525,31 @@ static void rnn_output(const void *context, const float *tile, ptrdiff_t panel, 
 static Product first_phase(const fl_block *k) {
     const fl_spec *s = &k->spec;
     Product q = {.start = k->bias, .wa = k->w_x, .ka = s->I, .wb = k->w_h, .kb = s->R};
-    if (s->kind == FL_RNN) {
-        plain_shape(&q, s->H);
+    if (s->kind == FL_RNN || has_two_phases(s)) {
+        plain_shape(&q, s->kind == FL_RNN ? s->H : 2 * padded(s->H)); /* r and z of two vectors of units to a panel */
         return q;
     }
-    q.shape = s->kind == FL_LSTM ? 4 : s->reset_after ? SHAPE_GRU : 2;
+    q.shape = s->kind == FL_LSTM ? 4 : SHAPE_GRU;
     q.last_vectors = q.shape;
     q.panels = q.end_panel = ceil_div(s->H, VL);
     return q;
 }
 
-/* Width of a row of start values of the first phase. */
-static ptrdiff_t start_width(const fl_block *k) {
+/* The same of a two-phase GRU's candidate. */
+static Product candidate_phase(const fl_block *k) {
+    const ptrdiff_t I = k->spec.I, H = k->spec.H;
+    Product q = {.start = k->bias_n, .wa = k->x_n, .lda = I, .ka = I, .wb = k->w_n, .ldb = H, .kb = H};
+    plain_shape(&q, H);
+    return q;
+}
+
+/* Width of a row of start values: of the first phase, then of a candidate that has its own. */
+static ptrdiff_t first_width(const fl_block *k) {
     const Product q = first_phase(k);
     return (q.panels * accumulators[q.shape] + (q.shape ? q.last_vectors - q.shape : 0)) * VL;
+}
+static ptrdiff_t start_width(const fl_block *k) {
+    return first_width(k) + (has_two_phases(&k->spec) ? padded(k->spec.H) : 0);
 }
 
 /* Products of a step that wait for one another (Spec.phases). */
@@ -552,25 +566,23 @@ static void run_phase(const Step *s, int phase, ptrdiff_t n, const Input *in, in
     static epilogue_fn *const first[] = {[FL_LSTM] = lstm_gates, [FL_GRU] = gru_gates, [FL_RNN] = rnn_output};
     const fl_block *k = s->k;
     const fl_spec *e = &k->spec;
+    const int candidate = phase && has_two_phases(e);
     epilogue_fn *epilogue;
     Product q;
-    if (phase == 0) {
-        epilogue = has_two_phases(e) ? gru_reset : first[e->kind];
-        q = first_phase(k);
-        q.ids = in->start ? NULL : in->ids;
-        q.a = in->x, q.lda = e->I;
-        q.b = s->h, q.ldb = e->R;
-        if (in->start)
-            q.start = in->start, q.ld_start = start_width(k), q.ka = 0;
-    } else if (e->projected) {
+    if (phase && e->projected) {
         epilogue = projection;
         q = (Product){.b = s->m, .ldb = e->H, .wb = k->w_r, .kb = e->H};
         plain_shape(&q, e->R);
     } else {
-        epilogue = gru_candidate;
-        q = (Product){.start = k->bias_n, .ids = in->ids, .a = in->x, .lda = e->I, .wa = k->x_n, .ka = e->I,
-                      .b = s->m, .ldb = e->H, .wb = k->w_n, .kb = e->H};
-        plain_shape(&q, e->H);
+        epilogue = candidate ? gru_candidate : has_two_phases(e) ? gru_reset : first[e->kind];
+        q = candidate ? candidate_phase(k) : first_phase(k);
+        q.a = in->x, q.lda = e->I;
+        q.ids = in->ids;
+        q.b = candidate ? s->m : s->h, q.ldb = e->R;
+        if (in->start) { /* the input's product is done */
+            q.start = in->start + (candidate ? first_width(k) : 0), q.ld_start = start_width(k);
+            q.ids = NULL, q.ka = 0;
+        }
     }
     share(q.panels, 1, part, parts, &q.first_panel, &q.end_panel);
     q.backwards = backwards;
@@ -582,8 +594,8 @@ static void run_phase(const Step *s, int phase, ptrdiff_t n, const Input *in, in
 static ptrdiff_t round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; }
 
 /* A small batch alone does not keep the multipliers busy, so the input's product is taken for a stretch of time at
- * once, short enough that the start values stay in the second-level cache. Two-phase GRU takes it step by step. */
-static int hoists(const fl_spec *s, ptrdiff_t B) { return B <= 2 * ROWS && !has_two_phases(s); }
+ * once, short enough that the start values stay in the second-level cache. */
+static int hoists(ptrdiff_t B) { return B <= 2 * ROWS; }
 
 static ptrdiff_t start_floats(const fl_spec *s, ptrdiff_t B) {
     return fl_max(START_FLOATS, B * 4 * padded(fl_max(s->H, 1)));
@@ -592,7 +604,7 @@ static ptrdiff_t start_floats(const fl_spec *s, ptrdiff_t B) {
 /* Scratch of one chunk: h_new, m, z, then gathered inputs and start values where the input's product is hoisted. */
 static ptrdiff_t forward_scratch(const fl_spec *s, ptrdiff_t B) {
     const ptrdiff_t state = round16(B * s->R) + 2 * round16(B * s->H);
-    if (!hoists(s, B))
+    if (!hoists(B))
         return state;
     const ptrdiff_t start = start_floats(s, B), rows = fl_max(B, start / padded(s->H));
     return state + round16(start) + round16(rows * fl_max(s->I, 2)); /* a token id takes two floats */
@@ -605,14 +617,17 @@ static void store_start(const void *context, const float *tile, ptrdiff_t panel,
         memcpy(d->rows + (row + m) * d->ld + panel * 4 * VL, tile + m * width, (size_t)width * sizeof(float));
 }
 
-/* Start values of n rows of input: the share `part` of the panels. */
+/* Start values of n rows of input, of every phase that has some: the share `part` of the panels. */
 static void hoisted_product(const fl_block *k, const Input *in, ptrdiff_t n, float *start, int part, int parts) {
-    Product q = first_phase(k);
-    q.a = in->x, q.lda = k->spec.I, q.kb = 0;
-    q.ids = in->ids;
-    share(q.panels, 1, part, parts, &q.first_panel, &q.end_panel);
-    Destination d = {start, start_width(k), start_width(k)};
-    product(&q, n, store_start, &d);
+    for (int phase = 0; phase < 1 + has_two_phases(&k->spec); phase++) {
+        Product q = phase ? candidate_phase(k) : first_phase(k);
+        q.a = in->x, q.lda = k->spec.I, q.kb = 0;
+        q.ids = in->ids;
+        share(q.panels, 1, part, parts, &q.first_panel, &q.end_panel);
+        const ptrdiff_t at = phase ? first_width(k) : 0, end = phase ? start_width(k) : first_width(k);
+        const Destination d = {start + at, start_width(k), end - at};
+        product(&q, n, store_start, &d);
+    }
 }
 
 /* A chunk's scratch memory begins with h_new, m and z. */
@@ -693,7 +708,7 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
     const ptrdiff_t B = chunk->b1 - chunk->b0, T = job->rows->T, width = start_width(pass->block);
     const int64_t *sizes = job->rows->batch_sizes;
     float *const h = pass->h + chunk->b0 * e->R, *const h_new = chunk->scratch, *const start = scratch_start(chunk, e);
-    const int hoist = T > 1 && hoists(e, B);
+    const int hoist = T > 1 && hoists(B);
 
     ptrdiff_t first = pass->reverse ? job->N : 0; /* the first row of the step at hand */
     ptrdiff_t hoisted = 0, used = 0;              /* the step up to which start values are ready; rows of them used */
@@ -724,14 +739,14 @@ static ptrdiff_t team_stretch(const fl_block *k, ptrdiff_t B, ptrdiff_t T) {
     return fl_max(1, fl_min(T, START_FLOATS / start_width(k) / B));
 }
 
-static int team_hoists(const fl_forward_job *job, const fl_spec *e) {
-    return job->rows->T > 1 && hoists(e, job->rows->batch_sizes[0]);
+static int team_hoists(const fl_forward_job *job) {
+    return job->rows->T > 1 && hoists(job->rows->batch_sizes[0]);
 }
 
 static int team_steps(const fl_forward_job *job) {
     const fl_block *k = job->passes[0].block;
     const ptrdiff_t T = job->rows->T, stretch = team_stretch(k, job->rows->batch_sizes[0], T);
-    return (int)(T * phase_count(&k->spec) + (team_hoists(job, &k->spec) ? ceil_div(T, stretch) : 0));
+    return (int)(T * phase_count(&k->spec) + (team_hoists(job) ? ceil_div(T, stretch) : 0));
 }
 
 static void forward_team(void *arg, int index, int piece, int worker) {
@@ -742,7 +757,7 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     const fl_block *k = pass->block;
     const fl_spec *e = &k->spec;
     const ptrdiff_t T = job->rows->T, B = chunk->b1, width = start_width(k), stretch = team_stretch(k, B, T);
-    const int part = piece % job->parts, hoist = team_hoists(job, e), phases = phase_count(e);
+    const int part = piece % job->parts, hoist = team_hoists(job), phases = phase_count(e);
     float *const start = scratch_start(chunk, e);
 
     const ptrdiff_t per_stretch = hoist + stretch * phases;
