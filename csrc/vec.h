@@ -99,8 +99,14 @@ typedef __m512 V;
 #define V_LOAD(p) _mm512_loadu_ps(p)
 #define V_STORE(p, v) _mm512_storeu_ps(p, v)
 #define V_MASK(n) ((__mmask16)((1u << (n)) - 1))
-#define V_LOADN(p, n) _mm512_maskz_loadu_ps(V_MASK(n), p)
-#define V_STOREN(p, v, n) _mm512_mask_storeu_ps(p, V_MASK(n), v)
+#define V_LOADN(p, n) ((n) == VL ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(V_MASK(n), p))
+#define V_STOREN(p, v, n) /* a masked store is not forwarded to a later load */                                        \
+    do {                                                                                                               \
+        if ((n) == VL)                                                                                                 \
+            _mm512_storeu_ps(p, v);                                                                                    \
+        else                                                                                                           \
+            _mm512_mask_storeu_ps(p, V_MASK(n), v);                                                                    \
+    } while (0)
 #define V_ADD(a, b) _mm512_add_ps(a, b)
 #define V_SUB(a, b) _mm512_sub_ps(a, b)
 #define V_MUL(a, b) _mm512_mul_ps(a, b)
