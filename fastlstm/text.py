@@ -23,7 +23,7 @@ from .layers import LSTM, State
 from .layout import Array
 from .losses import softmax_cross_entropy
 from .nn import Dense
-from .optim import SGD, Adam, Optimizer, clip_by_norm, number
+from .optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, clip_by_norm, number
 from .train import Diverged, History
 
 KIND = "character model"  # in the configuration of a model file
@@ -227,7 +227,8 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------------------------------------ training
-LEARNING_RATES = {"adam": 2e-3, "sgd": 1.0}
+OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "rmsprop": RMSprop, "adagrad": Adagrad, "sgd": SGD}
+LEARNING_RATES = {"adam": 2e-3, "adamw": 2e-3, "rmsprop": 2e-3, "adagrad": 2e-2, "sgd": 1.0}
 
 
 def setting(default: Any, meaning: str, kind: type | None = None) -> Any:
@@ -249,7 +250,7 @@ class Settings:
     dropout: float = setting(0.0, "share of outputs dropped between layers")
     seq_len: int = setting(64, "characters through which gradients flow back")
     batch: int = setting(32, "streams into which the text is cut")
-    optimizer: str = setting("adam", f"one of {', '.join(LEARNING_RATES)}")
+    optimizer: str = setting("adam", f"one of {', '.join(OPTIMIZERS)}")
     lr: float | None = setting(None, f"learning rate; by optimizer {LEARNING_RATES} unless given", float)
     decay: float = setting(0.0, "share of the steps, the last ones, in which lr falls in a straight line towards 0")
     clip: float = setting(1.0, "largest norm of all gradients together; 0 for no clipping")
@@ -266,8 +267,8 @@ class Settings:
             positive(getattr(self, name), name, 0)
         for name in ("clip", "decay", "dropout"):
             number(getattr(self, name), name)
-        if self.optimizer not in LEARNING_RATES:
-            raise ValueError(f"optimizer must be one of {', '.join(LEARNING_RATES)}, got {self.optimizer!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         if self.lr is not None:
             number(self.lr, "lr")
 
@@ -326,7 +327,7 @@ class TextTraining:
             backend=settings.backend,
             seed=settings.seed,
         )
-        self.optimizer: Optimizer = (Adam if settings.optimizer == "adam" else SGD)(self.model.layers, 0.0)
+        self.optimizer: Optimizer = OPTIMIZERS[settings.optimizer](self.model.layers, 0.0)
         self.history = History()
         self.position: int = 0  # where the next window begins, and in which state
         self.state: State = None

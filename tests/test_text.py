@@ -19,7 +19,16 @@ import fastlstm
 import fastlstm.cli
 import fastlstm.train
 from fastlstm import io
-from fastlstm.text import CharModel, Settings, TextTraining, choose_token, encode, side_by_side, vocabulary_of
+from fastlstm.text import (
+    OPTIMIZERS,
+    CharModel,
+    Settings,
+    TextTraining,
+    choose_token,
+    encode,
+    side_by_side,
+    vocabulary_of,
+)
 
 TEXT = "the quick brown fox jumps over the lazy dog.\nhow vexingly quick daft zebras jump!\n" * 60
 SMALL: dict[str, Any] = {
@@ -76,7 +85,7 @@ def test_streams_are_the_text_in_order() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- learning
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_it_learns(tmp_path: Path, backend: str, optimizer: str) -> None:
     """The text repeats itself, so a model can come to know it: perplexity below 2, from some 30 at first."""
     larger = {"layers": 1, "hidden": 48, "seq_len": 24, "dropout": 0.0, "decay": 0.0}
@@ -373,7 +382,7 @@ def test_bad_training_arguments(tmp_path: Path, text_file: Path, trained: Path, 
     assert "UTF-8: byte 3 is 0xff" in fails(capsys, "train-text", binary, *out)
     assert "9 characters" in fails(capsys, "train-text", short, *out)
     assert "hidden must be at least 1" in fails(capsys, "train-text", text_file, *out, "--hidden", 0)
-    assert "adam, sgd" in fails(capsys, "train-text", text_file, *out, "--optimizer", "adagrad")
+    assert "adam, adamw" in fails(capsys, "train-text", text_file, *out, "--optimizer", "lion")
     assert "lr must be" in fails(capsys, "train-text", text_file, *out, "--lr", "nan")
     assert "backend 'abacus'" in fails(capsys, "train-text", text_file, *out, "--backend", "abacus")
     assert "no folder" in fails(capsys, "train-text", text_file, "--out", tmp_path / "nowhere" / "m")

@@ -1,0 +1,92 @@
+"""Training as a whole: the same bits whatever the threads, constant memory on long texts, and the small example."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastlstm as fl
+from fastlstm.arena import arena
+from fastlstm.text import Settings, TextTraining
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "char_model_small.py"
+LETTERS = "abcdefghijklmnopqrstuvwxyz "
+
+
+def random_text(length: int) -> str:
+    return "".join(np.random.default_rng(0).choice(list(LETTERS), length))
+
+
+def trained(path: Path, threads: int, cut: int = 0, **settings: Any) -> dict[str, Any]:
+    """All arrays of a model after 12 steps with so many threads; with `cut`, after stopping there and going on."""
+    text = random_text(30_000)
+    with fl.threads(threads):
+        job = TextTraining(text, Settings(hidden=72, layers=2, dropout=0.3, batch=20, seq_len=30, **settings), path)
+        for step in range(12):
+            if cut and step == cut:
+                job.save()
+                job = TextTraining.resume(text, path, {})
+            job.history.losses.append(job.step())
+    return job.model.to_arrays() | job.optimizer.state_dict() | job.history.to_arrays()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_same_bits_for_every_number_of_threads_and_resumed(tmp_path: Path, optimizer: str, compiled: str) -> None:
+    first = trained(tmp_path / "model", 1, optimizer=optimizer, backend=compiled)
+    for threads, cut in ((1, 5), (2, 0), (3, 7)):
+        again = trained(tmp_path / "model", threads, cut, optimizer=optimizer, backend=compiled)
+        assert all((a == again[name]).all() for name, a in first.items())
+
+
+def test_long_texts_take_constant_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truncated back-propagation keeps one window's tape: ten times as many windows, over a million characters, have
+    the peak of the first hundred. What may grow is the list of losses."""
+    settings = Settings(hidden=32, batch=32, seq_len=25, optimizer="sgd")
+    job = TextTraining(random_text(1_000_000), settings, tmp_path / "model")
+    windows = len(job._inputs) // settings.seq_len
+    assert windows > 1100
+
+    def peak(steps: int) -> int:
+        tracemalloc.reset_peak()
+        for _ in range(steps):
+            job.history.losses.append(job.step())
+        return tracemalloc.get_traced_memory()[1]
+
+    monkeypatch.setattr(arena, "_pieces", [])  # what earlier tests left there would not be counted
+    tracemalloc.start()
+    try:
+        peak(10)
+        few, many = peak(100), peak(1000)
+    finally:
+        tracemalloc.stop()
+    a_tape = settings.seq_len * settings.batch * 6 * settings.hidden * 4
+    losses = 1000 * 40
+    assert few > a_tape  # it is measured
+    assert many - few < losses + a_tape / 20
+    assert np.mean(job.history.losses[-50:]) < np.mean(job.history.losses[:5])
+
+
+@pytest.mark.skipif(not EXAMPLE.exists(), reason="the examples are not installed with the package")
+def test_small_character_model(tmp_path: Path) -> None:
+    """Beginning and end of examples/char_model_small.py, in three epochs."""
+    here = os.pathsep.join([str(EXAMPLE.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), "3"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": here},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    shown = re.search(r"perplexity ([\d.]+), [\d,]+ tokens/s", done.stdout)
+    assert shown and float(shown[1]) < 27
+    assert (tmp_path / "char_model_small.png").exists() or "matplotlib is not installed" in done.stdout
