@@ -119,7 +119,9 @@ int fl_isa_chosen(void);
 void fl_isa_choose(int isa);
 
 /* Panels. A block with spec and isa filled in needs so many floats (64-byte aligned) for its forward, or its backward
- * panels; packing writes them and sets the block's pointers. */
+ * panels; packing writes them and sets the block's pointers. Token ids have no gradient, so backward then does without
+ * the input's panels. */
+enum fl_panels { FL_FORWARD, FL_BACKWARD, FL_BACKWARD_IDS };
 ptrdiff_t fl_pack_size(const fl_block *block, int backward);
 void fl_pack(fl_block *block, const fl_params *params, int backward, float *memory);
 

@@ -355,15 +355,27 @@ typedef struct {
     float lr;
 } fl_columns_job;
 
-enum { COLUMN_PIECE = 16 }; /* rows of p: a cache line of each gradient row */
+enum {
+    COLUMN_PIECE = 16, /* rows of p: a cache line of each gradient row */
+    COLUMN_IDS = 128   /* gradient rows of a tile, which stays in the first-level cache */
+};
 
 static void update_columns(void *arg, int step, int piece, int worker) {
     (void)step, (void)worker;
     const fl_columns_job *job = arg;
-    const ptrdiff_t end = fl_min(job->J, (piece + 1) * (ptrdiff_t)COLUMN_PIECE);
-    for (ptrdiff_t j = piece * (ptrdiff_t)COLUMN_PIECE; j < end; j++)
-        for (ptrdiff_t k = 0; k < job->n; k++)
-            job->p[j * job->V + job->ids[k]] -= job->lr * job->rows[k * job->J + j];
+    const ptrdiff_t J = job->J, j0 = piece * (ptrdiff_t)COLUMN_PIECE, count = fl_min(COLUMN_PIECE, J - j0);
+    float tile[COLUMN_PIECE]
+              [COLUMN_IDS]; /* read along the gradient's rows, whose columns share a few cache sets only */
+    for (ptrdiff_t k0 = 0; k0 < job->n; k0 += COLUMN_IDS) {
+        const ptrdiff_t n = fl_min(COLUMN_IDS, job->n - k0);
+        const int64_t *const ids = job->ids + k0;
+        for (ptrdiff_t k = 0; k < n; k++)
+            for (ptrdiff_t j = 0; j < count; j++)
+                tile[j][k] = job->lr * job->rows[(k0 + k) * J + j0 + j];
+        for (ptrdiff_t j = 0; j < count; j++)
+            for (ptrdiff_t k = 0; k < n; k++)
+                job->p[(j0 + j) * job->V + ids[k]] -= tile[j][k];
+    }
 }
 
 void fl_update_columns(float *p, ptrdiff_t J, ptrdiff_t V, const int64_t *ids, ptrdiff_t n, const float *rows, float lr,

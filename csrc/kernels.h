@@ -336,7 +336,7 @@ static int gate_count(const fl_spec *s) { return s->kind == FL_LSTM ? 4 : s->kin
 static ptrdiff_t pack_size(const fl_spec *s, int backward) {
     const ptrdiff_t G = gate_count(s), Hp = padded(s->H), projection = s->projected ? s->H * padded(s->R) : 0;
     if (backward)
-        return G * s->H * (padded(s->I) + padded(s->R)) + (s->projected ? s->R * Hp : 0);
+        return G * s->H * ((backward == FL_BACKWARD) * padded(s->I) + padded(s->R)) + (s->projected ? s->R * Hp : 0);
     return (G * (s->I + s->R) + 4) * Hp + projection + 3 * Hp;
 }
 
@@ -364,7 +364,8 @@ static void pack(fl_block *k, const fl_params *w, int backward, float *to) {
     const ptrdiff_t I = s->I, H = s->H, R = s->R;
     const int C = two_phases ? 2 : G, blocks = two_phases ? 2 : 1; /* gates of the first phase, blocks to a panel */
     if (backward) {
-        k->v_x = to, to = pack_plain(to, w->weight_ih, I, G * H, 1, I);
+        if (backward == FL_BACKWARD)
+            k->v_x = to, to = pack_plain(to, w->weight_ih, I, G * H, 1, I);
         k->v_h = to, to = pack_plain(to, w->weight_hh, R, (s->kind == FL_GRU ? 2 : G) * H, 1, R);
         if (s->kind == FL_GRU) /* apart: its operand lies in another column of the gates */
             k->v_n = to, to = pack_plain(to, w->weight_hh + 2 * H * R, R, H, 1, R);

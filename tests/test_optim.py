@@ -345,3 +345,19 @@ def test_clipping_refuses(clip: Any) -> None:
     ):
         with pytest.raises(error):
             clip(grads, limit)
+
+
+def test_ids_then_numbers_through_one_layer(backend: str) -> None:
+    """Backward of numbers after one of token ids, with the same weights: it needs more of them."""
+    layer, fresh = (fl.LSTM(6, 5, backend=backend, seed=0) for _ in range(2))
+    ids = np.array([[0, 5], [3, 3]])
+    one_hot, dy = np.eye(6, dtype="float32")[ids], np.ones((2, 2, 5), "float32")
+    _, _, tape = layer.forward(ids)
+    _, _, of_ids = layer.backward(tape, dy)
+    _, _, tape = layer.forward(one_hot)
+    dx, _, grads = layer.backward(tape, dy)
+    _, _, tape = fresh.forward(one_hot)
+    expected, _, _ = fresh.backward(tape, dy)
+    assert (dx == expected).all() and dx.any()
+    for name, g in grads.items():
+        assert np.abs(g - of_ids[name]).max() < 1e-6

@@ -169,13 +169,13 @@ def pack(spec: Spec, params: dict[str, Array], storage: str = "float32") -> Bloc
     handle.isa = lib.fl_isa_chosen()
     given = {name: pointer(np.ascontiguousarray(p)) for name, p in params.items()}
     block = Block(spec, storage, handle, ffi.new("fl_params *", given), list(given.values()), threading.Lock())
-    _pack(block, backward=0)
+    _pack(block, lib.FL_FORWARD)
     return block
 
 
-def _pack(block: Block, backward: int) -> None:
-    memory = aligned(lib.fl_pack_size(block.handle, backward))
-    lib.fl_pack(block.handle, block.params, backward, pointer(memory))
+def _pack(block: Block, panels: int) -> None:
+    memory = aligned(lib.fl_pack_size(block.handle, panels))
+    lib.fl_pack(block.handle, block.params, panels, pointer(memory))
     block.keep.append(memory)
 
 
@@ -227,8 +227,10 @@ def backward(
     """See `backends.numpy.backward`."""
     block = direction.block
     with block.lock:
-        if block.handle.v_x == ffi.NULL:
-            _pack(block, backward=1)
+        if x.ndim == 1 and block.handle.v_h == ffi.NULL:
+            _pack(block, lib.FL_BACKWARD_IDS)
+        elif x.ndim == 2 and block.handle.v_x == ffi.NULL:
+            _pack(block, lib.FL_BACKWARD)
     passes = ffi.new(PASSES, 1)
     _fill(passes[0], direction)
     c_rows = _rows(x, rows)
