@@ -82,7 +82,7 @@ def draw(perplexities):
     axes.set(
         xlabel="epoch", ylabel="perplexity of the training text", title=f"{LENGTH:,} letters, {HIDDEN} hidden units"
     )
-    axes.set_yticks([1, 1.1, 1.5, 2, 3, 5, 10, 20], ["1", "1.1", "1.5", "2", "3", "5", "10", "20"])
+    axes.set_yticks([1.1, 1.5, 2, 3, 5, 10, 20], ["1.1", "1.5", "2", "3", "5", "10", "20"])
     axes.minorticks_off()
     axes.grid(color="#d9d9d9", linewidth=0.6)
     figure.savefig(PICTURE, dpi=150)
