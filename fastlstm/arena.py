@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
 from typing import Any
 
 import numpy as np
 
 from .layout import Array
+from .locks import Lock
 
 LARGE = 1 << 16  # bytes; below, NumPy's own memory is quick enough
 LINE = 64  # bytes of a cache line: every array from here begins with one
@@ -27,7 +27,7 @@ class Arena:
 
     def __init__(self) -> None:
         self._pieces: list[Array] = []
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._unused = _references([np.empty(1)], 0)  # what a piece counts that only the list refers to
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 
 from .door import Batch
 from .layout import Array
+from .locks import Lock
 
 
 class Layer:
@@ -25,14 +25,14 @@ class Layer:
 
     _params: dict[str, Array]
     _version: int
-    _lock: threading.RLock
+    _lock: Lock
     _module: ModuleType
     training: bool
 
     def __init__(self) -> None:
         self._params = {}
         self._version = 0
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self.training = True
 
     @property
@@ -121,7 +121,7 @@ class Layer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.RLock()
+        self._lock = Lock()
 
     def __copy__(self) -> Any:
         return copy.deepcopy(self)  # two layers that share parameters would change behind each other's version

@@ -18,7 +18,7 @@ ROOT = Path(fl.__file__).parent
 # Every module, lowest first. A module imports from the groups below its own, and within its group only forwards.
 # (Imports inside functions and for type checkers are exempt.)
 ORDER = [
-    ["cells", "cpu", "_fastlstm_c"],
+    ["cells", "cpu", "locks", "_fastlstm_c"],
     ["layout", "arena", "door"],
     ["backends.numpy", "backends.numba_kernels", "backends.numba", "backends.c"],
     ["backends"],
@@ -93,7 +93,7 @@ def test_imports_run_one_way() -> None:
 
 def test_backends_know_only_what_is_below_them() -> None:
     """So each can be read, and written, beside the reference alone."""
-    allowed = {"cells", "cpu", "arena", "layout", "backends.numpy", "_fastlstm_c"}
+    allowed = {"cells", "cpu", "locks", "arena", "layout", "backends.numpy", "_fastlstm_c"}
     for name, path in modules().items():
         if name.startswith("backends."):
             assert {other for other in imported(name, path) if not other.startswith(name)} <= allowed, name

@@ -135,8 +135,6 @@ def run_this(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_threads_and_forks() -> None:
     done = run_this(str(SECONDS))
-    if "fastlstm/arena.py" in done.stderr and "the child hung" in done.stderr:
-        pytest.xfail("known: a child forked while another thread holds arena's lock waits for it for ever")
     assert done.returncode == 0 and "right results" in done.stdout, done.stderr[-3000:]
     print(done.stdout)
 

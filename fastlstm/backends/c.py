@@ -6,7 +6,6 @@ This file only hands pointers over: what is computed, and by which contract, sta
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from ..arena import LARGE, arena
 from ..cells import ACTIVATIONS, Spec
 from ..cpu import get_num_threads
 from ..layout import Array, Direction, Rows
+from ..locks import Lock
 
 try:
     from .._fastlstm_c import ffi, lib
@@ -153,7 +153,7 @@ class Block:
     handle: Any  # fl_block *
     params: Any  # fl_params *
     keep: list[Array]  # what the handle and the params point to
-    lock: threading.Lock
+    lock: Lock
 
 
 def pack(spec: Spec, params: dict[str, Array], storage: str = "float32") -> Block:
@@ -168,7 +168,7 @@ def pack(spec: Spec, params: dict[str, Array], storage: str = "float32") -> Bloc
         s.act[at].id, s.act[at].alpha, s.act[at].beta = ACTIVATION_IDS[f.name], f.alpha, f.beta
     handle.isa = lib.fl_isa_chosen()
     given = {name: pointer(np.ascontiguousarray(p)) for name, p in params.items()}
-    block = Block(spec, storage, handle, ffi.new("fl_params *", given), list(given.values()), threading.Lock())
+    block = Block(spec, storage, handle, ffi.new("fl_params *", given), list(given.values()), Lock())
     _pack(block, lib.FL_FORWARD)
     return block
 
@@ -277,14 +277,14 @@ class DenseBlock:
     handle: Any  # fl_dense *
     weight: Array  # (U, I), as it was
     keep: list[Array]  # what the handle points to
-    lock: threading.Lock
+    lock: Lock
 
 
 def dense_pack(params: dict[str, Array]) -> DenseBlock:
     """See `backends.numpy.dense_pack`. The panels for backward are packed when it is first called."""
     handle = ffi.new("fl_dense *")
     (handle.U, handle.I), handle.isa = params["weight"].shape, lib.fl_isa_chosen()
-    block = DenseBlock(handle, params["weight"].copy(), [], threading.Lock())
+    block = DenseBlock(handle, params["weight"].copy(), [], Lock())
     _dense_pack(block, params.get("bias"), backward=0)
     return block
 
