@@ -72,15 +72,15 @@ INLINE void tile_rows(const Tile *t, const int M, const int CA, const int C, con
     UNROLL
     for (int m = 0; m < M; m++)
         UNROLL
-        for (int v = 0; v < CA; v++)
-            acc[m * CA + v] = V_LOAD(t->start + m * t->ld_start + v * VL);
+    for (int v = 0; v < CA; v++)
+        acc[m * CA + v] = V_LOAD(t->start + m * t->ld_start + v * VL);
     multiply(acc, M, CA, C, 2, t->a, t->lda, t->wa, t->ka);
     multiply(acc, M, CA, C, third, t->b, t->ldb, t->wb, t->kb);
     UNROLL
     for (int m = 0; m < M; m++)
         UNROLL
-        for (int v = 0; v < CA; v++)
-            V_STORE(t->out + m * t->ld_out + v * VL, acc[m * CA + v]);
+    for (int v = 0; v < CA; v++)
+        V_STORE(t->out + m * t->ld_out + v * VL, acc[m * CA + v]);
 }
 
 /* One row of two panels side by side: a single row's 4 accumulators would wait for one another. */
@@ -126,19 +126,15 @@ typedef void tile_fn(const Tile *t);
     TILE(M, gru, 4, 3, 3) TILE(M, c1, 1, 1, 2) TILE(M, c2, 2, 2, 2) TILE(M, c3, 3, 3, 2) TILE(M, c4, 4, 4, 2)
 #define PAIR(NAME, CA, C, THIRD)                                                                                       \
     static void tile_##NAME##_pair(const Tile *t) { tile_pair(t, CA, C, THIRD); }
-PAIR(gru, 4, 3, 3) PAIR(c1, 1, 1, 2) PAIR(c2, 2, 2, 2) PAIR(c3, 3, 3, 2) PAIR(c4, 4, 4, 2)
-TILES_OF_ROWS(1)
-TILES_OF_ROWS(2)
-TILES_OF_ROWS(3)
+PAIR(gru, 4, 3, 3)
+PAIR(c1, 1, 1, 2) PAIR(c2, 2, 2, 2) PAIR(c3, 3, 3, 2) PAIR(c4, 4, 4, 2) TILES_OF_ROWS(1) TILES_OF_ROWS(2)
+    TILES_OF_ROWS(3)
 #define ENTRY(M) {tile_gru_##M, tile_c1_##M, tile_c2_##M, tile_c3_##M, tile_c4_##M}
 #if ROWS == 6
-TILES_OF_ROWS(4)
-TILES_OF_ROWS(5)
-TILES_OF_ROWS(6)
-static tile_fn *const tiles[ROWS + 1][SHAPES] = {ENTRY(pair), ENTRY(1), ENTRY(2), ENTRY(3),
-                                                 ENTRY(4),    ENTRY(5), ENTRY(6)};
+        TILES_OF_ROWS(4) TILES_OF_ROWS(5) TILES_OF_ROWS(6) static tile_fn *const tiles[ROWS + 1][SHAPES] = {
+            ENTRY(pair), ENTRY(1), ENTRY(2), ENTRY(3), ENTRY(4), ENTRY(5), ENTRY(6)};
 #else
-static tile_fn *const tiles[ROWS + 1][SHAPES] = {ENTRY(pair), ENTRY(1), ENTRY(2), ENTRY(3)};
+        static tile_fn *const tiles[ROWS + 1][SHAPES] = {ENTRY(pair), ENTRY(1), ENTRY(2), ENTRY(3)};
 #endif
 
 static const float zeros[4 * VL] __attribute__((aligned(64))) = {0};
@@ -188,8 +184,8 @@ static void product(const Product *q, ptrdiff_t n, epilogue_fn *epilogue, const 
     const ptrdiff_t lda = q->a ? q->lda : 0, ldb = q->b ? q->ldb : 0;
     for (ptrdiff_t from = q->first_panel, end = q->end_panel; from < end;) {
         const ptrdiff_t second = q->backwards ? end - 1 : from + 1; /* of a pair of like panels */
-        const int pair = n == 1 && end - from > 1 &&
-                         (second < q->panels - 1 || !q->shape || q->last_vectors == q->shape);
+        const int pair =
+            n == 1 && end - from > 1 && (second < q->panels - 1 || !q->shape || q->last_vectors == q->shape);
         const ptrdiff_t p = !q->backwards ? from : pair ? end - 2 : end - 1;
         const int shape = p == q->panels - 1 && q->shape ? (int)q->last_vectors : q->shape;
         const int width = accumulators[shape] * VL;
@@ -243,7 +239,8 @@ typedef struct {
     ptrdiff_t ld, width;
 } Destination;
 
-INLINE void for_plain(const Destination *d, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows, const int add) {
+INLINE void for_plain(const Destination *d, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows,
+                      const int add) {
     const ptrdiff_t first = panel * 4 * VL, count = fl_min(4 * VL, d->width - first);
     const ptrdiff_t ld = ceil_div(count, VL) * VL;
     for (int m = 0; m < rows; m++) {
@@ -373,8 +370,10 @@ static void pack(fl_block *k, const fl_params *w, int backward, float *to) {
             k->v_r = to, pack_plain(to, w->weight_hr, H, R, 1, H);
         return;
     }
-    k->w_x = to, to = plain ? pack_plain(to, w->weight_ih, H, I, I, 1) : pack_gates(to, w->weight_ih, H, I, 0, C, blocks);
-    k->w_h = to, to = plain ? pack_plain(to, w->weight_hh, H, R, R, 1) : pack_gates(to, w->weight_hh, H, R, 0, C, blocks);
+    k->w_x = to,
+    to = plain ? pack_plain(to, w->weight_ih, H, I, I, 1) : pack_gates(to, w->weight_ih, H, I, 0, C, blocks);
+    k->w_h = to,
+    to = plain ? pack_plain(to, w->weight_hh, H, R, R, 1) : pack_gates(to, w->weight_hh, H, R, 0, C, blocks);
     k->bias = to, to = pack_bias(to, s, w, 0, C);
     if (two_phases) {
         k->x_n = to, to = pack_plain(to, w->weight_ih + 2 * H * I, H, I, I, 1);
@@ -392,9 +391,9 @@ static void pack(fl_block *k, const fl_params *w, int backward, float *to) {
 /* The rows of one step of one chunk; every pointer is at the first of them. */
 typedef struct {
     const fl_block *k;
-    float *h, *c;        /* (n, R), (n, H) in and out */
+    float *h, *c;         /* (n, R), (n, H) in and out */
     float *h_new, *m, *z; /* (n, R), (n, H), (n, H) scratch: h is still read while h_new is written */
-    float *y;            /* (n, ldy), or NULL */
+    float *y;             /* (n, ldy), or NULL */
     ptrdiff_t ldy;
     float *gates, *tape_c, *tape_h, *tape_m; /* tape rows, or NULL */
 } Step;
@@ -665,9 +664,7 @@ static Input input_at(const fl_rows *rows, ptrdiff_t I, ptrdiff_t row, const flo
 
 /* The step that a direction walks as its i-th, and a chunk's sequences alive at it. */
 static ptrdiff_t walked(const fl_pass *pass, ptrdiff_t T, ptrdiff_t i) { return pass->reverse ? T - 1 - i : i; }
-static ptrdiff_t alive(const fl_chunk *chunk, int64_t size) {
-    return fl_max(0, fl_min(chunk->b1, size) - chunk->b0);
-}
+static ptrdiff_t alive(const fl_chunk *chunk, int64_t size) { return fl_max(0, fl_min(chunk->b1, size) - chunk->b0); }
 
 /* Start values for a chunk's steps from the i-th on, in walking order, as many as there is room for. `first` is the
  * i-th step's first row. Returns the step that is next. */
@@ -740,9 +737,7 @@ static ptrdiff_t team_stretch(const fl_block *k, ptrdiff_t B, ptrdiff_t T) {
     return fl_max(1, fl_min(T, START_FLOATS / start_width(k) / B));
 }
 
-static int team_hoists(const fl_forward_job *job) {
-    return job->rows->T > 1 && hoists(job->rows->batch_sizes[0]);
-}
+static int team_hoists(const fl_forward_job *job) { return job->rows->T > 1 && hoists(job->rows->batch_sizes[0]); }
 
 static int team_steps(const fl_forward_job *job) {
     const fl_block *k = job->passes[0].block;
@@ -782,15 +777,15 @@ static void forward_team(void *arg, int index, int piece, int worker) {
 /* The rows of one step of one chunk going back; every pointer is at the first of them. */
 typedef struct {
     const fl_block *k;
-    float *dh, *dc;   /* (n, R), (n, H): of the step's result, then of what it began with */
-    const float *dy;  /* (n, ldy), or NULL */
+    float *dh, *dc;  /* (n, R), (n, H): of the step's result, then of what it began with */
+    const float *dy; /* (n, ldy), or NULL */
     ptrdiff_t ldy;
-    float *dh_all;    /* (n, R) where a projection wants the sum dh + dy */
-    float *gates;     /* (n, ld_gates): the gates, overwritten with their gradients */
+    float *dh_all; /* (n, R) where a projection wants the sum dh + dy */
+    float *gates;  /* (n, ld_gates): the gates, overwritten with their gradients */
     ptrdiff_t ld_gates;
-    const float *c, *h;              /* (n, H), (n, R) tape */
+    const float *c, *h;                         /* (n, H), (n, R) tape */
     const float *const *c_prev, *const *h_prev; /* (n) rows */
-    float *m;         /* (n, H) scratch */
+    float *m;                                   /* (n, H) scratch */
 } Back;
 
 /* dh + dy of some units of one row. */
@@ -918,12 +913,9 @@ static void step_back(const Back *s, ptrdiff_t n) {
             back_product(s->m, H, n, 0, s->gates + 2 * H, ld, k->v_n, H, NULL, 0, NULL, 0);
             gru_reset_back(s, n);
         }
-        back_product(s->dh, R, n, 1, s->gates, ld, k->v_h, 2 * H, s->gates + 3 * H, ld, k->v_n,
-                     e->reset_after ? H : 0);
+        back_product(s->dh, R, n, 1, s->gates, ld, k->v_h, 2 * H, s->gates + 3 * H, ld, k->v_n, e->reset_after ? H : 0);
         break;
-    default:
-        rnn_back(s, n);
-        back_product(s->dh, R, n, 0, s->gates, ld, k->v_h, H, NULL, 0, NULL, 0);
+    default: rnn_back(s, n); back_product(s->dh, R, n, 0, s->gates, ld, k->v_h, H, NULL, 0, NULL, 0);
     }
 }
 
@@ -999,12 +991,12 @@ INLINE void gradient_tile(const int C, const float *a, const float *b, ptrdiff_t
     UNROLL
     for (int m = 0; m < GRAD_ROWS; m++)
         UNROLL
-        for (int v = 0; v < C; v++) {
-            const int count = (int)fl_min(VL, columns - v * VL);
-            float *const to = out + m * ld + v * VL;
-            if (m < rows && count > 0)
-                V_STOREN(to, V_ADD(V_LOADN(to, count), acc[m * C + v]), count);
-        }
+    for (int v = 0; v < C; v++) {
+        const int count = (int)fl_min(VL, columns - v * VL);
+        float *const to = out + m * ld + v * VL;
+        if (m < rows && count > 0)
+            V_STOREN(to, V_ADD(V_LOADN(to, count), acc[m * C + v]), count);
+    }
 }
 
 typedef void gradient_fn(const float *a, const float *b, ptrdiff_t n, float *out, ptrdiff_t ld, int rows,
@@ -1014,8 +1006,8 @@ typedef void gradient_fn(const float *a, const float *b, ptrdiff_t n, float *out
                              ptrdiff_t columns) {                                                                      \
         gradient_tile(C, a, b, n, out, ld, rows, columns);                                                             \
     }
-GRADIENT(1) GRADIENT(2) GRADIENT(3)
-static gradient_fn *const gradients[GRAD_C + 1] = {NULL, gradient_1, gradient_2, gradient_3};
+GRADIENT(1)
+GRADIENT(2) GRADIENT(3) static gradient_fn *const gradients[GRAD_C + 1] = {NULL, gradient_1, gradient_2, gradient_3};
 
 /* What is summed over rows n0..n1 and outputs j0..j1 of d (N, ld): out (outputs, width) += d' source for up to two
  * sources, bias (outputs) += column sums for up to two biases. Rows are summed in blocks of GRAD_BLOCK, whatever the
@@ -1047,12 +1039,14 @@ static void pack_columns(const Sums *s, ptrdiff_t row, ptrdiff_t n, float *to) {
         const float *from = s->d + row * s->ld + j;
         for (ptrdiff_t i = 0; i < n; i++, from += s->ld, to += GRAD_PACK)
             UNROLL
-            for (int v = 0; v < GRAD_PACK / VL; v++) {
-                const ptrdiff_t left = s->j1 - j - v * VL;
-                const V x = left >= VL ? V_LOAD(from + v * VL) : left > 0 ? V_LOADN(from + v * VL, (int)left) : V_SET1(0.0f);
-                sums[v] = V_ADD(sums[v], x);
-                V_STORE(to + v * VL, x);
-            }
+        for (int v = 0; v < GRAD_PACK / VL; v++) {
+            const ptrdiff_t left = s->j1 - j - v * VL;
+            const V x = left >= VL ? V_LOAD(from + v * VL)
+                        : left > 0 ? V_LOADN(from + v * VL, (int)left)
+                                   : V_SET1(0.0f);
+            sums[v] = V_ADD(sums[v], x);
+            V_STORE(to + v * VL, x);
+        }
         for (int b = 0; b < 2; b++)
             for (int v = 0; v < GRAD_PACK / VL && s->bias[b]; v++) {
                 const int count = (int)fl_min(VL, s->j1 - j - v * VL);
@@ -1137,7 +1131,8 @@ static void gradients_of_rows(const fl_backward_job *job, int piece, float *work
         Sums of_x = {.d = d + 2 * H, .ld = ld, .j0 = j0, .j1 = j1};
         of_x.bias[0] = g->bias_ih ? g->bias_ih + 2 * H : NULL;
         if (x.base)
-            of_x.target[of_x.count].out = weight_ih, of_x.target[of_x.count].width = I, of_x.target[of_x.count++].source = x;
+            of_x.target[of_x.count].out = weight_ih, of_x.target[of_x.count].width = I,
+            of_x.target[of_x.count++].source = x;
         Sums of_h = {.d = d + 3 * H, .ld = ld, .j0 = j0, .j1 = j1};
         Sums *const recurrent = e->reset_after ? &of_h : &of_x;
         recurrent->bias[1] = g->bias_hh ? g->bias_hh + 2 * H : NULL;

@@ -17,7 +17,7 @@ typedef float V;
 #define V_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define V_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define V_ABS(a) fabsf(a)
-#define V_COPYSIGN(a, sign) copysignf(a, sign) /* a >= 0 with the sign of another */
+#define V_COPYSIGN(a, sign) copysignf(a, sign)                /* a >= 0 with the sign of another */
 #define V_SELECT_GT(a, b, yes, no) ((a) > (b) ? (yes) : (no)) /* a > b ? yes : no, lane by lane */
 INLINE V scalar_shift23(V a) {
     union {
