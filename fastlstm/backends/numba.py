@@ -29,15 +29,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ..arena import arena
-from ..cells import ACTIVATIONS, Spec
+from ..cells import Spec
 from ..cpu import get_num_threads
 from ..layout import Array, Direction, Rows
+from ..locks import Lock
 from . import numpy as reference
 
 DTYPES = ("float32", "float64")
 STORAGES = reference.STORAGES
 
-IDS = {name: i for i, name in enumerate(ACTIVATIONS)}
 NO_IDS = np.empty(0, np.int64)
 
 
@@ -92,7 +92,7 @@ class Gate:
 # before a fork while other threads of Python are known to it (Numba prints that it was "Unable to join threads"). So a
 # forked child stays on one thread, unless tbb serves it and the process that forked had but one Python thread.
 _gate = Gate()
-_turn = threading.Lock()
+_turn = Lock()
 _forked = _had_others = False  # this process is such a child; at its fork there were other threads
 
 
@@ -103,8 +103,8 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _gate, _turn, _forked
-    _gate, _turn = Gate(), threading.Lock()
+    global _gate, _forked
+    _gate = Gate()
     _forked = "numba" in sys.modules
 
 
@@ -202,7 +202,7 @@ def pack(spec: Spec, params: dict[str, Array], storage: str = "float32") -> Bloc
     k = reference.pack(spec, params, storage)
     dtype = k.W_h.dtype
     extra = k.peep if spec.peepholes else k.b_hn[None] if spec.kind == "gru" else nothing(dtype)
-    act = np.array([IDS[f.name] for f in spec.activations])
+    act = np.array([kernels().IDS[f.name] for f in spec.activations])
     par = np.array([(f.alpha, f.beta) for f in spec.activations], dtype)
     return Block(spec, k.W_x, k.W_h, k.W_r, k.b_x, extra, act, par)
 
