@@ -137,12 +137,19 @@ void fl_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, flo
 void fl_backward(const fl_pass *pass, const fl_rows *rows, const float *dy, ptrdiff_t ldy, float *dx,
                  const fl_grads *grads, float *scratch, int threads);
 
-/* One step of L layers: passes[l] is layer l; x (B, I) or ids (B); y (B, R) of the last layer. The flq_ form keeps
- * Python's lock: for steps below about 50 us. scratch: that of fl_step_scratch. */
+/* A stream: the layers' passes (passes[l] is layer l; h and c are the state), and scratch memory of fl_step_scratch. */
+typedef struct {
+    const fl_pass *passes;
+    int L, threads;
+    ptrdiff_t B;
+    float *scratch;
+} fl_stream;
+
+/* One step of all layers: x (B, I) or ids (B); y (B, R) of the last layer. The flq_ form runs on one thread and keeps
+ * Python's lock: for steps below about 50 us. */
 ptrdiff_t fl_step_scratch(const fl_pass *passes, int L, ptrdiff_t B, int threads);
-void fl_step(const fl_pass *passes, int L, ptrdiff_t B, const float *x, const int64_t *ids, float *y, float *scratch,
-             int threads);
-void flq_step(const fl_pass *passes, int L, ptrdiff_t B, const float *x, const int64_t *ids, float *y, float *scratch);
+void fl_step(const fl_stream *stream, const float *x, const int64_t *ids, float *y);
+void flq_step(const fl_stream *stream, const float *x, const int64_t *ids, float *y);
 
 /* The dense layer: floats (64-byte aligned) for its forward or backward panels, and packing. */
 ptrdiff_t fl_dense_size(const fl_dense *dense, int backward);

@@ -144,7 +144,8 @@ static void cut_forward(fl_forward_job *job, int D, int threads) {
 }
 
 ptrdiff_t fl_forward_scratch(const fl_pass *passes, int D, const fl_rows *rows, int threads) {
-    fl_forward_job job = {.passes = passes, .rows = rows};
+    fl_chunk chunks[FL_MAX_CHUNKS];
+    fl_forward_job job = {.passes = passes, .rows = rows, .chunks = chunks};
     cut_forward(&job, D, threads);
     ptrdiff_t size = 0;
     for (int i = 0; i < job.chunk_count; i++) {
@@ -156,7 +157,8 @@ ptrdiff_t fl_forward_scratch(const fl_pass *passes, int D, const fl_rows *rows, 
 
 void fl_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, float *scratch, int threads) {
     const ptrdiff_t R = passes[0].block->spec.R, T = rows->T, B = rows->batch_sizes[0];
-    fl_forward_job job = {.passes = passes, .rows = rows, .y = y, .ldy = D * R};
+    fl_chunk chunks[FL_MAX_CHUNKS];
+    fl_forward_job job = {.passes = passes, .rows = rows, .y = y, .ldy = D * R, .chunks = chunks};
     const fl_isa *isa = isas[passes[0].block->isa];
     cut_forward(&job, D, threads);
     for (int i = 0; i < job.chunk_count; i++) {
@@ -211,7 +213,8 @@ static ptrdiff_t floats_of(ptrdiff_t n, size_t size) { return n * (ptrdiff_t)(si
 ptrdiff_t fl_backward_scratch(const fl_pass *pass, const fl_rows *rows, int threads) {
     const fl_spec *s = &pass->block->spec;
     const fl_isa *isa = isas[pass->block->isa];
-    fl_backward_job job = {.pass = pass, .rows = rows, .N = row_count(rows)};
+    fl_chunk chunks[FL_MAX_CHUNKS];
+    fl_backward_job job = {.pass = pass, .rows = rows, .N = row_count(rows), .chunks = chunks};
     cut_backward(&job, threads);
     ptrdiff_t size = (s->kind == FL_LSTM ? 2 : 1) * round16(floats_of(job.N, sizeof(float *)));
     size += round16(floats_of(stretch_limit(rows, job.N), sizeof(fl_stretch)));
@@ -243,8 +246,9 @@ void fl_backward(const fl_pass *pass, const fl_rows *rows, const float *dy, ptrd
                  const fl_grads *grads, float *scratch, int threads) {
     const fl_spec *s = &pass->block->spec;
     const fl_isa *isa = isas[pass->block->isa];
-    fl_backward_job job = {
-        .pass = pass, .rows = rows, .N = row_count(rows), .dy = dy, .ldy = ldy, .dx = dx, .grads = grads};
+    fl_chunk chunks[FL_MAX_CHUNKS];
+    fl_backward_job job = {.pass = pass, .rows = rows, .N = row_count(rows), .dy = dy, .ldy = ldy, .dx = dx,
+                           .grads = grads, .chunks = chunks};
     cut_backward(&job, threads);
     job.h_prev = (const float **)take(&scratch, floats_of(job.N, sizeof(float *)));
     find_previous(job.h_prev, rows, pass->reverse, pass->tape_h, pass->h0, s->R);
@@ -396,20 +400,22 @@ ptrdiff_t fl_step_scratch(const fl_pass *passes, int L, ptrdiff_t B, int threads
     return most + 2 * round16(B * passes[0].block->spec.R);
 }
 
-void fl_step(const fl_pass *passes, int L, ptrdiff_t B, const float *x, const int64_t *ids, float *y, float *scratch,
-             int threads) {
-    const int64_t size = B;
+static void step(const fl_stream *s, const float *x, const int64_t *ids, float *y, int threads) {
+    const int64_t size = s->B;
     fl_rows rows = {.x = x, .ids = ids, .batch_sizes = &size, .T = 1};
-    const ptrdiff_t R = passes[0].block->spec.R;
-    float *between[2] = {take(&scratch, B * R), take(&scratch, B * R)};
-    for (int l = 0; l < L; l++) {
-        float *const out = l == L - 1 ? y : between[l % 2];
-        fl_forward(&passes[l], 1, &rows, out, scratch, threads);
+    const ptrdiff_t R = s->passes[0].block->spec.R;
+    float *scratch = s->scratch;
+    float *const between[2] = {take(&scratch, s->B * R), take(&scratch, s->B * R)};
+    for (int l = 0; l < s->L; l++) {
+        float *const out = l == s->L - 1 ? y : between[l % 2];
+        fl_forward(&s->passes[l], 1, &rows, out, scratch, threads);
         rows.x = out;
         rows.ids = NULL;
     }
 }
 
-void flq_step(const fl_pass *passes, int L, ptrdiff_t B, const float *x, const int64_t *ids, float *y, float *scratch) {
-    fl_step(passes, L, B, x, ids, y, scratch, 1);
+void fl_step(const fl_stream *stream, const float *x, const int64_t *ids, float *y) {
+    step(stream, x, ids, y, stream->threads);
 }
+
+void flq_step(const fl_stream *stream, const float *x, const int64_t *ids, float *y) { step(stream, x, ids, y, 1); }

@@ -55,7 +55,7 @@ typedef struct {
     float *y; /* (N, D*R) */
     ptrdiff_t ldy;
     int chunk_count;
-    fl_chunk chunks[FL_MAX_CHUNKS];
+    fl_chunk *chunks; /* (FL_MAX_CHUNKS) outside, so that a short call does not fill it with zeros */
     int parts; /* a team's members for each direction; 0: chunks go each its own way */
 } fl_forward_job;
 
@@ -83,7 +83,7 @@ typedef struct {
     ptrdiff_t workspace_size;
     int pieces;
     int chunk_count;
-    fl_chunk chunks[FL_MAX_CHUNKS];
+    fl_chunk *chunks; /* (FL_MAX_CHUNKS) outside, so that a short call does not fill it with zeros */
 } fl_backward_job;
 
 typedef struct {

@@ -253,18 +253,18 @@ def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array, Arr
         _fill(passes[i], Direction(k, False, h[i], None if c is None else c[i]))
     threads = get_num_threads()
     memory = aligned(lib.fl_step_scratch(passes, L, B, threads))
-    scratch = pointer(memory)
+    stream = ffi.new(
+        "fl_stream *", {"passes": passes, "L": L, "threads": threads, "B": B, "scratch": pointer(memory)}
+    )
     work = B * sum(k.spec.G * k.spec.H * (k.spec.I + k.spec.R) for k in blocks)
-    from_buffer, NULL = ffi.from_buffer, ffi.NULL
-    keep_lock, release_lock = lib.flq_step, lib.fl_step
+    call = lib.flq_step if work < LOCKED_WORK else lib.fl_step
+    from_buffer, NULL, floats, ints = ffi.from_buffer, ffi.NULL, FLOATS, INTS  # found sooner than globals
 
-    def step(x: Array, out: Array, _alive: Any = (blocks, h, c, memory)) -> None:
-        data = from_buffer(INTS, x) if x.ndim == 1 else from_buffer(FLOATS, x)
-        floats, ids = (NULL, data) if x.ndim == 1 else (data, NULL)
-        if work < LOCKED_WORK:
-            keep_lock(passes, L, B, floats, ids, from_buffer(FLOATS, out), scratch)
+    def step(x: Array, out: Array, _alive: Any = (blocks, passes, h, c, memory)) -> None:
+        if x.ndim == 1:
+            call(stream, NULL, from_buffer(ints, x), from_buffer(floats, out))
         else:
-            release_lock(passes, L, B, floats, ids, from_buffer(FLOATS, out), scratch, threads)
+            call(stream, from_buffer(floats, x), NULL, from_buffer(floats, out))
 
     return step
 
