@@ -247,8 +247,14 @@ void fl_backward(const fl_pass *pass, const fl_rows *rows, const float *dy, ptrd
     const fl_spec *s = &pass->block->spec;
     const fl_isa *isa = isas[pass->block->isa];
     fl_chunk chunks[FL_MAX_CHUNKS];
-    fl_backward_job job = {.pass = pass, .rows = rows, .N = row_count(rows), .dy = dy, .ldy = ldy, .dx = dx,
-                           .grads = grads, .chunks = chunks};
+    fl_backward_job job = {.pass = pass,
+                           .rows = rows,
+                           .N = row_count(rows),
+                           .dy = dy,
+                           .ldy = ldy,
+                           .dx = dx,
+                           .grads = grads,
+                           .chunks = chunks};
     cut_backward(&job, threads);
     job.h_prev = (const float **)take(&scratch, floats_of(job.N, sizeof(float *)));
     find_previous(job.h_prev, rows, pass->reverse, pass->tape_h, pass->h0, s->R);
