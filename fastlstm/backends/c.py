@@ -253,9 +253,7 @@ def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array, Arr
         _fill(passes[i], Direction(k, False, h[i], None if c is None else c[i]))
     threads = get_num_threads()
     memory = aligned(lib.fl_step_scratch(passes, L, B, threads))
-    stream = ffi.new(
-        "fl_stream *", {"passes": passes, "L": L, "threads": threads, "B": B, "scratch": pointer(memory)}
-    )
+    stream = ffi.new("fl_stream *", {"passes": passes, "L": L, "threads": threads, "B": B, "scratch": pointer(memory)})
     work = B * sum(k.spec.G * k.spec.H * (k.spec.I + k.spec.R) for k in blocks)
     call = lib.flq_step if work < LOCKED_WORK else lib.fl_step
     from_buffer, NULL, floats, ints = ffi.from_buffer, ffi.NULL, FLOATS, INTS  # found sooner than globals
