@@ -126,16 +126,16 @@ typedef void tile_fn(const Tile *t);
     TILE(M, gru, 4, 3, 3) TILE(M, c1, 1, 1, 2) TILE(M, c2, 2, 2, 2) TILE(M, c3, 3, 3, 2) TILE(M, c4, 4, 4, 2)
 #define PAIR(NAME, CA, C, THIRD)                                                                                       \
     static void tile_##NAME##_pair(const Tile *t) { tile_pair(t, CA, C, THIRD); }
-/* clang-format off: it knows no macro that stands for a whole definition */
-PAIR(gru, 4, 3, 3)
-PAIR(c1, 1, 1, 2)
-PAIR(c2, 2, 2, 2) PAIR(c3, 3, 3, 2) PAIR(c4, 4, 4, 2) TILES_OF_ROWS(1) TILES_OF_ROWS(2) TILES_OF_ROWS(3)
+/* clang-format off */ /* it knows no macro that stands for a whole definition */
+PAIR(gru, 4, 3, 3) PAIR(c1, 1, 1, 2) PAIR(c2, 2, 2, 2) PAIR(c3, 3, 3, 2) PAIR(c4, 4, 4, 2)
+TILES_OF_ROWS(1) TILES_OF_ROWS(2) TILES_OF_ROWS(3)
 #define ENTRY(M) {tile_gru_##M, tile_c1_##M, tile_c2_##M, tile_c3_##M, tile_c4_##M}
 #if ROWS == 6
-    TILES_OF_ROWS(4) TILES_OF_ROWS(5) TILES_OF_ROWS(6) static tile_fn *const tiles[ROWS + 1][SHAPES] = {
-        ENTRY(pair), ENTRY(1), ENTRY(2), ENTRY(3), ENTRY(4), ENTRY(5), ENTRY(6)};
+TILES_OF_ROWS(4) TILES_OF_ROWS(5) TILES_OF_ROWS(6)
+static tile_fn *const tiles[ROWS + 1][SHAPES] = {ENTRY(pair), ENTRY(1), ENTRY(2), ENTRY(3),
+                                                 ENTRY(4),    ENTRY(5), ENTRY(6)};
 #else
-    static tile_fn *const tiles[ROWS + 1][SHAPES] = {ENTRY(pair), ENTRY(1), ENTRY(2), ENTRY(3)};
+static tile_fn *const tiles[ROWS + 1][SHAPES] = {ENTRY(pair), ENTRY(1), ENTRY(2), ENTRY(3)};
 #endif
 /* clang-format on */
 
