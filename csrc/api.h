@@ -143,13 +143,15 @@ typedef struct {
     int L, threads;
     ptrdiff_t B;
     float *scratch;
+    int turn;       /* 0 at first; changed by every step */
+    uint64_t ended; /* when the step before did, if it was short */
 } fl_stream;
 
-/* One step of all layers: x (B, I) or ids (B); y (B, R) of the last layer. The flq_ form runs on one thread and keeps
- * Python's lock: for steps below about 50 us. */
+/* One step of all layers: x (B, I) or ids (B); the result is the last layer's h. The flq_ form keeps Python's lock: for
+ * steps below about 50 us. It takes other threads only while one step follows the other, so that they are awake. */
 ptrdiff_t fl_step_scratch(const fl_pass *passes, int L, ptrdiff_t B, int threads);
-void fl_step(const fl_stream *stream, const float *x, const int64_t *ids, float *y);
-void flq_step(const fl_stream *stream, const float *x, const int64_t *ids, float *y);
+void fl_step(fl_stream *stream, const float *x, const int64_t *ids);
+void flq_step(fl_stream *stream, const float *x, const int64_t *ids);
 
 /* The dense layer: floats (64-byte aligned) for its forward or backward panels, and packing. */
 ptrdiff_t fl_dense_size(const fl_dense *dense, int backward);

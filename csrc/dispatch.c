@@ -155,10 +155,11 @@ ptrdiff_t fl_forward_scratch(const fl_pass *passes, int D, const fl_rows *rows, 
     return size;
 }
 
-void fl_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, float *scratch, int threads) {
+static void forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, float *scratch, int threads,
+                    int turn) {
     const ptrdiff_t R = passes[0].block->spec.R, T = rows->T, B = rows->batch_sizes[0];
     fl_chunk chunks[FL_MAX_CHUNKS];
-    fl_forward_job job = {.passes = passes, .rows = rows, .y = y, .ldy = D * R, .chunks = chunks};
+    fl_forward_job job = {.passes = passes, .rows = rows, .y = y, .ldy = D * R, .chunks = chunks, .turn = turn};
     const fl_isa *isa = isas[passes[0].block->isa];
     cut_forward(&job, D, threads);
     for (int i = 0; i < job.chunk_count; i++) {
@@ -173,6 +174,10 @@ void fl_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, flo
     fl_run(isa->forward_team, &job, isa->team_steps(&job), D * job.parts, threads);
     for (int d = 0; d < D && T % 2; d++) /* an odd number of steps leaves the state in the scratch memory */
         memcpy(passes[d].h, job.chunks[d].scratch, (size_t)(B * R) * sizeof(float));
+}
+
+void fl_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, float *scratch, int threads) {
+    forward(passes, D, rows, y, scratch, threads, 0);
 }
 
 /* ---------------------------------------------------------------------------------------------------------- backward */
@@ -403,25 +408,28 @@ ptrdiff_t fl_step_scratch(const fl_pass *passes, int L, ptrdiff_t B, int threads
     ptrdiff_t most = 0;
     for (int l = 0; l < L; l++)
         most = fl_max(most, fl_forward_scratch(&passes[l], 1, &rows, threads));
-    return most + 2 * round16(B * passes[0].block->spec.R);
+    return most;
 }
 
-static void step(const fl_stream *s, const float *x, const int64_t *ids, float *y, int threads) {
+/* Every second step walks the panels backwards: what the step before read last is still near. */
+static void step(fl_stream *s, const float *x, const int64_t *ids, int threads) {
     const int64_t size = s->B;
     fl_rows rows = {.x = x, .ids = ids, .batch_sizes = &size, .T = 1};
-    const ptrdiff_t R = s->passes[0].block->spec.R;
-    float *scratch = s->scratch;
-    float *const between[2] = {take(&scratch, s->B * R), take(&scratch, s->B * R)};
+    s->turn ^= 1;
     for (int l = 0; l < s->L; l++) {
-        float *const out = l == s->L - 1 ? y : between[l % 2];
-        fl_forward(&s->passes[l], 1, &rows, out, scratch, threads);
-        rows.x = out;
+        forward(&s->passes[l], 1, &rows, NULL, s->scratch, threads, s->turn);
+        rows.x = s->passes[l].h;
         rows.ids = NULL;
     }
 }
 
-void fl_step(const fl_stream *stream, const float *x, const int64_t *ids, float *y) {
-    step(stream, x, ids, y, stream->threads);
-}
+void fl_step(fl_stream *stream, const float *x, const int64_t *ids) { step(stream, x, ids, stream->threads); }
 
-void flq_step(const fl_stream *stream, const float *x, const int64_t *ids, float *y) { step(stream, x, ids, y, 1); }
+void flq_step(fl_stream *stream, const float *x, const int64_t *ids) {
+    if (worthwhile(&stream->passes[0].block->spec, stream->B, 1, stream->threads) == 1) {
+        step(stream, x, ids, 1);
+        return;
+    }
+    step(stream, x, ids, fl_now() - stream->ended < FL_SPIN_NS ? stream->threads : 1);
+    stream->ended = fl_now();
+}

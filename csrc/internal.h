@@ -57,6 +57,7 @@ typedef struct {
     int chunk_count;
     fl_chunk *chunks; /* (FL_MAX_CHUNKS) outside, so that a short call does not fill it with zeros */
     int parts;        /* a team's members for each direction; 0: chunks go each its own way */
+    int turn;         /* 1: the first step walks the panels backwards; else the second does */
 } fl_forward_job;
 
 /* Steps t0..t1, packed rows row0..row1. */

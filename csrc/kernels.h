@@ -24,7 +24,7 @@
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
-enum { GRAD_PACK = 16, GRAD_C = 3, GRAD_BLOCK = FL_GRAD_BLOCK, START_FLOATS = 32768 };
+enum { GRAD_PACK = 16, GRAD_C = 3, GRAD_BLOCK = FL_GRAD_BLOCK, START_FLOATS = 131072 };
 
 static inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 
@@ -191,8 +191,8 @@ static void product(const Product *q, ptrdiff_t n, epilogue_fn *epilogue, const 
         const ptrdiff_t p = !q->backwards ? from : pair ? end - 2 : end - 1;
         const int shape = p == q->panels - 1 && q->shape ? (int)q->last_vectors : q->shape;
         const int width = accumulators[shape] * VL;
-        for (ptrdiff_t r = 0; r < n; r += ROWS) {
-            const int rows = (int)fl_min(ROWS, n - r);
+        for (ptrdiff_t r = 0, left = ceil_div(n, ROWS); r < n; left--) {
+            const int rows = (int)ceil_div(n - r, left); /* about equally high tiles: low ones wait for the weights */
             Tile t = {.start = q->start ? q->start + r * q->ld_start + p * start_panel : zeros,
                       .ld_start = q->ld_start,
                       .a = a + r * lda,
@@ -219,6 +219,7 @@ static void product(const Product *q, ptrdiff_t n, epilogue_fn *epilogue, const 
             epilogue(context, out, p, r, rows);
             if (pair)
                 epilogue(context, out + width, p + 1, r, rows);
+            r += rows;
         }
         if (q->backwards)
             end = p;
@@ -416,12 +417,16 @@ INLINE void give_gate(const Step *s, ptrdiff_t row, ptrdiff_t gate, ptrdiff_t u,
         V_STOREN(s->gates + row * 4 * H + gate * H + u, v, count);
 }
 
-static void lstm_gates(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
-    const Step *s = context;
+/* An LSTM cell of `count` units from u on, row by row. `standard`, a constant wherever this is inlined: sigmoid, tanh and
+ * tanh without peepholes, so that nothing is asked in the loop. */
+INLINE void lstm_rows(const Step *s, const float *tile, ptrdiff_t u, int count, ptrdiff_t row, int rows,
+                      const int standard) {
     const fl_spec *e = &s->k->spec;
-    const ptrdiff_t H = e->H, u = panel * VL;
-    const int count = (int)fl_min(VL, H - u);
-    const float *peep = s->k->peep;
+    const ptrdiff_t H = e->H;
+    const float *const peep = standard ? NULL : s->k->peep;
+    const fl_act gate = standard ? (fl_act){.id = FL_SIGMOID} : e->act[0];
+    const fl_act candidate = standard ? (fl_act){.id = FL_TANH} : e->act[1];
+    const fl_act output = standard ? (fl_act){.id = FL_TANH} : e->act[2];
     for (const ptrdiff_t end = row + rows; row < end; row++, tile += 4 * VL) {
         V i = V_LOAD(tile), f = V_LOAD(tile + VL), g = V_LOAD(tile + 2 * VL), o = V_LOAD(tile + 3 * VL);
         float *const at_c = s->c + row * H + u;
@@ -430,14 +435,14 @@ static void lstm_gates(const void *context, const float *tile, ptrdiff_t panel, 
             i = V_FMA(V_LOADN(peep + u, count), c, i);
             f = V_FMA(V_LOADN(peep + H + u, count), c, f);
         }
-        i = v_act(e->act[0], i);
-        f = v_act(e->act[0], f);
-        g = v_act(e->act[1], g);
+        i = v_act(gate, i);
+        f = v_act(gate, f);
+        g = v_act(candidate, g);
         c = V_FMA(f, c, V_MUL(i, g)); /* c' = f c + i g */
         if (peep)
             o = V_FMA(V_LOADN(peep + 2 * H + u, count), c, o);
-        o = v_act(e->act[0], o);
-        const V h = V_MUL(o, v_act(e->act[2], c)); /* h' = o h(c') */
+        o = v_act(gate, o);
+        const V h = V_MUL(o, v_act(output, c)); /* h' = o h(c') */
         V_STOREN(at_c, c, count);
         if (s->gates) {
             give_gate(s, row, 0, u, i, count);
@@ -454,6 +459,20 @@ static void lstm_gates(const void *context, const float *tile, ptrdiff_t panel, 
         if (s->tape_m)
             V_STOREN(s->tape_m + row * H + u, h, count);
     }
+}
+
+static void lstm_gates(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    const Step *s = context;
+    const fl_act *act = s->k->spec.act;
+    const ptrdiff_t u = panel * VL;
+    const int count = (int)fl_min(VL, s->k->spec.H - u);
+    const int standard = !s->k->peep && act[0].id == FL_SIGMOID && act[1].id == FL_TANH && act[2].id == FL_TANH;
+    if (standard && count == VL)
+        lstm_rows(s, tile, u, VL, row, rows, 1);
+    else if (standard)
+        lstm_rows(s, tile, u, count, row, rows, 1);
+    else
+        lstm_rows(s, tile, u, count, row, rows, 0);
 }
 
 /* reset_after: n = g(n_x + r n_h), h' = (1 - z) n + z h */
@@ -723,7 +742,7 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
             const Step s = step_at(job, chunk, row, h_new, h);
             const Input in = input_at(job->rows, e->I, row, hoist ? start + used * width : NULL);
             for (int phase = 0; phase < phase_count(e); phase++)
-                run_phase(&s, phase, n, &in, 0, 1, i & 1);
+                run_phase(&s, phase, n, &in, 0, 1, (i + job->turn) & 1);
             memcpy(h, h_new, (size_t)(n * e->R) * sizeof(float));
             used += n;
         }
@@ -771,7 +790,7 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     float *const h = i & 1 ? chunk->scratch : pass->h, *const h_new = i & 1 ? pass->h : chunk->scratch;
     const Step s = step_at(job, chunk, t * B, h_new, h);
     const Input in = input_at(job->rows, e->I, t * B, hoist ? start + (t - t0) * B * width : NULL);
-    run_phase(&s, (int)(within % phases), B, &in, part, job->parts, i & 1);
+    run_phase(&s, (int)(within % phases), B, &in, part, job->parts, (i + job->turn) & 1);
 }
 
 /* ---------------------------------------------------------------------------------------------------- backward, a step */

@@ -17,7 +17,7 @@
  * A unit is a piece, or, where there are more than MAX_UNITS of them, every MAX_UNITS-th piece from there on.
  * Unit u belongs by preference to participant u % threads: in the next step it then finds its data in its own cache.
  *
- * Who finds every unit claimed spins for at most SPIN_NS and then sleeps until the word changes. A longer spin pays
+ * Who finds every unit claimed spins for at most FL_SPIN_NS and then sleeps until the word changes. A longer spin pays
  * only on idle cores: beside a busy neighbour it keeps away the very thread that it waits for. The caller of a step may
  * spin for longer where workers keep off its processor, since it keeps nobody away there.
  */
@@ -59,11 +59,10 @@ enum {
     MAX_THREADS = 256,
     MAX_UNITS = 1024, /* 12 bits of the word each are more than enough for both */
     CACHE_LINE = 64,
-    SPIN_NS = 5000, /* about what a futex sleep and wake-up costs on a quiet machine */
 #if defined(__linux__)
     CALLER_SPIN_NS = 50000, /* about what a worker on an idle processor needs to come; see make_room */
 #else
-    CALLER_SPIN_NS = SPIN_NS,
+    CALLER_SPIN_NS = FL_SPIN_NS,
 #endif
     SLACK_NS = 200000, /* what a call may lose to late threads before it goes on alone: some wake-ups' worth */
     MAX_STRIKES = 5
@@ -125,7 +124,7 @@ static inline uint64_t tick_add(uint64_t tick, uint64_t n) { return (tick + n) &
  * so nobody can start on what is over. */
 static inline uint64_t word_after(uint64_t tick) { return word_of(tick_add(tick, 2), 0, 0); }
 
-static uint64_t now_ns(void) {
+uint64_t fl_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
@@ -219,13 +218,13 @@ static uint64_t await(uint64_t seen, int me) {
     if (concerns(word, seen, me))
         return word;
 
-    uint64_t until = now_ns() + (me == 0 ? CALLER_SPIN_NS : SPIN_NS);
+    uint64_t until = fl_now() + (me == 0 ? CALLER_SPIN_NS : FL_SPIN_NS);
     do {
         spin_pause();
         word = atomic_load_explicit(&pool.word, memory_order_acquire);
         if (concerns(word, seen, me))
             return word;
-    } while (now_ns() < until);
+    } while (fl_now() < until);
 
     for (;;) {
         atomic_store(&slot->asleep, 1);
@@ -396,16 +395,16 @@ static void run_together(fl_piece_fn fn, void *arg, int steps, int pieces, int t
     for (int u = 0; u < units; u++)
         atomic_store_explicit(&pool.claim[u].tick, first, memory_order_relaxed);
 
-    uint64_t word = word_of(first, units, threads), begin = now_ns(), waited = 0;
+    uint64_t word = word_of(first, units, threads), begin = fl_now(), waited = 0;
     int64_t mine = 0, all = 0; /* units done by the caller, and by everybody */
     bool late = false;
     make_room(threads);
     publish(word, threads);
     while (threads_of(word) > 1) {
         mine += take_part(word, 0);
-        uint64_t wait_from = now_ns();
+        uint64_t wait_from = fl_now();
         uint64_t next = await(word, 0);
-        uint64_t t = now_ns();
+        uint64_t t = fl_now();
         waited += t - wait_from;
         all = units_of(next) == 0 ? (int64_t)steps * units : (int64_t)tick_add(tick_of(next), 0 - first) * units;
         word = next;
@@ -439,7 +438,7 @@ void fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
     if (threads > MAX_THREADS)
         threads = MAX_THREADS;
     if (threads > 1 && !atomic_exchange(&pool.owned, true)) {
-        if (now_ns() < pool.retry_at || (threads = grow(threads)) <= 1)
+        if (fl_now() < pool.retry_at || (threads = grow(threads)) <= 1)
             run_alone(fn, arg, 0, steps, pieces);
         else
             run_together(fn, arg, steps, pieces, threads);

@@ -3,6 +3,8 @@
 #ifndef FL_POOL_H
 #define FL_POOL_H
 
+#include <stdint.h>
+
 /* One piece of one step. `worker` is 0 (the caller) .. threads-1: the index of a scratch area that nobody else uses
  * meanwhile. A piece may be run by any worker, so its result must not depend on the number. */
 typedef void (*fl_piece_fn)(void *arg, int step, int piece, int worker);
@@ -14,5 +16,9 @@ typedef void (*fl_piece_fn)(void *arg, int step, int piece, int worker);
  *
  * Every participant flushes denormals to zero meanwhile; the caller's floating-point mode is restored at the end. */
 void fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads);
+
+/* Nanoseconds, from some point in time; and for how many of them a worker that has just worked stays awake. */
+uint64_t fl_now(void);
+enum { FL_SPIN_NS = 5000 }; /* about what a futex sleep and wake-up costs on a quiet machine */
 
 #endif

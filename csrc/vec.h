@@ -118,4 +118,10 @@ typedef __m512 V;
 #define V_COPYSIGN(a, sign) _mm512_or_ps(_mm512_and_ps(_mm512_set1_ps(-0.0f), sign), a)
 #define V_SELECT_GT(a, b, yes, no) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), no, yes)
 #define V_SHIFT23(a) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23))
+/* Only here: a table of 16 floats is a register, looked up at once in every lane by the lowest 4 bits of VI's. */
+typedef __m512i VI;
+#define V_LOOKUP(table, i) _mm512_permutexvar_ps(i, _mm512_load_ps(table))
+/* The segment in which a size a >= 0 lies: its highest bits, at least `first`. */
+#define V_SEGMENT(a, bits, first)                                                                                      \
+    _mm512_max_epi32(_mm512_set1_epi32(first), _mm512_srli_epi32(_mm512_castps_si512(a), bits))
 #endif

@@ -24,6 +24,29 @@ INLINE V v_exp(V x) {
     return V_SELECT_GT(least, x, V_SET1(0.0f), v_exp_inside(V_MAX(least, x)));
 }
 
+#ifdef V_LOOKUP
+#include "tanh_table.h"
+
+/* tanh(size) for size >= 0: a polynomial about the middle of its segment. Half the work of exp and a division. */
+INLINE V v_tanh_size(V size) {
+    const V a = V_MIN(V_SET1(tanh_most), size); /* the constant first: NaN stays */
+    const VI i = V_SEGMENT(a, TANH_BITS, TANH_FIRST);
+    const V t = V_SUB(a, V_LOOKUP(tanh_table[0], i)), t2 = V_MUL(t, t);
+    const V p12 = V_FMA(V_LOOKUP(tanh_table[3], i), t, V_LOOKUP(tanh_table[2], i)); /* c1 + c2 t */
+    const V p34 = V_FMA(V_LOOKUP(tanh_table[5], i), t, V_LOOKUP(tanh_table[4], i));
+    const V p56 = V_FMA(V_LOOKUP(tanh_table[7], i), t, V_LOOKUP(tanh_table[6], i));
+    return V_FMA(V_FMA(V_FMA(p56, t2, p34), t2, p12), t, V_LOOKUP(tanh_table[1], i));
+}
+
+/* Within 3 units in the last place. */
+INLINE V v_tanh(V x) { return V_COPYSIGN(v_tanh_size(V_ABS(x)), x); }
+
+/* (1 + tanh(x / 2)) / 2: within 1e-7, inside [0, 1]. */
+INLINE V v_sigmoid(V x) {
+    const V half = V_SET1(0.5f);
+    return V_FMA(V_COPYSIGN(half, x), v_tanh_size(V_MUL(half, V_ABS(x))), half);
+}
+#else
 /* 1 / (1 + exp(-x)): within 1e-7, inside [0, 1], exactly 0 and 1 beyond -89 and 88. */
 INLINE V v_sigmoid(V x) {
     const V one = V_SET1(1.0f), most = V_SET1(89.0f), least = V_SET1(-88.0f);
@@ -45,6 +68,7 @@ INLINE V v_tanh(V x) {
     const V small = V_FMA(V_MUL(p, s), x, x);
     return V_SELECT_GT(V_SET1(0.625f), size, small, V_COPYSIGN(large, x));
 }
+#endif
 
 /* The rest are rare: one lane at a time where a transcendental is needed. */
 static float rare_scalar(fl_act f, float x) {

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy import ndarray  # found sooner than np.ndarray
 
 from .cells import Spec
 from .door import as_numbers, check_ids, check_shape
@@ -29,6 +30,7 @@ class Stream:
         self._h: Array = np.zeros((L, batch_size, R), dtype)
         self._c: Array | None = np.zeros((L, batch_size, H), dtype) if specs[0].kind == "lstm" else None
         self._x_shape, self._y_shape = (batch_size, specs[0].I), (batch_size, R)
+        self._top: Array = self._h[-1]  # where every step leaves its result
         self._step = module.bind(blocks, self._h, self._c)
 
     # ------------------------------------------------------------------------------------------------------------ step
@@ -50,23 +52,32 @@ class Stream:
         ValueError, TypeError
             x_t or out do not fit; the state is as before.
         """
-        x = x_t if type(x_t) is np.ndarray else np.asarray(x_t)
-        if x.dtype is not self._dtype or x.shape != self._x_shape or not x.flags.c_contiguous:
-            return self._step_any(x, out)
-        y = np.empty(self._y_shape, self._dtype) if out is None else self._check_out(out, self._y_shape)
-        self._step(x, y)
-        return y
+        # The usual case in few words: checks and copies may be the costlier half of a small step.
+        if type(x_t) is not ndarray or x_t.dtype is not self._dtype or x_t.shape != self._x_shape:
+            return self._step_any(x_t, out)
+        if not x_t.flags.c_contiguous:
+            x_t = x_t.copy()
+        if out is not None:
+            self._check_out(out, self._y_shape)
+        self._step(x_t)
+        return self._top.copy() if out is None else self._into(out, self._top)
 
-    def _step_any(self, x: Array, out: Array | None) -> Array:
+    def _step_any(self, x_t: Any, out: Array | None) -> Array:
         """A step whose input needs a change of form first."""
-        B = self.batch_size
+        x, B = np.asarray(x_t), self.batch_size
         rank = 0 if x.dtype.kind in "iu" else 1
         single = B == 1 and x.ndim == rank
         rows = self._check_rows(x[None] if single else x, (B,))
-        shape = self._y_shape[1:] if single else self._y_shape
-        y = np.empty(shape, self._dtype) if out is None else self._check_out(out, shape)
-        self._step(rows, y[None] if single else y)
-        return y
+        y = self._top[0] if single else self._top
+        if out is not None:
+            self._check_out(out, y.shape)
+        self._step(rows)
+        return y.copy() if out is None else self._into(out, y)
+
+    @staticmethod
+    def _into(out: Array, y: Array) -> Array:
+        out[...] = y
+        return out
 
     def _check_rows(self, x: Array, leading: tuple[int, ...]) -> Array:
         """x (*leading, I), or ids of shape `leading`, contiguous and native, or an error."""
@@ -82,14 +93,13 @@ class Stream:
         check_shape(x, (*leading, size), "x", f"batch_size is {self.batch_size}, input_size {size}")
         return np.ascontiguousarray(x, self._dtype)
 
-    def _check_out(self, out: Array, shape: tuple[int, ...]) -> Array:
+    def _check_out(self, out: Array, shape: tuple[int, ...]) -> None:
         if not isinstance(out, np.ndarray):
             raise TypeError(f"out must be a NumPy array to write to, got {type(out).__name__}")
         if out.dtype != self._dtype or out.shape != shape:
             raise ValueError(f"out has shape {out.shape} and dtype {out.dtype}, expected {shape} and {self._dtype}")
         if not (out.flags.c_contiguous and out.flags.writeable):
             raise ValueError("out must be C-contiguous and writeable: make it with numpy.empty")
-        return out
 
     # ------------------------------------------------------------------------------------------------------------- run
     def run(self, x: Any) -> Array:

@@ -319,19 +319,18 @@ def add_up(part: Part, block: Block, x: Array, dx: Array | None, grads: dict[str
 
 
 # ----------------------------------------------------------------------------------------------------------- streaming
-def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array, Array], None]:
+def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array], None]:
     """See `backends.numpy.bind`."""
     directions = [Direction(k, False, h[i], None if c is None else c[i]) for i, k in enumerate(blocks)]
     B = h.shape[1]
     offsets = np.array([0, B])
     work = B * max(k.spec.H for k in blocks)
 
-    def step(x: Array, out: Array) -> None:
+    def step(x: Array) -> None:
         x = plain(x)
         with team(work) as threads:
             for one in directions:
                 run(one, x, offsets, None, 0, threads)
                 x = one.h
-        np.copyto(out, x)
 
     return step

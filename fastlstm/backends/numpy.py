@@ -337,7 +337,7 @@ def backward(
 
 
 # ----------------------------------------------------------------------------------------------------------- streaming
-def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array, Array], None]:
+def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array], None]:
     """One step of all layers, with weights and state bound.
 
     Parameters
@@ -349,16 +349,15 @@ def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array, Arr
     Returns
     -------
     step : callable
-        ``step(x, out)``: x (B, I), or (B,) token ids; out (B, R), overwritten.
+        ``step(x)``: x (B, I), or (B,) token ids. The result is the last layer's h.
     """
 
-    def one_step(x: Array, out: Array) -> None:
+    def one_step(x: Array) -> None:
         for layer, k in enumerate(blocks):
             x, c_new, _ = step(k, input_product(k, x), h[layer], None if c is None else c[layer])
             h[layer] = x
             if c is not None:
                 c[layer] = c_new
-        out[...] = x
 
     return one_step
 
