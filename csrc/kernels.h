@@ -576,38 +576,54 @@ static ptrdiff_t start_width(const fl_block *k) {
 /* Products of a step that wait for one another (Spec.phases). */
 static int phase_count(const fl_spec *s) { return 1 + (has_two_phases(s) || s->projected); }
 
-/* What a phase reads: x (n, I), or ids (n), or start values of the first phase (n, start_width). */
+/* What a step reads: x (n, I), or ids (n), or start values (n, start_width). */
 typedef struct {
     const float *x, *start;
     const int64_t *ids;
 } Input;
 
-/* One phase of a step of n rows: the share `part` of its panels. */
-static void run_phase(const Step *s, int phase, ptrdiff_t n, const Input *in, int part, int parts, int backwards) {
+/* One phase of every step: its product with all that stays, and what completes its tiles. */
+typedef struct {
+    Product product;
+    epilogue_fn *epilogue;
+    ptrdiff_t start_at; /* where its start values begin in a row of them */
+    int hoisted;        /* the input's product is done: it begins with start values */
+    int of_m;           /* its operand is m, not h */
+    int of_x;           /* it has the input as an operand, or start values made of it */
+} Phase;
+
+static Phase make_phase(const fl_block *k, int phase, int hoisted, int part, int parts) {
     static epilogue_fn *const first[] = {[FL_LSTM] = lstm_gates, [FL_GRU] = gru_gates, [FL_RNN] = rnn_output};
-    const fl_block *k = s->k;
     const fl_spec *e = &k->spec;
     const int candidate = phase && has_two_phases(e);
-    epilogue_fn *epilogue;
-    Product q;
+    Phase p = {.hoisted = hoisted, .of_m = phase > 0, .of_x = 1};
+    Product *const q = &p.product;
     if (phase && e->projected) {
-        epilogue = projection;
-        q = (Product){.b = s->m, .ldb = e->H, .wb = k->w_r, .kb = e->H};
-        plain_shape(&q, e->R);
+        p.epilogue = projection;
+        p.of_x = 0;
+        *q = (Product){.ldb = e->H, .wb = k->w_r, .kb = e->H};
+        plain_shape(q, e->R);
     } else {
-        epilogue = candidate ? gru_candidate : has_two_phases(e) ? gru_reset : first[e->kind];
-        q = candidate ? candidate_phase(k) : first_phase(k);
-        q.a = in->x, q.lda = e->I;
-        q.ids = in->ids;
-        q.b = candidate ? s->m : s->h, q.ldb = e->R;
-        if (in->start) { /* the input's product is done */
-            q.start = in->start + (candidate ? first_width(k) : 0), q.ld_start = start_width(k);
-            q.ids = NULL, q.ka = 0;
-        }
+        p.epilogue = candidate ? gru_candidate : has_two_phases(e) ? gru_reset : first[e->kind];
+        *q = candidate ? candidate_phase(k) : first_phase(k);
+        q->lda = e->I, q->ldb = e->R;
+        if (hoisted)
+            q->ka = 0, q->ld_start = start_width(k), p.start_at = candidate ? first_width(k) : 0;
     }
-    share(q.panels, 1, part, parts, &q.first_panel, &q.end_panel);
-    q.backwards = backwards;
-    product(&q, n, epilogue, s);
+    share(q->panels, 1, part, parts, &q->first_panel, &q->end_panel);
+    return p;
+}
+
+/* A phase of one step of n rows. */
+static void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, int backwards) {
+    Product *const q = &p->product;
+    q->b = p->of_m ? s->m : s->h;
+    if (p->hoisted && p->of_x)
+        q->start = in->start + p->start_at;
+    else if (p->of_x)
+        q->a = in->x, q->ids = in->ids;
+    q->backwards = backwards;
+    product(q, n, p->epilogue, s);
 }
 
 /* ------------------------------------------------------------------------------------------------- forward, all time */
@@ -727,7 +743,10 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
     const ptrdiff_t B = chunk->b1 - chunk->b0, T = job->rows->T, width = start_width(pass->block);
     const int64_t *sizes = job->rows->batch_sizes;
     float *const h = pass->h + chunk->b0 * e->R, *const h_new = chunk->scratch, *const start = scratch_start(chunk, e);
-    const int hoist = T > 1 && hoists(B);
+    const int hoist = T > 1 && hoists(B), phases = phase_count(e);
+    Phase phase[2] = {make_phase(pass->block, 0, hoist, 0, 1)};
+    if (phases > 1)
+        phase[1] = make_phase(pass->block, 1, hoist, 0, 1);
 
     ptrdiff_t first = pass->reverse ? job->N : 0; /* the first row of the step at hand */
     ptrdiff_t hoisted = 0, used = 0;              /* the step up to which start values are ready; rows of them used */
@@ -741,8 +760,8 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
             const ptrdiff_t row = first + chunk->b0;
             const Step s = step_at(job, chunk, row, h_new, h);
             const Input in = input_at(job->rows, e->I, row, hoist ? start + used * width : NULL);
-            for (int phase = 0; phase < phase_count(e); phase++)
-                run_phase(&s, phase, n, &in, 0, 1, (i + job->turn) & 1);
+            for (int p = 0; p < phases; p++)
+                run_phase(&phase[p], &s, n, &in, (i + job->turn) & 1);
             memcpy(h, h_new, (size_t)(n * e->R) * sizeof(float));
             used += n;
         }
@@ -790,7 +809,8 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     float *const h = i & 1 ? chunk->scratch : pass->h, *const h_new = i & 1 ? pass->h : chunk->scratch;
     const Step s = step_at(job, chunk, t * B, h_new, h);
     const Input in = input_at(job->rows, e->I, t * B, hoist ? start + (t - t0) * B * width : NULL);
-    run_phase(&s, (int)(within % phases), B, &in, part, job->parts, (i + job->turn) & 1);
+    Phase phase = make_phase(k, (int)(within % phases), hoist, part, job->parts);
+    run_phase(&phase, &s, B, &in, (i + job->turn) & 1);
 }
 
 /* ---------------------------------------------------------------------------------------------------- backward, a step */
