@@ -44,12 +44,16 @@ class Arena:
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """The same, filled with zeros."""
+        if math.prod(shape) * np.dtype(dtype).itemsize < LARGE:
+            return np.zeros(shape, dtype)
         array = self.empty(shape, dtype)
         array.fill(0)
         return array
 
     def copy(self, a: Array) -> Array:
         """A C-contiguous copy."""
+        if a.nbytes < LARGE:
+            return a.copy()
         array = self.empty(a.shape, a.dtype)
         array[...] = a
         return array

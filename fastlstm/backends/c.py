@@ -35,6 +35,7 @@ INTS = None if ffi is None else ffi.typeof("int64_t[]")
 DOUBLES = None if ffi is None else ffi.typeof("double[]")
 PASSES = None if ffi is None else ffi.typeof("fl_pass[]")
 ROWS = None if ffi is None else ffi.typeof("fl_rows *")
+GRADS = None if ffi is None else ffi.typeof("fl_grads *")
 TAPE_FIELDS = {"gates": "gates", "c": "tape_c", "h": "tape_h", "m": "tape_m", "h0": "h0", "c0": "c0"}  # of fl_pass
 KINDS = ("lstm", "gru", "rnn")  # enum fl_kind
 ACTIVATION_IDS = {name: i for i, name in enumerate(ACTIVATIONS)}  # enum fl_activation
@@ -221,6 +222,15 @@ def forward(directions: list[Direction], x: Array, rows: Rows, y: Array | None) 
     _scratch.give(memory)
 
 
+def _rows_apart(a: Array | None) -> tuple[Any, int]:
+    """C pointer to columns of a perhaps wider array, whose rows then lie apart, and how far; NULL for None."""
+    if a is None:
+        return ffi.NULL, 0
+    if a.flags.c_contiguous:
+        return ffi.from_buffer(FLOATS, a), a.shape[1]
+    return ffi.cast("float *", a.__array_interface__["data"][0]), a.strides[0] // a.itemsize
+
+
 def backward(
     direction: Direction, x: Array, rows: Rows, dy: Array | None, dx: Array | None, grads: dict[str, Array]
 ) -> None:
@@ -234,10 +244,10 @@ def backward(
     passes = ffi.new(PASSES, 1)
     _fill(passes[0], direction)
     c_rows = _rows(x, rows)
-    c_grads = ffi.new("fl_grads *", {name: pointer(g) for name, g in grads.items()})
-    # dy is a stretch of columns of a wider array: its rows lie apart, which from_buffer refuses.
-    c_dy = ffi.NULL if dy is None else ffi.cast("float *", dy.__array_interface__["data"][0])
-    ldy = 0 if dy is None else dy.strides[0] // dy.itemsize
+    c_grads = ffi.new(GRADS)
+    for name, g in grads.items():
+        setattr(c_grads, name, ffi.from_buffer(FLOATS, g))
+    c_dy, ldy = _rows_apart(dy)
     threads = get_num_threads()
     memory = _scratch.take(lib.fl_backward_scratch(passes, c_rows, threads))
     lib.fl_backward(passes, c_rows, c_dy, ldy, pointer(dx), c_grads, memory[1], threads)
