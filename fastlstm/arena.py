@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from bisect import bisect_left
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,21 @@ import numpy as np
 from .layout import Array
 from .locks import Lock
 
-LARGE = 1 << 16  # bytes; below, NumPy's own memory is quick enough
+LARGE = 1 << 17  # bytes; below, NumPy's own memory is quick enough: malloc keeps what is given back
 LINE = 64  # bytes of a cache line: every array from here begins with one
 MOST = 64  # pieces of memory that are watched; what goes beyond comes from NumPy
 MOST_FREE = 16  # pieces that wait for use
+
+Piece = tuple[int, int, Array]  # its bytes from the first cache line on, those before it, and the memory
 
 
 class Arena:
     """Memory for large arrays; any number of threads may ask."""
 
     def __init__(self) -> None:
-        self._pieces: list[Array] = []
+        self._pieces: list[Piece] = []  # smallest first
         self._lock = Lock()
-        self._unused = _references([np.empty(1)], 0)  # what a piece counts that only the list refers to
+        self._unused = _references((0, 0, np.empty(1)))  # what memory counts that only its piece refers to
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """An uninitialised C-contiguous array."""
@@ -36,41 +39,45 @@ class Arena:
         if size < LARGE:
             return np.empty(shape, dtype)
         with self._lock:
-            piece = self._piece(size + LINE)
-            skip = -piece.__array_interface__["data"][0] % LINE
-            array: Array = piece[skip : skip + size].view(dtype).reshape(shape)
-            del piece
-        return array
+            _, skip, memory = self._piece(size)
+            return np.ndarray(shape, dtype, memory, skip)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """The same, filled with zeros."""
+        if math.prod(shape) * np.dtype(dtype).itemsize < LARGE:
+            return np.zeros(shape, dtype)
         array = self.empty(shape, dtype)
         array.fill(0)
         return array
 
     def copy(self, a: Array) -> Array:
         """A C-contiguous copy."""
+        if a.nbytes < LARGE:
+            return a.copy()
         array = self.empty(a.shape, a.dtype)
         array[...] = a
         return array
 
-    def _piece(self, size: int) -> Array:
+    def _piece(self, size: int) -> Piece:
         """The smallest unused piece that is large enough, or a new one, in place of the largest unused smaller one."""
-        pieces = self._pieces
-        free = sorted((pieces[i].nbytes, i) for i in range(len(pieces)) if _references(pieces, i) == self._unused)
-        for nbytes, i in free:
-            if nbytes >= size:
+        pieces, unused = self._pieces, self._unused
+        at = bisect_left(pieces, (size,))
+        for i in range(at, len(pieces)):
+            if _references(pieces[i]) == unused:
                 return pieces[i]
-        new = np.empty(size, np.uint8)
-        superfluous = {i for _, i in free[: max(0, len(free) - MOST_FREE)]} | {i for _, i in free[-1:]}
-        self._pieces = [piece for i, piece in enumerate(pieces) if i not in superfluous]
-        if len(self._pieces) < MOST:
-            self._pieces.append(new)
+        memory = np.empty(size + LINE, np.uint8)
+        new = size, -memory.__array_interface__["data"][0] % LINE, memory
+        del memory
+        free = [i for i in range(at) if _references(pieces[i]) == unused]
+        superfluous = {*free[: max(0, len(free) - MOST_FREE)], *free[-1:]}
+        smaller = [piece for i, piece in enumerate(pieces[:at]) if i not in superfluous]
+        if len(smaller) + len(pieces) - at < MOST:
+            self._pieces = [*smaller, new, *pieces[at:]]
         return new
 
 
-def _references(pieces: list[Array], i: int) -> int:
-    return sys.getrefcount(pieces[i])
+def _references(piece: Piece) -> int:
+    return sys.getrefcount(piece[2])
 
 
 arena = Arena()

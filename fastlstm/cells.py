@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 Kind = Literal["lstm", "gru", "rnn"]
@@ -165,7 +166,7 @@ class Spec:
             return (Phase("weight_hh", self.gates, "o * h(c)"), Phase("weight_hr", ("h",), "h"))
         return (Phase("weight_hh", self.gates, "h"),)
 
-    @property
+    @cached_property
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Canonical (PyTorch) shape of every parameter of the direction, by name."""
         GH = self.G * self.H
@@ -178,7 +179,7 @@ class Spec:
             shapes["weight_peep"] = (3, self.H)  # order i, f, o
         return shapes
 
-    @property
+    @cached_property
     def tape(self) -> dict[str, int]:
         """Width of every array that a forward pass keeps per packed row for backward, by name.
 

@@ -33,7 +33,7 @@ STORAGES = ("float32",)
 if ffi is not None:  # by names of our own, which are found sooner than attributes: a short call looks up many
     NULL, new, from_buffer = ffi.NULL, ffi.new, ffi.from_buffer
     FLOATS, INTS, DOUBLES = ffi.typeof("float[]"), ffi.typeof("int64_t[]"), ffi.typeof("double[]")
-    PASSES, ROWS = ffi.typeof("fl_pass[]"), ffi.typeof("fl_rows *")
+    PASSES, ROWS, GRADS = ffi.typeof("fl_pass[]"), ffi.typeof("fl_rows *"), ffi.typeof("fl_grads *")
 TAPE_FIELDS = {"gates": "gates", "c": "tape_c", "h": "tape_h", "m": "tape_m", "h0": "h0", "c0": "c0"}  # of fl_pass
 KINDS = ("lstm", "gru", "rnn")  # enum fl_kind
 ACTIVATION_IDS = {name: i for i, name in enumerate(ACTIVATIONS)}  # enum fl_activation
@@ -217,6 +217,15 @@ def forward(directions: list[Direction], x: Array, rows: Rows, y: Array | None) 
     _scratch.give(memory)
 
 
+def _rows_apart(a: Array | None) -> tuple[Any, int]:
+    """C pointer to columns of a perhaps wider array, whose rows then lie apart, and how far; NULL for None."""
+    if a is None:
+        return ffi.NULL, 0
+    if a.flags.c_contiguous:
+        return from_buffer(FLOATS, a), a.shape[1]
+    return ffi.cast("float *", a.__array_interface__["data"][0]), a.strides[0] // a.itemsize
+
+
 def backward(
     direction: Direction, x: Array, rows: Rows, dy: Array | None, dx: Array | None, grads: dict[str, Array]
 ) -> None:
@@ -228,10 +237,10 @@ def backward(
         elif x.ndim == 2 and block.handle.v_x == NULL:
             _pack(block, lib.FL_BACKWARD)
     passes, c_rows = _passes([direction]), _rows(x, rows)
-    c_grads = new("fl_grads *", {name: pointer(g) for name, g in grads.items()})
-    # dy is a stretch of columns of a wider array: its rows lie apart, which from_buffer refuses.
-    c_dy = NULL if dy is None else ffi.cast("float *", dy.__array_interface__["data"][0])
-    ldy = 0 if dy is None else dy.strides[0] // dy.itemsize
+    c_grads = new(GRADS)
+    for name, g in grads.items():
+        setattr(c_grads, name, from_buffer(FLOATS, g))
+    c_dy, ldy = _rows_apart(dy)
     threads = get_num_threads()
     memory = _scratch.take(lib.fl_backward_scratch(passes, c_rows, threads))
     lib.fl_backward(passes, c_rows, c_dy, ldy, pointer(dx), c_grads, memory[1], threads)
