@@ -174,7 +174,7 @@ def bench(options: argparse.Namespace) -> int:
     if min(options.threads) < 1 or options.rounds < 1:
         raise ValueError("--threads and --rounds must be at least 1")
     groups = ["training"] * options.training + ["cells"] * options.cells
-    chosen = cases.select(groups or ["inference", "odd", "lengths", "others"], options.cases)
+    chosen = cases.select(groups or ["inference", "odd", "lengths", "tokens", "others"], options.cases)
     plot.figure()  # what would fail after the measuring is to fail before it
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from fastlstm.report import cases, contenders, machine, measure, page
 from fastlstm.report.cases import Case
 
 SMALL = Case("forward", "lstm", 3, 4, B=2, T=3)
+TOKENS = Case("forward", "lstm", 20, 4, B=2, T=3, ids=True)
 KINDS_AND_MODES = [
     Case("forward", "lstm", 3, 4, B=2, T=3, layers=2, bidirectional=True),
     Case("forward", "gru", 3, 4, B=2, T=3, reset_after=False),
@@ -28,6 +29,9 @@ KINDS_AND_MODES = [
     Case("train", "lstm", 3, 4, B=2, T=3, layers=2),
     Case("train", "gru", 3, 4, B=2, T=3),
     Case("train", "rnn", 3, 4, B=5, T=6, ragged=True),
+    Case("forward", "gru", 20, 4, B=2, T=3, layers=2, bidirectional=True, ids=True),
+    Case("step", "lstm", 20, 4, ids=True),
+    Case("train", "lstm", 20, 4, B=2, T=3, ids=True),
 ]
 needs_c = pytest.mark.skipif(backends()["c"] is not None, reason=f"c: {backends()['c']}")
 
@@ -61,6 +65,17 @@ def test_cost_of_a_case_by_hand() -> None:
     assert dataclasses.replace(case, mode="train").flops == 3 * case.flops
     deep = dataclasses.replace(case, layers=2, bidirectional=True)
     assert deep.flops == 2 * 2 * 1024 * (28 + 256 + 512 + 256) * 32 * 35
+
+
+def test_token_ids_cost_no_product() -> None:
+    """LSTM(10,000, 256): the recurrent product alone, though the parameters are counted."""
+    case = cases.TOKENS[-1]
+    assert (case.I, case.H, case.B, case.T) == (10_000, 256, 32, 100)
+    assert case.flops == 2 * 1024 * 256 * 32 * 100
+    assert case.bytes_read == 100 * 16 * 256 * 256
+    assert case.parameters == 1024 * (10_000 + 256 + 2)
+    deep = dataclasses.replace(case, layers=2)
+    assert deep.flops == case.flops + 2 * 1024 * (256 + 256) * 32 * 100
 
 
 @pytest.mark.parametrize("case", KINDS_AND_MODES, ids=str)
@@ -101,6 +116,15 @@ def test_every_contender_here_computes_the_same(case: Case) -> None:
             assert measure.difference(make(case, 1).values(), expected) is None, name
         except measure.Unsupported as error:
             assert name not in OURS, error
+
+
+def test_token_ids_and_the_numbers_that_they_stand_for_compute_the_same() -> None:
+    both = contenders.in_both_forms(OURS | contenders.peers())
+    assert list(both)[:2] == [name := next(iter(OURS)), name + contenders.SIZE_1]
+    assert len(both) == 2 * len(OURS)
+    expected = contenders.reference(TOKENS)
+    assert all(measure.difference(make(TOKENS, 1).values(), expected) is None for make in both.values())
+    assert TOKENS.draw().x.shape == (3, 2) and TOKENS.of_size_1.draw().x.shape == (3, 2, 1)
 
 
 def test_a_wrong_contender_is_reported_and_not_timed() -> None:
@@ -175,14 +199,20 @@ def test_a_tiny_run_writes_everything(tmp_path: Path, monkeypatch: pytest.Monkey
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(machine, "LADDER", machine.LADDER[:2])
     monkeypatch.setattr(contenders, "ours", lambda isas: OURS)
-    monkeypatch.setattr(cases, "GROUPS", {"inference": [SMALL], "cells": [SMALL]})
-    assert main(["bench", "--cells", "--cases", "inference", "cells", "--rounds", "2", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(cases, "GROUPS", {"inference": [SMALL], "cells": [SMALL], "tokens": [TOKENS]})
+    assert (
+        main(["bench", "--cells", "--cases", "inference", "cells", "tokens", "--rounds", "2", "--out", str(tmp_path)])
+        == 0
+    )
     raw = json.loads((tmp_path / "samples.json").read_text())
     timed = {one["contender"]: one["rounds"] for one in raw["entries"][0]["results"]}
     assert list(timed) == list(OURS) and all(len(rounds) == 2 for rounds in timed.values())
     assert raw["entries"][0]["flops"] == SMALL.flops and raw["facts"]["load before"]
     text = (tmp_path / "report.md").read_text()
     assert "## What a cell costs" in text and str(SMALL) in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith(f"| {TOKENS} |")]
+    assert [row[1] for row in rows] == list(OURS)  # each beside itself
+    assert all(float(row[4].split()[0]) > 0 for row in rows)
     charts = {"cells-1.svg"} | ({"inference-1.svg"} if len(OURS) > 1 else set())
     assert {path.name for path in tmp_path.iterdir()} == charts | {"samples.json", "report.md"}
     for name in charts:
@@ -208,7 +238,7 @@ def test_bad_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["bench", "--threads", "0", "--out", str(tmp_path)]) == 2
     assert "--threads and --rounds must be at least 1" in capsys.readouterr().err
     assert main(["bench", "--cases", "nonsense", "--out", str(tmp_path)]) == 2
-    assert "no case in inference, odd, lengths, others is called 'nonsense'" in capsys.readouterr().err
+    assert "no case in inference, odd, lengths, tokens, others is called 'nonsense'" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------------------- what the documents say

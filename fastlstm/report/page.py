@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import io as memory
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .measure import TOLERANCE, Result, geometric_mean
+import numpy as np
+
+from .contenders import SIZE_1
+from .measure import TOLERANCE, Result, geometric_mean, ratio
 
 if TYPE_CHECKING:
     from . import Entry, Report
@@ -16,6 +20,7 @@ TITLES = {
     "inference": "Inference",
     "odd": "Odd shapes",
     "lengths": "Sequences of unequal length",
+    "tokens": "Token ids",
     "others": "GRU and RNN",
     "training": "Training",
     "cells": "What a cell costs",
@@ -173,7 +178,7 @@ def tables(report: Report, group: str) -> Iterator[str]:
     """A table for each number of threads."""
     for n, entries in of(report, group).items():
         yield f"### {threads(n)}"
-        yield costs(entries) if group == "cells" else times(report, entries)
+        yield {"cells": costs, "tokens": forms}.get(group, functools.partial(times, report))(entries)
 
 
 def times(report: Report, entries: Sequence[Entry]) -> str:
@@ -217,6 +222,30 @@ def costs(entries: Sequence[Entry]) -> str:
                 f"{entry.case.flops / entry.ours.median / 1e9:.1f}",
             )
             for entry in entries
+        ],
+    )
+
+
+def forms(entries: Sequence[Entry]) -> str:
+    """What token ids cost beside an input of size 1; without a product, as much."""
+    rng = np.random.default_rng(0)
+    both = [
+        (entry, name, result, entry.results[name + SIZE_1])
+        for entry in entries
+        for name, result in entry.results.items()
+        if name + SIZE_1 in entry.results
+    ]
+    return table(
+        ("case", "backend", "time", "input of size 1", "by that"),
+        [
+            (
+                str(entry.case),
+                name,
+                shown(ids),
+                shown(numbers),
+                str(ratio(ids, numbers, rng)) if ids.rounds and numbers.rounds else "–",
+            )
+            for entry, name, ids, numbers in both
         ],
     )
 
