@@ -13,7 +13,7 @@ from ..cells import GATES, Kind
 from ..layers import GRU, LSTM, RNN
 from ..layout import Array
 
-Mode = Literal["forward", "step", "train"]
+Mode = Literal["forward", "step", "run", "train"]
 
 LAYERS: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 CHECKED_STEPS = 5  # of a stream, before its steps are timed
@@ -34,8 +34,9 @@ class Case:
 
     Parameters
     ----------
-    mode : {"forward", "step", "train"}
-        A call over whole sequences; one step of a stream; forward and backward, gradients for input and parameters.
+    mode : {"forward", "step", "run", "train"}
+        A call over whole sequences; one step of a stream; T steps of a stream in one call; forward and backward,
+        gradients for input and parameters.
     kind : {"lstm", "gru", "rnn"}
     I, H, B, T, layers : int
         Sizes, in `cells`' alphabet.

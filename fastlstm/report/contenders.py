@@ -43,13 +43,15 @@ def ours(isas: bool = False) -> dict[str, Maker]:
 
 def peers() -> dict[str, Maker]:
     every: list[Any] = [torch, onnxruntime, openvino, tensorflow]
-    return {make.__name__: functools.partial(of_numbers, make) for make in every}
+    return {make.__name__: functools.partial(peer, make) for make in every}
 
 
-def of_numbers(make: Maker, case: Case, threads: int) -> Contender:
-    """Who takes numbers alone."""
+def peer(make: Maker, case: Case, threads: int) -> Contender:
+    """One of them, in what they all can do."""
     if case.ids:
         raise Unsupported("takes token ids only through an embedding, which is a layer of its own")
+    if case.mode == "run":
+        raise Unsupported("has no streams")
     return make(case, threads)
 
 
@@ -89,6 +91,9 @@ def our_contender(case: Case, layer: Any) -> Contender:
     if case.mode == "step":
         step, x_0 = layer.stream(case.B).step, x[0]
         return Contender(lambda: step(x_0), lambda: {"y": stepped(layer.stream(case.B).step, x)})
+    if case.mode == "run":
+        run = layer.stream(case.B).run
+        return Contender(lambda: run(x), lambda: {"y": layer.stream(case.B).run(x)})
     if case.mode == "forward":
         return Contender(lambda: layer(x, None, drawn.lengths), lambda: {"y": layer(x, None, drawn.lengths)[0]})
 
