@@ -228,6 +228,19 @@ def test_a_tiny_run_writes_everything(tmp_path: Path, monkeypatch: pytest.Monkey
         assert ElementTree.parse(tmp_path / name).getroot().tag.endswith("svg")
 
 
+def test_cells_are_compared_with_the_lstm_of_their_shape() -> None:
+    """In a chart, where it was measured too; the table has parameters and operations of all."""
+    pytest.importorskip("matplotlib")
+    every = [Case(mode, kind, 4, 4, B=2, T=3) for mode in cases.CALLS for kind in cases.KINDS]
+    entries = [report.Entry("cells", c, 1, {"c": measure.Result("c", rounds=[[1.0], [2.0]])}, ()) for c in every]
+    assert [lstm.case.kind for _, lstm in page.beside_lstm(entries)] == ["lstm"] * len(every)
+    assert all(entry.case.mode == lstm.case.mode for entry, lstm in page.beside_lstm(entries))
+    table = page.costs(entries).splitlines()[2:]
+    assert [line.split(" | ")[1] for line in table] == [f"{c.parameters:,}" for c in every]
+    for few, charts in ((entries, {"cells-1.svg"}), (entries[1:3], set())):
+        assert page.charts(report.Report({}, {1: None}, 2, few)).keys() == charts
+
+
 def test_losing_and_wrong_cases_come_first() -> None:
     slow = measure.Result("c", rounds=[[3.0], [3.1]])
     quick = measure.Result("torch", rounds=[[1.0], [1.1]])

@@ -2,7 +2,7 @@
 
 cases       what is measured, as data            contenders  who is measured
 measure     fairly: values first, interleaved    machine     what it is, and the most that it can do
-page        the report in Markdown, with charts
+page        the report in Markdown, with charts  neighbours  all of this beside others that want the processor
 """
 
 from __future__ import annotations

@@ -270,8 +270,8 @@ def charts(report: Report) -> dict[str, bytes]:
     for group in groups(report):
         for n, entries in of(report, group).items():
             title = f"{TITLES[group]}, {threads(n)}"
-            if group == "cells":
-                found[f"{group}-{n}.svg"] = chart_of_costs(entries, title)
+            if group == "cells" and (pairs := beside_lstm(entries)):
+                found[f"{group}-{n}.svg"] = chart_of_costs(pairs, title)
             elif compared(entries):
                 found[f"{group}-{n}.svg"] = chart_of_ratios(compared(entries), title)
     return found
@@ -324,11 +324,16 @@ def chart_of_ratios(entries: Sequence[Entry], title: str) -> bytes:
     return drawn(fig)
 
 
-def chart_of_costs(entries: Sequence[Entry], title: str) -> bytes:
+def beside_lstm(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
+    """(an entry, that of the LSTM of the same shape), where both were timed."""
+    here = timed(entries, entries[0].ours.contender)
+    return [(entry, lstm) for entry in here for lstm in here if same_but_kind(lstm, entry)]
+
+
+def chart_of_costs(rows: Sequence[tuple[Entry, Entry]], title: str) -> bytes:
     """For each cell: parameters, operations and time, each by those of the LSTM of the same shape."""
     from ..plot import GRID, HELD_OUT, TRAINING
 
-    rows = [(e, next(o for o in entries if same_but_kind(o, e))) for e in timed(entries, entries[0].ours.contender)]
     fig, axes = canvas(len(rows), 0.5)
     for at, (entry, lstm) in enumerate(rows):
         bars = (
@@ -340,7 +345,7 @@ def chart_of_costs(entries: Sequence[Entry], title: str) -> bytes:
             axes.barh(at + 0.26 * (i - 1), value, 0.26, color=colour, label=None if at else label)
         axes.annotate(f" {microseconds(entry.ours.median)} µs", (bars[-1][0], at + 0.26), va="center", fontsize=8)
     axes.set_yticks(range(len(rows)), [str(entry.case) for entry, _ in rows], fontsize=8)
-    axes.set(xlabel="by the LSTM of the same shape", title=f"{title}, backend {entries[0].ours.contender}")
+    axes.set(xlabel="by the LSTM of the same shape", title=f"{title}, backend {rows[0][0].ours.contender}")
     axes.legend(frameon=False, loc="lower right")
     return drawn(fig)
 
