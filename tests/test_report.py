@@ -273,7 +273,7 @@ def two_parts() -> list[neighbours.Part]:
     some = [SMALL], [Case("step", "lstm", 3, 4), Case("run", "lstm", 3, 4, T=3)]
     wanted: list[dict[str, float]] = [{neighbours.GROWTH: 1e-3}, {neighbours.TAIL: 1e9}]
     return [
-        neighbours.Part(f"Part {i}", some[i], quiet | beside[i], threads=2 - i, calls=5, wanted=wanted[i])
+        neighbours.Part(f"Part {i}", some[i], quiet | beside[i], threads=2 - i, calls=5, seconds=0, wanted=wanted[i])
         for i in range(2)
     ]
 
@@ -340,6 +340,7 @@ def test_every_call_counts_with_what_comes_before_it() -> None:
     assert len(found) == 50 and next(calls) == 50 + neighbours.WARM_CALLS
     slow = neighbours.latencies(lambda: time.sleep(0.01), 1000, most_seconds=0.05)
     assert 1 <= len(slow) <= 5 and min(slow) >= 0.01  # a turn ends
+    assert sum(neighbours.latencies(lambda: None, 3, seconds=0.01)) >= 0.01
 
 
 # ----------------------------------------------------------------------------------------------- what the documents say

@@ -84,8 +84,9 @@ class Part:
     surroundings : dict
         Name -> what makes them, as a context; the first is QUIET.
     threads : int
-    calls : int
-        Of a turn: at least 3 are to lie beyond the 99th percentile.
+    calls, seconds : int, float
+        A turn has so many calls and lasts so long, at least: some calls are to lie beyond the 99th percentile, and the
+        system is to have changed between the processes often.
     wanted : dict
         Name of a ratio (see `ratios`) -> the most that it should be.
     """
@@ -95,6 +96,7 @@ class Part:
     surroundings: Mapping[str, Callable[[], AbstractContextManager[object]]]
     threads: int
     calls: int
+    seconds: float
     wanted: Mapping[str, float]
 
 
@@ -111,6 +113,7 @@ PARTS = [
         {QUIET: nullcontext} | {f"{n} busy": functools.partial(busy_processes, n) for n in (1, 2)},
         threads=2,
         calls=300,
+        seconds=0.5,
         wanted={GROWTH: 3, BY_RIVAL: 1.2},
     ),
     # A step that keeps Python's lock loses it only when its 5 ms are over: one step in hundreds. One that lets go of
@@ -121,6 +124,7 @@ PARTS = [
         {QUIET: nullcontext, "busy thread": busy_thread},
         threads=1,
         calls=3000,
+        seconds=0.05,
         wanted={TAIL: 10},
     ),
     # and so is better taken with many others in one call, which waits once.
@@ -130,6 +134,7 @@ PARTS = [
         {QUIET: nullcontext, "busy thread": busy_thread},
         threads=1,
         calls=300,
+        seconds=0.05,
         wanted={},
     ),
 ]
@@ -242,21 +247,26 @@ def measured(
                 with part.surroundings[name]():
                     for who in rng.permutation(list(right)):
                         time.sleep(measure.SETTLE_SECONDS)
-                        results[name][who].rounds.append(latencies(right[who].call, part.calls))
+                        results[name][who].rounds.append(latencies(right[who].call, part.calls, part.seconds))
             tick()
     return results
 
 
-def latencies(call: Callable[[], object], calls: int, most_seconds: float = TURN_SECONDS) -> list[float]:
-    """Seconds from the end of each call to that of the next: a wait for Python's lock may fall between two."""
+def latencies(
+    call: Callable[[], object], calls: int, seconds: float = 0.0, most_seconds: float = TURN_SECONDS
+) -> list[float]:
+    """Seconds from the end of each call to that of the next: a wait for Python's lock may fall between two.
+
+    Of at least so many calls and so long a time; but a turn ends after `most_seconds`.
+    """
     for _ in range(WARM_CALLS):
         call()
     clock = time.perf_counter
     ends = [clock()]
-    while len(ends) <= calls and ends[-1] - ends[0] < most_seconds:
+    while ends[-1] - ends[0] < (most_seconds if len(ends) <= calls else seconds):
         call()
         ends.append(clock())
-    found: list[float] = np.diff(ends).tolist()
+    found: list[float] = np.diff(ends).round(9).tolist()
     return found
 
 
@@ -333,7 +343,6 @@ def times(entry: Entry) -> str:
             shown = [microseconds(percentile(one, q)) for q in (50, 99)]
             shown += [f"{ratios[name]:.2f}" if name in ratios else "" for name in (GROWTH, TAIL, BY_RIVAL)]
             rows.append((who, surroundings, calls, *shown))
-    notes = [f"\n- {one.contender}: {one.problem}" for one in entry.results[QUIET].values() if one.problem]
-    return "\n".join(
-        [table(("contender", "surroundings", "calls a run", "median", "p99", GROWTH, TAIL, BY_RIVAL), rows), *notes]
-    )
+    notes = [f"- {one.contender}: {one.problem}" for one in entry.results[QUIET].values() if one.problem]
+    head = ("contender", "surroundings", "calls a run", "median", "p99", GROWTH, TAIL, BY_RIVAL)
+    return "\n".join([table(head, rows), *[""] * bool(notes), *notes])
