@@ -193,10 +193,16 @@ bench: $(VENV)/installed
 	    --benchmark-group-by=group --benchmark-columns=median,iqr,min,rounds --benchmark-sort=name \
 	    --benchmark-json=bench/results/bench.json
 
-## bench-peers: inference beside PyTorch, ONNX Runtime and OpenVINO; report in bench/results/peers
+## bench-peers: inference beside PyTorch, ONNX Runtime and OpenVINO, then bench-neighbours; report in bench/results/peers
 .PHONY: bench-peers
 bench-peers: $(VENV_BENCH)/installed
 	$(VENV_BENCH)/bin/fastlstm bench --peers $(BENCH) --out bench/results/peers
+	@$(MAKE) --no-print-directory bench-neighbours
+
+## bench-neighbours: latency beside busy processes and a busy Python thread; report in bench/results/neighbours
+.PHONY: bench-neighbours
+bench-neighbours: $(VENV_BENCH)/installed
+	$(VENV_BENCH)/bin/fastlstm bench --peers --neighbours --out bench/results/neighbours
 
 ## bench-training: training beside PyTorch, and what each kind of cell costs; report in bench/results/training
 .PHONY: bench-training

@@ -103,8 +103,9 @@ def parser() -> argparse.ArgumentParser:
     bench_.add_argument("--isas", action="store_true", help="backend c with its other instruction sets too")
     bench_.add_argument("--training", action="store_true", help="forward and backward, instead of inference")
     bench_.add_argument("--cells", action="store_true", help="what LSTM, GRU and RNN cost, instead of inference")
-    bench_.add_argument("--threads", nargs="+", type=int, default=[1], metavar="N", help="(default: 1)")
-    bench_.add_argument("--rounds", type=int, default=15, metavar="N", help="turns of each (default: %(default)s)")
+    bench_.add_argument("--neighbours", action="store_true", help="beside busy processes and threads, instead of alone")
+    bench_.add_argument("--threads", nargs="+", type=int, metavar="N", help="(default: 1; beside processes 2)")
+    bench_.add_argument("--rounds", type=int, metavar="N", help="turns of each (default: 15; beside neighbours 5)")
     bench_.add_argument("--out", default="bench-report", metavar="FOLDER", help="(default: %(default)s)")
     bench_.set_defaults(run=bench)
     return top
@@ -171,23 +172,43 @@ def bench(options: argparse.Namespace) -> int:
     from . import plot, report
     from .report import cases, contenders
 
-    if min(options.threads) < 1 or options.rounds < 1:
+    if min(options.threads or [1]) < 1 or (options.rounds or 1) < 1:
         raise ValueError("--threads and --rounds must be at least 1")
+    if options.neighbours:
+        return bench_neighbours(options)
+    threads, rounds = options.threads or [1], options.rounds or 15
     groups = ["training"] * options.training + ["cells"] * options.cells
-    chosen = cases.select(groups or ["inference", "odd", "lengths", "others"], options.cases)
+    chosen = cases.select(groups or ["inference", "odd", "lengths", "tokens", "others"], options.cases)
     plot.figure()  # what would fail after the measuring is to fail before it
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     ours = contenders.ours(options.isas)
     peers = contenders.peers() if options.peers else {}
     rivals = [*peers] or [name for name in [*ours][1:] if name == report.BASE_LINE]
-    done = report.run(chosen, ours | peers, rivals, options.threads, options.rounds)
+    done = report.run(chosen, ours | peers, rivals, threads, rounds)
     if options.training and options.peers:
         arguments = ["--training", "--peers", *(["--cases", *options.cases] if options.cases else [])]
-        arguments += ["--threads", *map(str, options.threads), "--rounds", str(options.rounds)]
+        arguments += ["--threads", *map(str, threads), "--rounds", str(rounds)]
         done.tuned = report.tuned_ratios(arguments, out / "tuned")
     print(f"report in {report.write(done, out)}")
     return FAILED if any(one.wrong for entry in done.entries for one in entry.results.values()) else 0
+
+
+def bench_neighbours(options: argparse.Namespace) -> int:
+    """Measure the first backend, and peers, beside busy neighbours, and write a report with every call's time."""
+    from .report import contenders, neighbours
+
+    if options.training or options.cells or len(options.threads or [2]) > 1:
+        raise ValueError("--neighbours has cases of its own, and takes one number of threads at a time")
+    parts = neighbours.select(options.cases, *(options.threads or ()))
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    ours = dict([*contenders.ours().items()][:1])
+    peers = contenders.peers() if options.peers else {}
+    done = neighbours.run(parts, ours | peers, options.rounds or neighbours.RUNS)
+    print(f"report in {neighbours.write(done, out)}")
+    wrong = any(one.wrong for entry in done.entries for one in entry.results[neighbours.QUIET].values())
+    return FAILED if wrong else 0
 
 
 # --------------------------------------------------------------------------------------------------------------- parts

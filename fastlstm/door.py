@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .arena import arena
 from .layout import Array, Rows
 
 
@@ -80,7 +81,7 @@ class Batch:
         return cls(T, B, rows, order, steps, order[np.arange(rows.N) - rows.offsets[steps]])
 
     @classmethod
-    @functools.lru_cache(maxsize=256)
+    @functools.lru_cache(maxsize=32)  # of up to 16 KiB each: a process with ever new shapes stays as large as it is
     def dense(cls, T: int, B: int) -> Batch:
         """B sequences of T steps each. Remembered: making it takes longer than a short call."""
         return cls(T, B, Rows.dense(T if B else 0, B), None)
@@ -89,16 +90,23 @@ class Batch:
         """(T, B, ...) -> (N, ...), contiguous; x itself where nothing has to move."""
         if self.order is None:
             if x.dtype is not dtype or not x.flags.c_contiguous:
-                x = np.ascontiguousarray(x, dtype)
+                given, x = x, arena.empty(x.shape, dtype)
+                x[...] = given
             return x.reshape(self.rows.N, *x.shape[2:])
         return np.ascontiguousarray(x[self.steps, self.which], dtype)
 
-    def unpack(self, rows: Array) -> Array:
-        """(N, W) -> (T, B, W), zeros where no sequence is."""
+    def unpack(self, rows: Array, batch_first: bool = False) -> Array:
+        """(N, W) -> (T, B, W) or, at once, (B, T, W), zeros where no sequence is; rows itself where nothing moves."""
+        T, B, W = self.T, self.B, rows.shape[1]
+        if self.order is None and (not batch_first or min(T, B) == 1):
+            return rows.reshape((B, T, W) if batch_first else (T, B, W))
+        room = arena.empty if self.order is None else arena.zeros
+        x = room((B, T, W) if batch_first else (T, B, W), rows.dtype)
+        by_time = x.swapaxes(0, 1) if batch_first else x
         if self.order is None:
-            return rows.reshape(self.T, self.B, rows.shape[1])
-        x = np.zeros((self.T, self.B, rows.shape[1]), rows.dtype)
-        x[self.steps, self.which] = rows
+            by_time[...] = rows.reshape(T, B, W)
+        else:
+            by_time[self.steps, self.which] = rows
         return x
 
     def pack_state(self, state: Array) -> Array:

@@ -204,11 +204,9 @@ class Recurrent(Layer):
             h, c = h[:, 0], None if c is None else c[:, 0]
         return h if c is None else (h, c)
 
-    def _give(self, x: Array, unbatched: bool) -> Array:
-        """(T, B, W) in the caller's order of axes."""
-        if unbatched:
-            return x[:, 0]
-        return np.ascontiguousarray(x.swapaxes(0, 1)) if self.batch_first else x
+    def _give(self, rows: Array, batch: Batch, unbatched: bool) -> Array:
+        """Packed rows (N, W) in the caller's order of axes."""
+        return batch.unpack(rows)[:, 0] if unbatched else batch.unpack(rows, self.batch_first)
 
     # ------------------------------------------------------------------------------------------------------- forward
     def _run(
@@ -350,7 +348,7 @@ class Recurrent(Layer):
         if last_only:
             y = self._last(rows, batch)
             return y[0] if unbatched else y, self._give_state(h, c, unbatched)
-        return self._give(batch.unpack(rows), unbatched), self._give_state(h, c, unbatched)
+        return self._give(rows, batch, unbatched), self._give_state(h, c, unbatched)
 
     def _last(self, rows: Array, batch: Batch) -> Array:
         """Rows of every sequence's last valid step: (B, D*R), zeros for length 0."""
@@ -380,12 +378,13 @@ class Recurrent(Layer):
         y, state : as `__call__`
         tape : Tape
             Serves one `backward`. It holds, for each valid step and layer, a copy of the layer's input and for each
-            direction 6 H floats for LSTM (gates, c, h; with a projection 6 H + proj_size), 5 H for GRU, H for RNN.
+            direction 6 H floats for LSTM (gates, c, h; with a projection 6 H + proj_size), 5 H for GRU, H for RNN; and
+            dropout's factors, where it drops.
         """
         every = None if checkpoint_every is None else positive(checkpoint_every, "checkpoint_every")
         rows, h, c, batch, unbatched, tape = self._run(x, state, lengths, keep=True, checkpoint_every=every)
         assert tape is not None
-        return self._give(batch.unpack(rows), unbatched), self._give_state(h, c, unbatched), tape
+        return self._give(rows, batch, unbatched), self._give_state(h, c, unbatched), tape
 
     # ------------------------------------------------------------------------------------------------------ backward
     def _check_dy(self, dy: Any, batch: Batch, unbatched: bool) -> Array:
@@ -469,7 +468,7 @@ class Recurrent(Layer):
             d_rows = dx if mask is None or dx is None else dx * mask
         dx = None
         if tape.x[0].ndim == 2:  # without any row, tape.x[0] is as empty as its gradient
-            dx = self._give(batch.unpack(tape.x[0] if d_rows is None or not batch.rows.N else d_rows), unbatched)
+            dx = self._give(tape.x[0] if d_rows is None or not batch.rows.N else d_rows, batch, unbatched)
         return dx, self._give_state(dh, dc, unbatched), grads
 
     # ----------------------------------------------------------------------------------------------------- streaming

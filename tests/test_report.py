@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
+import itertools
 import json
+import signal
+import subprocess
+import threading
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,19 +22,24 @@ import pytest
 from fastlstm import config, report
 from fastlstm.backends import BackendError, backends, choose
 from fastlstm.cli import main
-from fastlstm.report import cases, contenders, machine, measure, page
+from fastlstm.report import cases, contenders, machine, measure, neighbours, page
 from fastlstm.report.cases import Case
 
 SMALL = Case("forward", "lstm", 3, 4, B=2, T=3)
+TOKENS = Case("forward", "lstm", 20, 4, B=2, T=3, ids=True)
 KINDS_AND_MODES = [
     Case("forward", "lstm", 3, 4, B=2, T=3, layers=2, bidirectional=True),
     Case("forward", "gru", 3, 4, B=2, T=3, reset_after=False),
     Case("forward", "rnn", 3, 4, B=5, T=6, ragged=True),
     Case("step", "lstm", 3, 4),
     Case("step", "gru", 3, 4, B=2),
+    Case("run", "gru", 3, 4, B=2, T=6),
     Case("train", "lstm", 3, 4, B=2, T=3, layers=2),
     Case("train", "gru", 3, 4, B=2, T=3),
     Case("train", "rnn", 3, 4, B=5, T=6, ragged=True),
+    Case("forward", "gru", 20, 4, B=2, T=3, layers=2, bidirectional=True, ids=True),
+    Case("step", "lstm", 20, 4, ids=True),
+    Case("train", "lstm", 20, 4, B=2, T=3, ids=True),
 ]
 needs_c = pytest.mark.skipif(backends()["c"] is not None, reason=f"c: {backends()['c']}")
 
@@ -61,6 +73,17 @@ def test_cost_of_a_case_by_hand() -> None:
     assert dataclasses.replace(case, mode="train").flops == 3 * case.flops
     deep = dataclasses.replace(case, layers=2, bidirectional=True)
     assert deep.flops == 2 * 2 * 1024 * (28 + 256 + 512 + 256) * 32 * 35
+
+
+def test_token_ids_cost_no_product() -> None:
+    """LSTM(10,000, 256): the recurrent product alone, though the parameters are counted."""
+    case = cases.TOKENS[-1]
+    assert (case.I, case.H, case.B, case.T) == (10_000, 256, 32, 100)
+    assert case.flops == 2 * 1024 * 256 * 32 * 100
+    assert case.bytes_read == 100 * 16 * 256 * 256
+    assert case.parameters == 1024 * (10_000 + 256 + 2)
+    deep = dataclasses.replace(case, layers=2)
+    assert deep.flops == case.flops + 2 * 1024 * (256 + 256) * 32 * 100
 
 
 @pytest.mark.parametrize("case", KINDS_AND_MODES, ids=str)
@@ -101,6 +124,15 @@ def test_every_contender_here_computes_the_same(case: Case) -> None:
             assert measure.difference(make(case, 1).values(), expected) is None, name
         except measure.Unsupported as error:
             assert name not in OURS, error
+
+
+def test_token_ids_and_the_numbers_that_they_stand_for_compute_the_same() -> None:
+    both = contenders.in_both_forms(OURS | contenders.peers())
+    assert list(both)[:2] == [name := next(iter(OURS)), name + contenders.SIZE_1]
+    assert len(both) == 2 * len(OURS)
+    expected = contenders.reference(TOKENS)
+    assert all(measure.difference(make(TOKENS, 1).values(), expected) is None for make in both.values())
+    assert TOKENS.draw().x.shape == (3, 2) and TOKENS.of_size_1.draw().x.shape == (3, 2, 1)
 
 
 def test_a_wrong_contender_is_reported_and_not_timed() -> None:
@@ -175,19 +207,38 @@ def test_a_tiny_run_writes_everything(tmp_path: Path, monkeypatch: pytest.Monkey
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(machine, "LADDER", machine.LADDER[:2])
     monkeypatch.setattr(contenders, "ours", lambda isas: OURS)
-    monkeypatch.setattr(cases, "GROUPS", {"inference": [SMALL], "cells": [SMALL]})
-    assert main(["bench", "--cells", "--cases", "inference", "cells", "--rounds", "2", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(cases, "GROUPS", {"inference": [SMALL], "cells": [SMALL], "tokens": [TOKENS]})
+    assert (
+        main(["bench", "--cells", "--cases", "inference", "cells", "tokens", "--rounds", "2", "--out", str(tmp_path)])
+        == 0
+    )
     raw = json.loads((tmp_path / "samples.json").read_text())
     timed = {one["contender"]: one["rounds"] for one in raw["entries"][0]["results"]}
     assert list(timed) == list(OURS) and all(len(rounds) == 2 for rounds in timed.values())
     assert raw["entries"][0]["flops"] == SMALL.flops and raw["facts"]["load before"]
     text = (tmp_path / "report.md").read_text()
     assert "## What a cell costs" in text and str(SMALL) in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith(f"| {TOKENS} |")]
+    assert [row[1] for row in rows] == list(OURS)  # each beside itself
+    assert all(float(row[4].split()[0]) > 0 for row in rows)
     charts = {"cells-1.svg"} | ({"inference-1.svg"} if len(OURS) > 1 else set())
     assert {path.name for path in tmp_path.iterdir()} == charts | {"samples.json", "report.md"}
     for name in charts:
         assert f"({name})" in text
         assert ElementTree.parse(tmp_path / name).getroot().tag.endswith("svg")
+
+
+def test_cells_are_compared_with_the_lstm_of_their_shape() -> None:
+    """In a chart, where it was measured too; the table has parameters and operations of all."""
+    pytest.importorskip("matplotlib")
+    every = [Case(mode, kind, 4, 4, B=2, T=3) for mode in cases.CALLS for kind in cases.KINDS]
+    entries = [report.Entry("cells", c, 1, {"c": measure.Result("c", rounds=[[1.0], [2.0]])}, ()) for c in every]
+    assert [lstm.case.kind for _, lstm in page.beside_lstm(entries)] == ["lstm"] * len(every)
+    assert all(entry.case.mode == lstm.case.mode for entry, lstm in page.beside_lstm(entries))
+    table = page.costs(entries).splitlines()[2:]
+    assert [line.split(" | ")[1] for line in table] == [f"{c.parameters:,}" for c in every]
+    for few, charts in ((entries, {"cells-1.svg"}), (entries[1:3], set())):
+        assert page.charts(report.Report({}, {1: None}, 2, few)).keys() == charts
 
 
 def test_losing_and_wrong_cases_come_first() -> None:
@@ -207,8 +258,89 @@ def test_losing_and_wrong_cases_come_first() -> None:
 def test_bad_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--threads", "0", "--out", str(tmp_path)]) == 2
     assert "--threads and --rounds must be at least 1" in capsys.readouterr().err
+    assert main(["bench", "--neighbours", "--threads", "1", "2", "--out", str(tmp_path)]) == 2
+    assert "--neighbours has cases of its own" in capsys.readouterr().err
+    assert main(["bench", "--neighbours", "--cases", "nonsense", "--out", str(tmp_path)]) == 2
+    assert "no case beside neighbours is called 'nonsense'" in capsys.readouterr().err
     assert main(["bench", "--cases", "nonsense", "--out", str(tmp_path)]) == 2
-    assert "no case in inference, odd, lengths, others is called 'nonsense'" in capsys.readouterr().err
+    assert "no case in inference, odd, lengths, tokens, others is called 'nonsense'" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------- the neighbours
+def two_parts() -> list[neighbours.Part]:
+    quiet = {neighbours.QUIET: nullcontext}
+    beside = {"1 busy": functools.partial(neighbours.busy_processes, 1)}, {"busy thread": neighbours.busy_thread}
+    some = [SMALL], [Case("step", "lstm", 3, 4), Case("run", "lstm", 3, 4, T=3)]
+    wanted: list[dict[str, float]] = [{neighbours.GROWTH: 1e-3}, {neighbours.TAIL: 1e9}]
+    return [
+        neighbours.Part(f"Part {i}", some[i], quiet | beside[i], threads=2 - i, calls=5, seconds=0, wanted=wanted[i])
+        for i in range(2)
+    ]
+
+
+def test_a_tiny_run_beside_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "PARTS", two_parts())
+    monkeypatch.setattr(contenders, "peers", lambda: {"onnxruntime": OURS["numpy"], "wrong": wrong})
+    arguments = ["bench", "--neighbours", "--peers", "--rounds", "2", "--out", str(tmp_path)]
+    assert main(arguments) == 1  # for one of them was wrong
+    raw = json.loads((tmp_path / "neighbours.json").read_text())
+    assert [entry["surroundings"] for entry in raw["entries"]] == ["quiet", "1 busy", *["quiet", "busy thread"] * 2]
+    for entry in raw["entries"]:
+        right, rival, false = entry["results"]
+        assert [len(run) for run in right["rounds"] + rival["rounds"]] == [5] * 4
+        assert all(seconds > 0 for run in right["rounds"] for seconds in run)
+        assert false["problem"].startswith(measure.WRONG) and not false["rounds"]
+    text = (tmp_path / "neighbours.md").read_text()
+    assert "## Missed: 1 of 3" in text and f"| {SMALL} | 1 busy | {neighbours.GROWTH} |" in text
+    assert text.index("## Missed") < text.index("## Part 0") < text.index(f"### {SMALL}, 2 threads")
+    assert text.count("| onnxruntime | busy thread | 5 |") == 2 and "- wrong: wrong values" in text
+    assert main([*arguments[:-4], "--cases", "run", "--out", str(tmp_path / "some")]) == 1
+    assert len(json.loads((tmp_path / "some" / "neighbours.json").read_text())["entries"]) == 2
+
+
+def test_ratios_beside_neighbours_by_hand() -> None:
+    """Medians over runs; the rival's percentiles are those of the same run."""
+    part = two_parts()[0]
+    ours = {neighbours.QUIET: [[1.0] * 9, [2.0] * 9, [9.0] * 9], "1 busy": [[3.0] * 9, [4.0] * 9, [40.0] * 9]}
+    rival = [[6.0] * 9, [2.0] * 9, [40.0] * 9]
+    entry = neighbours.Entry(
+        part,
+        SMALL,
+        {
+            name: {"c": measure.Result("c", rounds=runs), neighbours.RIVAL: measure.Result("", rounds=rival)}
+            for name, runs in ours.items()
+        },
+    )
+    assert entry.ratios("1 busy", "c") == {neighbours.GROWTH: 2, neighbours.TAIL: 2, neighbours.BY_RIVAL: 1}
+    assert entry.ratios(neighbours.QUIET, "c") == {neighbours.TAIL: 1, neighbours.BY_RIVAL: 9 / 40}
+    assert neighbours.BY_RIVAL not in entry.ratios("1 busy", neighbours.RIVAL)
+
+
+def test_neighbours_are_busy_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    start = subprocess.Popen
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        begun.append(start(*arguments, **options))
+        return begun[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    with neighbours.busy_processes(2):
+        assert [one.poll() for one in begun] == [None, None]  # they compute, and do not end by themselves
+    assert all(one.returncode == -signal.SIGKILL for one in begun)
+    before = threading.active_count()
+    with neighbours.busy_thread():
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+
+
+def test_every_call_counts_with_what_comes_before_it() -> None:
+    calls = itertools.count()
+    found = neighbours.latencies(lambda: next(calls), 50)
+    assert len(found) == 50 and next(calls) == 50 + neighbours.WARM_CALLS
+    slow = neighbours.latencies(lambda: time.sleep(0.01), 1000, most_seconds=0.05)
+    assert 1 <= len(slow) <= 5 and min(slow) >= 0.01  # a turn ends
+    assert sum(neighbours.latencies(lambda: None, 3, seconds=0.01)) >= 0.01
 
 
 # ----------------------------------------------------------------------------------------------- what the documents say

@@ -2,7 +2,7 @@
 
 cases       what is measured, as data            contenders  who is measured
 measure     fairly: values first, interleaved    machine     what it is, and the most that it can do
-page        the report in Markdown, with charts
+page        the report in Markdown, with charts  neighbours  all of this beside others that want the processor
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .measure import Maker, Ratio, Result
 
 BASE_LINE = "numpy"
 SAMPLES = "samples.json"
+AMONG_OURSELVES = ("cells", "tokens")  # groups in which cells or forms of input compete, not libraries
 
 # glibc told to keep freed memory: without it a large part of torch's training is page faults of fresh buffers.
 TUNED = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
@@ -112,13 +113,20 @@ def run(
     with tqdm(total=len(each) * rounds, unit="round", leave=False, disable=None) as bar:
         for n, group, case in each:
             bar.set_description(f"{case}, {n} thread{'s' * (n > 1)}")
-            some = dict(list(makers.items())[:1]) if group == "cells" else makers  # there cells compete, not libraries
+            some = taking_part(group, makers)
             with machine.blas_threads(n), threads_of(n):
                 results = measure.measure(case, n, some, contenders.reference(case), rounds, rng, bar.update)
-            present = tuple(name for name in rivals if name in some)
+            present = tuple(name for name in rivals if name in some and group not in AMONG_OURSELVES)
             report.entries.append(Entry(group, case, n, {one.contender: one for one in results}, present))
     report.facts |= {"load before": before, "load after": machine.load(), "command": machine.command()}
     return report
+
+
+def taking_part(group: str, makers: Mapping[str, Maker]) -> Mapping[str, Maker]:
+    """Who is measured in a group."""
+    if group == "cells":
+        return dict(list(makers.items())[:1])
+    return contenders.in_both_forms(makers) if group == "tokens" else makers
 
 
 # ------------------------------------------------------------------------------------------------------------ the files

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from ..cells import GATES, Kind
 from ..layers import GRU, LSTM, RNN
 from ..layout import Array
 
-Mode = Literal["forward", "step", "train"]
+Mode = Literal["forward", "step", "run", "train"]
 
 LAYERS: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 CHECKED_STEPS = 5  # of a stream, before its steps are timed
@@ -21,7 +22,7 @@ CHECKED_STEPS = 5  # of a stream, before its steps are timed
 class Drawn(NamedTuple):
     """What a case computes with, the same for every contender."""
 
-    x: Array  # (T, B, I); of a stream (CHECKED_STEPS, B, I)
+    x: Array  # (T, B, I), or token ids (T, B); of a stream CHECKED_STEPS of them
     lengths: Array | None  # (B,), longest first
     dy: Array  # (T, B, D*H)
     weights: dict[str, Array]  # by PyTorch's names
@@ -33,14 +34,17 @@ class Case:
 
     Parameters
     ----------
-    mode : {"forward", "step", "train"}
-        A call over whole sequences; one step of a stream; forward and backward, gradients for input and parameters.
+    mode : {"forward", "step", "run", "train"}
+        A call over whole sequences; one step of a stream; T steps of a stream in one call; forward and backward,
+        gradients for input and parameters.
     kind : {"lstm", "gru", "rnn"}
     I, H, B, T, layers : int
         Sizes, in `cells`' alphabet.
     bidirectional, reset_after : bool
     ragged : bool
         Lengths are drawn uniformly from 1 to T.
+    ids : bool
+        The input is token ids below I, of which none comes twice.
     """
 
     mode: Mode
@@ -53,12 +57,14 @@ class Case:
     bidirectional: bool = False
     reset_after: bool = True
     ragged: bool = False
+    ids: bool = False
 
     def __str__(self) -> str:
         words = [self.kind, self.mode, f"{self.I},{self.H}"]
         words += [f"x{self.layers}"] * (self.layers > 1) + ["bidirectional"] * self.bidirectional
         words += ["reset first"] * (not self.reset_after)
         words += [f"B={self.B}"] + [f"T={self.T}"] * (self.mode != "step") + ["ragged"] * self.ragged
+        words += ["ids"] * self.ids
         return " ".join(words)
 
     @property
@@ -69,17 +75,38 @@ class Case:
         """A layer of ours; always with the same weights."""
         options: dict[str, Any] = {"num_layers": self.layers, "bidirectional": self.bidirectional}
         options |= {"reset_after": self.reset_after} if self.kind == "gru" else {}
-        make = LAYERS[self.kind]
-        weights = make(self.I, self.H, backend="numpy", seed=0, **options)
-        layer = make(self.I, self.H, backend=backend, dtype=dtype, **options)
-        layer.load_state_dict(weights.state_dict())
+        make = functools.partial(LAYERS[self.kind], self.I, self.H, **options)
+        layer = make(backend=backend, dtype=dtype)
+        layer.load_state_dict(self._looked_up() if self.ids else make(backend="numpy", seed=0).state_dict())
         return layer
 
     def draw(self) -> Drawn:
         rng = np.random.default_rng(1)
-        T = CHECKED_STEPS if self.mode == "step" else self.T
-        x, dy = (rng.standard_normal((T, self.B, W)).astype(np.float32) for W in (self.I, self.D * self.H))
-        return Drawn(x, self.lengths(), dy, self.layer(backend="numpy").state_dict())
+
+        def numbers(width: int) -> Array:
+            return rng.standard_normal((self._steps, self.B, width)).astype(np.float32)
+
+        x = self._ids() if self.ids else numbers(self.I)
+        return Drawn(x, self.lengths(), numbers(self.D * self.H), self.layer(backend="numpy").state_dict())
+
+    @property
+    def _steps(self) -> int:
+        return CHECKED_STEPS if self.mode == "step" else self.T
+
+    @property
+    def of_size_1(self) -> Case:
+        """The case that computes what this one does from the numbers that its ids stand for: an input of size 1."""
+        return replace(self, I=1, ids=False)
+
+    def _ids(self) -> Array:
+        return np.random.default_rng(3).permutation(self.I)[: self._steps * self.B].reshape(self._steps, self.B)
+
+    def _looked_up(self) -> dict[str, Array]:
+        """Weights for ids: an id's column is the number that it stands for times the only column `of_size_1` has."""
+        drawn = self.of_size_1.draw()
+        numbers = np.zeros(self.I, np.float32)
+        numbers[self._ids()] = drawn.x[..., 0]
+        return {name: w * numbers if name.startswith("weight_ih_l0") else w for name, w in drawn.weights.items()}
 
     def lengths(self) -> Array | None:
         """(B,) of which the first is T; None where all sequences are equally long."""
@@ -90,10 +117,14 @@ class Case:
         return np.sort(drawn)[::-1].copy()
 
     # ---------------------------------------------------------------------------------------------------- what it costs
-    def _each_direction(self) -> Iterator[int]:
-        """Input width of every direction of every layer."""
+    def _each_direction(self, first: int) -> Iterator[int]:
+        """Input width of every direction of every layer, the first layer's being given."""
         for layer in range(self.layers):
-            yield from [self.I if layer == 0 else self.D * self.H] * self.D
+            yield from [first if layer == 0 else self.D * self.H] * self.D
+
+    def _each_product(self) -> Iterator[int]:
+        """Input width of every product: ids are multiplied with nothing."""
+        return self._each_direction(0 if self.ids else self.I)
 
     @property
     def _GH(self) -> int:
@@ -101,14 +132,14 @@ class Case:
 
     @property
     def parameters(self) -> int:
-        return sum(self._GH * (width + self.H + 2) for width in self._each_direction())
+        return sum(self._GH * (width + self.H + 2) for width in self._each_direction(self.I))
 
     @property
     def flops(self) -> float:
         """Of the products alone, a multiply-add being two. Training: forward, the gradients of input and of weights."""
         lengths = self.lengths()
         rows = self.B * self.T if lengths is None else int(lengths.sum())
-        forward = sum(2.0 * rows * self._GH * (width + self.H) for width in self._each_direction())
+        forward = sum(2.0 * rows * self._GH * (width + self.H) for width in self._each_product())
         return forward * (3 if self.mode == "train" else 1)
 
     @property
@@ -123,7 +154,7 @@ class Case:
         Training walks through time twice.
         """
         walks = self.T * (2 if self.mode == "train" else 1)
-        inputs = sum(4.0 * self._GH * width for width in self._each_direction())
+        inputs = sum(4.0 * self._GH * width for width in self._each_product())
         return walks * self.layers * self.recurrent_bytes + inputs
 
 
@@ -165,6 +196,9 @@ ODD = [
 ]
 
 LENGTHS = [Case("forward", "lstm", 64, 256, B=64, T=200, ragged=True)]
+
+# Token ids: an input of that size, without its product. Held against an input of size 1.
+TOKENS = [Case("forward", "lstm", 10_000, 256, B=B, T=100, ids=True) for B in (1, 32)]
 
 # The other cells, and GRU's other form.
 OTHERS = [
@@ -210,6 +244,7 @@ GROUPS: dict[str, list[Case]] = {
     "inference": INFERENCE,
     "odd": ODD,
     "lengths": LENGTHS,
+    "tokens": TOKENS,
     "others": OTHERS,
     "training": TRAINING,
     "cells": CELLS,

@@ -42,7 +42,32 @@ def ours(isas: bool = False) -> dict[str, Maker]:
 
 
 def peers() -> dict[str, Maker]:
-    return {"torch": torch, "onnxruntime": onnxruntime, "openvino": openvino, "tensorflow": tensorflow}
+    every: list[Any] = [torch, onnxruntime, openvino, tensorflow]
+    return {make.__name__: functools.partial(peer, make) for make in every}
+
+
+def peer(make: Maker, case: Case, threads: int) -> Contender:
+    """One of them, in what they all can do."""
+    if case.ids:
+        raise Unsupported("takes token ids only through an embedding, which is a layer of its own")
+    if case.mode == "run":
+        raise Unsupported("has no streams")
+    return make(case, threads)
+
+
+SIZE_1 = ", input of size 1"
+
+
+def in_both_forms(makers: Mapping[str, Maker]) -> dict[str, Maker]:
+    """Those that take token ids, each followed by itself on the numbers that these stand for."""
+    both: dict[str, Maker] = {}
+    for name in (name for name in makers if name not in peers()):
+        both |= {name: makers[name], name + SIZE_1: functools.partial(of_size_1, makers[name])}
+    return both
+
+
+def of_size_1(make: Maker, case: Case, threads: int) -> Contender:
+    return make(case.of_size_1, threads)
 
 
 def reference(case: Case) -> Mapping[str, Array]:
@@ -62,14 +87,17 @@ def fastlstm(backend: str, isa: str | None, case: Case, threads: int) -> Contend
 
 def our_contender(case: Case, layer: Any) -> Contender:
     drawn = case.draw()
-    x, dy = drawn.x.astype(layer.dtype), drawn.dy.astype(layer.dtype)
+    x, dy = drawn.x if case.ids else drawn.x.astype(layer.dtype), drawn.dy.astype(layer.dtype)
     if case.mode == "step":
         step, x_0 = layer.stream(case.B).step, x[0]
         return Contender(lambda: step(x_0), lambda: {"y": stepped(layer.stream(case.B).step, x)})
+    if case.mode == "run":
+        run = layer.stream(case.B).run
+        return Contender(lambda: run(x), lambda: {"y": layer.stream(case.B).run(x)})
     if case.mode == "forward":
         return Contender(lambda: layer(x, None, drawn.lengths), lambda: {"y": layer(x, None, drawn.lengths)[0]})
 
-    def train() -> tuple[Array, Array, dict[str, Array]]:
+    def train() -> tuple[Array, Array | None, dict[str, Array]]:
         y, _, tape = layer.forward(x, None, drawn.lengths)
         dx, _, grads = layer.backward(tape, dy)
         return y, dx, grads
@@ -82,9 +110,10 @@ def stepped(step: Callable[[Array], Array], x: Array) -> Array:
     return np.stack([np.array(step(x_t)) for x_t in x])
 
 
-def named(y: Array, dx: Array, grads: Mapping[str, Array]) -> dict[str, Array]:
-    """The values of a training step, by name."""
-    return {"y": y, "dx": dx} | {f"d{name}": g for name, g in sorted(grads.items())}
+def named(y: Array, dx: Array | None, grads: Mapping[str, Array]) -> dict[str, Array]:
+    """The values of a training step, by name. (Token ids have no dx.)"""
+    found = {"y": y} if dx is None else {"y": y, "dx": dx}
+    return found | {f"d{name}": g for name, g in sorted(grads.items())}
 
 
 # ---------------------------------------------------------------------------------------------------------------- torch

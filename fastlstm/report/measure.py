@@ -122,19 +122,9 @@ def measure(
     tick : callable
         Called after every round.
     """
-    results = {name: Result(name) for name in makers}
-    turns: dict[str, Turn] = {}
-    for name, make in makers.items():
-        try:
-            contender = make(case, threads)
-            problem = difference(contender.values(), expected)
-        except Unsupported as error:
-            problem = str(error)
-        except Exception as error:  # one library's failure must not cost the others' figures
-            problem = f"{WRONG}: none, {type(error).__name__}: {error}"
-        if problem is None:
-            turns[name] = Turn.fitted(contender.call)
-        results[name].problem = problem
+    problems, right = checked(case, threads, makers, expected)
+    results = {name: Result(name, problem) for name, problem in problems.items()}
+    turns = {name: Turn.fitted(contender.call) for name, contender in right.items()}
     with undisturbed():
         for _ in range(rounds):
             for name in rng.permutation(list(turns)):
@@ -143,6 +133,25 @@ def measure(
                 results[name].rounds.append(turns[name].take())
             tick()
     return list(results.values())
+
+
+def checked(
+    case: Case, threads: int, makers: Mapping[str, Maker], expected: Mapping[str, Array]
+) -> tuple[dict[str, str | None], dict[str, Contender]]:
+    """(what keeps each from being timed, or None; those whom nothing does)."""
+    problems: dict[str, str | None] = {}
+    right: dict[str, Contender] = {}
+    for name, make in makers.items():
+        try:
+            contender = make(case, threads)
+            problems[name] = difference(contender.values(), expected)
+        except Unsupported as error:
+            problems[name] = str(error)
+        except Exception as error:  # one library's failure must not cost the others' figures
+            problems[name] = f"{WRONG}: none, {type(error).__name__}: {error}"
+        if problems[name] is None:
+            right[name] = contender
+    return problems, right
 
 
 @dataclass

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import io as memory
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .measure import TOLERANCE, Result, geometric_mean
+import numpy as np
+
+from .contenders import SIZE_1
+from .measure import TOLERANCE, Result, geometric_mean, ratio
 
 if TYPE_CHECKING:
     from . import Entry, Report
@@ -16,6 +20,7 @@ TITLES = {
     "inference": "Inference",
     "odd": "Odd shapes",
     "lengths": "Sequences of unequal length",
+    "tokens": "Token ids",
     "others": "GRU and RNN",
     "training": "Training",
     "cells": "What a cell costs",
@@ -173,7 +178,7 @@ def tables(report: Report, group: str) -> Iterator[str]:
     """A table for each number of threads."""
     for n, entries in of(report, group).items():
         yield f"### {threads(n)}"
-        yield costs(entries) if group == "cells" else times(report, entries)
+        yield {"cells": costs, "tokens": forms}.get(group, functools.partial(times, report))(entries)
 
 
 def times(report: Report, entries: Sequence[Entry]) -> str:
@@ -221,6 +226,30 @@ def costs(entries: Sequence[Entry]) -> str:
     )
 
 
+def forms(entries: Sequence[Entry]) -> str:
+    """What token ids cost beside an input of size 1; without a product, as much."""
+    rng = np.random.default_rng(0)
+    both = [
+        (entry, name, result, entry.results[name + SIZE_1])
+        for entry in entries
+        for name, result in entry.results.items()
+        if name + SIZE_1 in entry.results
+    ]
+    return table(
+        ("case", "backend", "time", "input of size 1", "by that"),
+        [
+            (
+                str(entry.case),
+                name,
+                shown(ids),
+                shown(numbers),
+                str(ratio(ids, numbers, rng)) if ids.rounds and numbers.rounds else "–",
+            )
+            for entry, name, ids, numbers in both
+        ],
+    )
+
+
 def notes(report: Report) -> Iterator[str]:
     """Who was not measured, and why."""
     found = dict.fromkeys(
@@ -241,8 +270,8 @@ def charts(report: Report) -> dict[str, bytes]:
     for group in groups(report):
         for n, entries in of(report, group).items():
             title = f"{TITLES[group]}, {threads(n)}"
-            if group == "cells":
-                found[f"{group}-{n}.svg"] = chart_of_costs(entries, title)
+            if group == "cells" and (pairs := beside_lstm(entries)):
+                found[f"{group}-{n}.svg"] = chart_of_costs(pairs, title)
             elif compared(entries):
                 found[f"{group}-{n}.svg"] = chart_of_ratios(compared(entries), title)
     return found
@@ -295,11 +324,16 @@ def chart_of_ratios(entries: Sequence[Entry], title: str) -> bytes:
     return drawn(fig)
 
 
-def chart_of_costs(entries: Sequence[Entry], title: str) -> bytes:
+def beside_lstm(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
+    """(an entry, that of the LSTM of the same shape), where both were timed."""
+    here = timed(entries, entries[0].ours.contender)
+    return [(entry, lstm) for entry in here for lstm in here if same_but_kind(lstm, entry)]
+
+
+def chart_of_costs(rows: Sequence[tuple[Entry, Entry]], title: str) -> bytes:
     """For each cell: parameters, operations and time, each by those of the LSTM of the same shape."""
     from ..plot import GRID, HELD_OUT, TRAINING
 
-    rows = [(e, next(o for o in entries if same_but_kind(o, e))) for e in timed(entries, entries[0].ours.contender)]
     fig, axes = canvas(len(rows), 0.5)
     for at, (entry, lstm) in enumerate(rows):
         bars = (
@@ -311,7 +345,7 @@ def chart_of_costs(entries: Sequence[Entry], title: str) -> bytes:
             axes.barh(at + 0.26 * (i - 1), value, 0.26, color=colour, label=None if at else label)
         axes.annotate(f" {microseconds(entry.ours.median)} µs", (bars[-1][0], at + 0.26), va="center", fontsize=8)
     axes.set_yticks(range(len(rows)), [str(entry.case) for entry, _ in rows], fontsize=8)
-    axes.set(xlabel="by the LSTM of the same shape", title=f"{title}, backend {entries[0].ours.contender}")
+    axes.set(xlabel="by the LSTM of the same shape", title=f"{title}, backend {rows[0][0].ours.contender}")
     axes.legend(frameon=False, loc="lower right")
     return drawn(fig)
 
