@@ -231,22 +231,23 @@ class Recurrent(Layer):
                 self._direction(spec, block, d, layer, batch, h, c, whole) for d, block in enumerate(blocks[layer])
             ]
             y = arena.empty((N, D * spec.R), self.dtype)
-            kept: list[Any] = [one.tape for one in directions]
+            states: list[Any] = []
             if N and checkpoint_every is not None:
                 stretches = batch.rows.cut(checkpoint_every)
-                kept = [self._forward_stretches(one, stretches, rows, y) for one in directions]
+                states = [self._forward_stretches(one, stretches, rows, y) for one in directions]
             elif N:
                 self._module.forward(directions, rows, batch.rows, y)
-            for d, one in enumerate(directions):
-                batch.unpack_state(h[layer * D + d], one.h)
-                if c is not None:
-                    batch.unpack_state(c[layer * D + d], one.c)
+            if batch.order is not None:  # else they are the same memory
+                for d, one in enumerate(directions):
+                    batch.unpack_state(h[layer * D + d], one.h)
+                    if c is not None:
+                        batch.unpack_state(c[layer * D + d], one.c)
             if tape is None:
                 rows = y
                 continue
             mask = self._mask(y.shape) if layer < self.num_layers - 1 else None
             tape.x.append(rows)
-            tape.kept.append(kept)
+            tape.kept.append(states or [one.tape for one in directions])
             tape.masks.append(mask)
             rows = y if mask is None else y * mask
         return rows, h, c, batch, unbatched, tape

@@ -220,7 +220,7 @@ def forward(directions: list[Direction], x: Array, rows: Rows, y: Array | None) 
 def _rows_apart(a: Array | None) -> tuple[Any, int]:
     """C pointer to columns of a perhaps wider array, whose rows then lie apart, and how far; NULL for None."""
     if a is None:
-        return ffi.NULL, 0
+        return NULL, 0
     if a.flags.c_contiguous:
         return from_buffer(FLOATS, a), a.shape[1]
     return ffi.cast("float *", a.__array_interface__["data"][0]), a.strides[0] // a.itemsize
