@@ -143,12 +143,16 @@ typedef struct {
     int L, threads;
     ptrdiff_t B;
     float *scratch;
-    int turn;       /* 0 at first; changed by every step */
-    uint64_t ended; /* when the step before did, if it was short */
+    int turn; /* 0 at first; changed by every step */
+    /* Short steps only, all 0 at first: when the last one ended, what one takes alone and with all threads (running
+     * means, in ns), and how many followed one another. */
+    uint64_t ended;
+    double cost[2];
+    int followed;
 } fl_stream;
 
 /* One step of all layers: x (B, I) or ids (B); the result is the last layer's h. The flq_ form keeps Python's lock: for
- * steps below about 50 us. It takes other threads only while one step follows the other, so that they are awake. */
+ * steps below about 50 us. */
 ptrdiff_t fl_step_scratch(const fl_pass *passes, int L, ptrdiff_t B, int threads);
 void fl_step(fl_stream *stream, const float *x, const int64_t *ids);
 void flq_step(fl_stream *stream, const float *x, const int64_t *ids);
