@@ -150,7 +150,7 @@ ptrdiff_t fl_forward_scratch(const fl_pass *passes, int D, const fl_rows *rows, 
     ptrdiff_t size = 0;
     for (int i = 0; i < job.chunk_count; i++) {
         const fl_block *k = passes[job.chunks[i].direction].block;
-        size += round16(isas[k->isa]->forward_scratch(&k->spec, job.chunks[i].b1 - job.chunks[i].b0));
+        size += round16(isas[k->isa]->forward_scratch(k, job.chunks[i].b1 - job.chunks[i].b0, rows));
     }
     return size;
 }
@@ -165,7 +165,7 @@ static void forward(const fl_pass *passes, int D, const fl_rows *rows, float *y,
     for (int i = 0; i < job.chunk_count; i++) {
         fl_chunk *chunk = &job.chunks[i];
         chunk->scratch =
-            take(&scratch, isa->forward_scratch(&passes[chunk->direction].block->spec, chunk->b1 - chunk->b0));
+            take(&scratch, isa->forward_scratch(passes[chunk->direction].block, chunk->b1 - chunk->b0, rows));
     }
     if (!job.parts) {
         fl_run(isa->forward_chunk, &job, 1, job.chunk_count, job.chunk_count > 1 ? threads : 1);

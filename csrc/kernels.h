@@ -161,18 +161,29 @@ typedef struct {
 
 typedef void epilogue_fn(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows);
 
-/* Start values of a tile of token rows: bias + the stored row, as one-hot rows would give. */
-static const float *token_start(const Product *q, int shape, ptrdiff_t panel, ptrdiff_t row, int rows, float *into) {
-    const int CA = accumulators[shape], C = vectors[shape];
-    for (int m = 0; m < rows; m++) {
-        const float *w = q->wa + (panel * q->ka * vectors[q->shape] + q->ids[row + m] * C) * VL;
+/* Start values of a tile of token rows: bias + the stored row, as one-hot rows would give. A row lies in pieces, one to a
+ * panel and far apart: the piece of the panel that is next is fetched already. */
+INLINE void token_rows(const Product *q, const int CA, const int C, ptrdiff_t panel, ptrdiff_t row, int rows,
+                       float *into) {
+    const ptrdiff_t whole = q->ka * vectors[q->shape] * VL, next = panel + (q->backwards ? -1 : 1);
+    const ptrdiff_t ahead = next < 0 || next >= q->panels ? 0 : (next - panel) * whole;
+    const float *const bias = q->start + panel * accumulators[q->shape] * VL;
+    for (int m = 0; m < rows; m++, into += CA * VL) {
+        const float *const w = q->wa + panel * whole + q->ids[row + m] * C * VL;
+        UNROLL
         for (int v = 0; v < CA; v++) {
-            V s = V_LOAD(q->start + (panel * accumulators[q->shape] + v) * VL);
+            const V start = V_LOAD(bias + v * VL);
+            V_STORE(into + v * VL, v < C ? V_ADD(start, V_LOAD(w + v * VL)) : start);
             if (v < C)
-                s = V_ADD(s, V_LOAD(w + v * VL));
-            V_STORE(into + (m * CA + v) * VL, s);
+                __builtin_prefetch(w + ahead + v * VL);
         }
     }
+}
+static const float *token_start(const Product *q, int shape, ptrdiff_t panel, ptrdiff_t row, int rows, float *into) {
+    if (shape == 4)
+        token_rows(q, 4, 4, panel, row, rows, into);
+    else
+        token_rows(q, accumulators[shape], vectors[shape], panel, row, rows, into);
     return into;
 }
 
@@ -634,17 +645,22 @@ static ptrdiff_t round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; }
  * once, short enough that the start values stay in the second-level cache. */
 static int hoists(ptrdiff_t B) { return B <= 2 * ROWS; }
 
-static ptrdiff_t start_floats(const fl_spec *s, ptrdiff_t B) {
-    return fl_max(START_FLOATS, B * 4 * padded(fl_max(s->H, 1)));
+/* Rows whose input's product is taken at once, at least a step's: so many that neither their start values nor their
+ * inputs, should these have to be gathered, take more than START_FLOATS. */
+static ptrdiff_t input_floats(const fl_block *k, const fl_rows *rows) {
+    return rows->ids ? (ptrdiff_t)(sizeof *rows->ids / sizeof(float)) : k->spec.I;
+}
+static ptrdiff_t hoisted_rows(const fl_block *k, const fl_rows *rows, ptrdiff_t B) {
+    return fl_max(B, START_FLOATS / fl_max(start_width(k), input_floats(k, rows)));
 }
 
-/* Scratch of one chunk: h_new, m, z, then gathered inputs and start values where the input's product is hoisted. */
-static ptrdiff_t forward_scratch(const fl_spec *s, ptrdiff_t B) {
-    const ptrdiff_t state = round16(B * s->R) + 2 * round16(B * s->H);
-    if (!hoists(B))
+/* Scratch of one chunk: h_new, m, z, then start values and gathered inputs where the input's product is hoisted. */
+static ptrdiff_t forward_scratch(const fl_block *k, ptrdiff_t B, const fl_rows *of) {
+    const ptrdiff_t state = round16(B * k->spec.R) + 2 * round16(B * k->spec.H);
+    if (of->T <= 1 || !hoists(B))
         return state;
-    const ptrdiff_t start = start_floats(s, B), rows = fl_max(B, start / padded(s->H));
-    return state + round16(start) + round16(rows * fl_max(s->I, 2)); /* a token id takes two floats */
+    const ptrdiff_t rows = hoisted_rows(k, of, B);
+    return state + round16(rows * start_width(k)) + round16(rows * input_floats(k, of));
 }
 
 static void store_start(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
@@ -711,8 +727,9 @@ static ptrdiff_t hoist_stretch(const fl_forward_job *job, const fl_chunk *chunk,
     const fl_spec *e = &pass->block->spec;
     const fl_rows *rows = job->rows;
     const int64_t *sizes = rows->batch_sizes;
-    const ptrdiff_t I = e->I, B = chunk->b1 - chunk->b0, room = START_FLOATS / start_width(pass->block);
-    float *const x = start + round16(start_floats(e, B)); /* rows side by side, where they are not so already */
+    const ptrdiff_t I = e->I, room = hoisted_rows(pass->block, rows, chunk->b1 - chunk->b0);
+    /* Rows side by side, where they are not so already. */
+    float *const x = start + round16(room * start_width(pass->block));
     int64_t *const ids = (int64_t *)x;
     const int touch = !pass->reverse && chunk->b0 == 0 && chunk->b1 == sizes[0];
     ptrdiff_t count = 0, at = first + chunk->b0, next = i;
@@ -773,15 +790,16 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
 /* A team: every direction's panels are shared out, and all members meet after each phase. For dense batches too small
  * to be cut into rows. Steps come in stretches; where the input's product is hoisted, each begins with it. h alternates
  * between the state and the scratch memory, so that no copy has to be waited for. */
-static ptrdiff_t team_stretch(const fl_block *k, ptrdiff_t B, ptrdiff_t T) {
-    return fl_max(1, fl_min(T, START_FLOATS / start_width(k) / B));
+static ptrdiff_t team_stretch(const fl_block *k, const fl_rows *rows) {
+    const ptrdiff_t B = rows->batch_sizes[0];
+    return fl_min(rows->T, hoisted_rows(k, rows, B) / B);
 }
 
 static int team_hoists(const fl_forward_job *job) { return job->rows->T > 1 && hoists(job->rows->batch_sizes[0]); }
 
 static int team_steps(const fl_forward_job *job) {
     const fl_block *k = job->passes[0].block;
-    const ptrdiff_t T = job->rows->T, stretch = team_stretch(k, job->rows->batch_sizes[0], T);
+    const ptrdiff_t T = job->rows->T, stretch = team_stretch(k, job->rows);
     return (int)(T * phase_count(&k->spec) + (team_hoists(job) ? ceil_div(T, stretch) : 0));
 }
 
@@ -792,7 +810,7 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     const fl_pass *pass = &job->passes[chunk->direction];
     const fl_block *k = pass->block;
     const fl_spec *e = &k->spec;
-    const ptrdiff_t T = job->rows->T, B = chunk->b1, width = start_width(k), stretch = team_stretch(k, B, T);
+    const ptrdiff_t T = job->rows->T, B = chunk->b1, width = start_width(k), stretch = team_stretch(k, job->rows);
     const int part = piece % job->parts, hoist = team_hoists(job), phases = phase_count(e);
     float *const start = scratch_start(chunk, e);
 

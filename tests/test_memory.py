@@ -55,7 +55,8 @@ def exercise(case: Case, at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack, forward, backward and a step, with fences round every array, packed weights and scratch memory too."""
     c = module("c")
     # The kernels' own memory is promised to begin at a cache line.
-    monkeypatch.setattr(c, "aligned", lambda floats: fence(4 * floats, at_end, align=64).view(np.float32))
+    for name in ("aligned", "of_its_own"):
+        monkeypatch.setattr(c, name, lambda floats: fence(4 * floats, at_end, align=64).view(np.float32))
     monkeypatch.setattr(c, "_scratch", c.Scratch())
 
     def guard(a: Any) -> Any:

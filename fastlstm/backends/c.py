@@ -107,8 +107,11 @@ def forced_isa_problem() -> str | None:
 # -------------------------------------------------------------------------------------------------------------- memory
 def aligned(floats: int) -> Array:
     """Uninitialised float32 memory that begins at a cache line."""
-    if 4 * floats >= LARGE:
-        return arena.empty((floats,), np.float32)
+    return arena.empty((floats,), np.float32) if 4 * floats >= LARGE else of_its_own(floats)
+
+
+def of_its_own(floats: int) -> Array:
+    """The same, never from the arena: what is kept for long would keep a piece that may be many times as large."""
     memory = np.empty(floats + 16, np.float32)
     skip = -(memory.__array_interface__["data"][0] // 4) % 16
     return memory[skip : skip + floats]
@@ -127,7 +130,7 @@ class Scratch:
             memory = self._free.pop()
         except IndexError:
             memory = (0, None)
-        return memory if memory[0] >= count else (count, pointer(aligned(count)))
+        return memory if memory[0] >= count else (count, pointer(of_its_own(count)))
 
     def give(self, memory: tuple[int, Any]) -> None:
         """Back for the next call."""
