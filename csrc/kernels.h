@@ -472,12 +472,15 @@ INLINE void lstm_rows(const Step *s, const float *tile, ptrdiff_t u, int count, 
     }
 }
 
+static int is_standard(const fl_block *k) {
+    const fl_act *act = k->spec.act;
+    return !k->peep && act[0].id == FL_SIGMOID && act[1].id == FL_TANH && act[2].id == FL_TANH;
+}
+
 static void lstm_gates(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
     const Step *s = context;
-    const fl_act *act = s->k->spec.act;
     const ptrdiff_t u = panel * VL;
-    const int count = (int)fl_min(VL, s->k->spec.H - u);
-    const int standard = !s->k->peep && act[0].id == FL_SIGMOID && act[1].id == FL_TANH && act[2].id == FL_TANH;
+    const int count = (int)fl_min(VL, s->k->spec.H - u), standard = is_standard(s->k);
     if (standard && count == VL)
         lstm_rows(s, tile, u, VL, row, rows, 1);
     else if (standard)
@@ -853,37 +856,45 @@ INLINE V whole_dh(const Back *s, ptrdiff_t row, ptrdiff_t u, int count) {
     return s->dy ? V_ADD(dh, V_LOADN(s->dy + row * s->ldy + u, count)) : dh;
 }
 
-static void lstm_back(const Back *s, ptrdiff_t n) {
+/* `standard` as in lstm_rows. */
+INLINE void lstm_unit_back(const Back *s, ptrdiff_t row, ptrdiff_t u, const int count, const int standard) {
     const fl_spec *e = &s->k->spec;
     const ptrdiff_t H = e->H;
-    const float *peep = s->k->peep;
+    const float *const peep = standard ? NULL : s->k->peep;
+    const fl_act gate = standard ? (fl_act){.id = FL_SIGMOID} : e->act[0];
+    const fl_act candidate = standard ? (fl_act){.id = FL_TANH} : e->act[1];
+    const fl_act output = standard ? (fl_act){.id = FL_TANH} : e->act[2];
+    float *const gates = s->gates + row * s->ld_gates + u, *const at_dc = s->dc + row * H + u;
+    const V i = V_LOADN(gates, count), f = V_LOADN(gates + H, count);
+    const V g = V_LOADN(gates + 2 * H, count), o = V_LOADN(gates + 3 * H, count);
+    const V tc = v_act(output, V_LOADN(s->c + row * H + u, count));
+    const V dm = e->projected ? V_LOADN(s->m + row * H + u, count) : whole_dh(s, row, u, count);
+    const V d_o = V_MUL(V_MUL(dm, tc), v_dact(gate, o));
+    V dc = V_FMA(V_MUL(dm, o), v_dact(output, tc), V_LOADN(at_dc, count));
+    if (peep)
+        dc = V_FMA(d_o, V_LOADN(peep + 2 * H + u, count), dc);
+    const V di = V_MUL(V_MUL(dc, g), v_dact(gate, i));
+    const V df = V_MUL(V_MUL(dc, V_LOADN(s->c_prev[row] + u, count)), v_dact(gate, f));
+    const V dg = V_MUL(V_MUL(dc, i), v_dact(candidate, g));
+    dc = V_MUL(dc, f);
+    if (peep) {
+        dc = V_FMA(di, V_LOADN(peep + u, count), dc);
+        dc = V_FMA(df, V_LOADN(peep + H + u, count), dc);
+    }
+    V_STOREN(gates, di, count);
+    V_STOREN(gates + H, df, count);
+    V_STOREN(gates + 2 * H, dg, count);
+    V_STOREN(gates + 3 * H, d_o, count);
+    V_STOREN(at_dc, dc, count);
+}
+
+static void lstm_back(const Back *s, ptrdiff_t n) {
+    const ptrdiff_t H = s->k->spec.H, whole = is_standard(s->k) ? H - H % VL : 0;
     for (ptrdiff_t row = 0; row < n; row++) {
-        float *const gates = s->gates + row * s->ld_gates, *const at_dc = s->dc + row * H;
-        const float *const c_prev = s->c_prev[row];
-        for (ptrdiff_t u = 0; u < H; u += VL) {
-            const int count = (int)fl_min(VL, H - u);
-            const V i = V_LOADN(gates + u, count), f = V_LOADN(gates + H + u, count);
-            const V g = V_LOADN(gates + 2 * H + u, count), o = V_LOADN(gates + 3 * H + u, count);
-            const V tc = v_act(e->act[2], V_LOADN(s->c + row * H + u, count));
-            const V dm = e->projected ? V_LOADN(s->m + row * H + u, count) : whole_dh(s, row, u, count);
-            const V d_o = V_MUL(V_MUL(dm, tc), v_dact(e->act[0], o));
-            V dc = V_FMA(V_MUL(dm, o), v_dact(e->act[2], tc), V_LOADN(at_dc + u, count));
-            if (peep)
-                dc = V_FMA(d_o, V_LOADN(peep + 2 * H + u, count), dc);
-            const V di = V_MUL(V_MUL(dc, g), v_dact(e->act[0], i));
-            const V df = V_MUL(V_MUL(dc, V_LOADN(c_prev + u, count)), v_dact(e->act[0], f));
-            const V dg = V_MUL(V_MUL(dc, i), v_dact(e->act[1], g));
-            dc = V_MUL(dc, f);
-            if (peep) {
-                dc = V_FMA(di, V_LOADN(peep + u, count), dc);
-                dc = V_FMA(df, V_LOADN(peep + H + u, count), dc);
-            }
-            V_STOREN(gates + u, di, count);
-            V_STOREN(gates + H + u, df, count);
-            V_STOREN(gates + 2 * H + u, dg, count);
-            V_STOREN(gates + 3 * H + u, d_o, count);
-            V_STOREN(at_dc + u, dc, count);
-        }
+        for (ptrdiff_t u = 0; u < whole; u += VL)
+            lstm_unit_back(s, row, u, VL, 1);
+        for (ptrdiff_t u = whole; u < H; u += VL)
+            lstm_unit_back(s, row, u, (int)fl_min(VL, H - u), 0);
     }
 }
 

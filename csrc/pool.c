@@ -29,6 +29,7 @@
 #define _GNU_SOURCE /* syscall(), processor sets */
 #endif
 
+#include <math.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -65,7 +66,8 @@ enum {
     CALLER_SPIN_NS = FL_SPIN_NS,
 #endif
     SLACK_NS = 200000, /* what a call may lose to late threads before it goes on alone: some wake-ups' worth */
-    MAX_STRIKES = 5
+    MAX_STRIKES = 5,
+    MAX_REST_NS = 100000000
 };
 
 /* ---- the pool: the only state of this library that outlives a call, beside the chosen instruction set ---- */
@@ -100,7 +102,8 @@ static struct {
     int made;    /* threads that exist: they have the slots 1..made */
     bool atfork; /* the fork handler is registered (a child inherits it) */
     /* After a call that lost time to a busy neighbour, the pool rests for as long as was lost, doubled with each further
-     * such call, up to 2^MAX_STRIKES times. So a single hiccup costs little, and a lasting neighbour costs little too. */
+     * such call, up to 2^MAX_STRIKES times and MAX_REST_NS. So a single hiccup costs little, a lasting neighbour costs
+     * little too, and soon after it has gone all threads are back. */
     uint64_t retry_at; /* nanoseconds */
     int strikes;       /* each call that went well takes one back */
 
@@ -416,7 +419,7 @@ static void run_together(fl_piece_fn fn, void *arg, int steps, int pieces, int t
         if (!late && took > alone + SLACK_NS) {
             late = true;
             atomic_store_explicit(&pool.alone, true, memory_order_relaxed);
-            pool.retry_at = t + ((uint64_t)(took - alone) << pool.strikes);
+            pool.retry_at = t + (uint64_t)fmin((took - alone) * (1 << pool.strikes), MAX_REST_NS);
             if (pool.strikes < MAX_STRIKES)
                 pool.strikes++;
         }
