@@ -144,11 +144,11 @@ typedef struct {
     ptrdiff_t B;
     float *scratch;
     int turn; /* 0 at first; changed by every step */
-    /* Short steps only, all 0 at first: when the last one ended, what one takes alone and with all threads (running
-     * means, in ns), and how many followed one another. */
+    /* Short steps only, all 0 at first: when the last one ended, how many followed one another, and nanoseconds spent
+     * on those tried alone and with all threads. */
     uint64_t ended;
-    double cost[2];
     int followed;
+    uint64_t spent[2];
 } fl_stream;
 
 /* One step of all layers: x (B, I) or ids (B); the result is the last layer's h. The flq_ form keeps Python's lock: for

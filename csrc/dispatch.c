@@ -426,24 +426,25 @@ static void step(fl_stream *s, const float *x, const int64_t *ids, int threads) 
 void fl_step(fl_stream *stream, const float *x, const int64_t *ids) { step(stream, x, ids, stream->threads); }
 
 /* A short step gains from threads that are awake, which they are while one step follows the other, and loses where they
- * must be woken, or share their processor with a neighbour. So both ways are timed: what was better lately is taken, and
- * the other tried now and then. */
-enum { TRY_EVERY = 256 };
-static int with_all(fl_stream *s, uint64_t now) {
-    if (now - s->ended >= FL_SPIN_NS)
-        return 0;
-    const int better = s->cost[1] < s->cost[0];
-    return ++s->followed % TRY_EVERY ? better : !better;
-}
-
+ * must be woken, or share their processor with a neighbour. So the first steps of every ROUND are timed: some with all
+ * threads, of which the first wake them and do not count, then some alone; the rest go the quicker way. */
+enum { WAKING = 4, TRIED_WITH_ALL = 8, TRIED = 12, ROUND = 1024 };
 void flq_step(fl_stream *stream, const float *x, const int64_t *ids) {
     if (worthwhile(&stream->passes[0].block->spec, stream->B, 1, stream->threads) == 1) {
         step(stream, x, ids, 1);
         return;
     }
     const uint64_t begin = fl_now();
-    const int all = with_all(stream, begin);
+    const int follows = begin - stream->ended < FL_SPIN_NS, at = stream->followed;
+    const int quicker = stream->spent[1] < stream->spent[0];
+    const int all = follows && (at < TRIED_WITH_ALL || (at >= TRIED && quicker));
     step(stream, x, ids, all ? stream->threads : 1);
     stream->ended = fl_now();
-    stream->cost[all] += ((double)(stream->ended - begin) - stream->cost[all]) / 8;
+    if (!follows)
+        return;
+    if (at == 0)
+        stream->spent[0] = stream->spent[1] = 0;
+    if (at >= WAKING && at < TRIED)
+        stream->spent[all] += stream->ended - begin;
+    stream->followed = (at + 1) % ROUND;
 }
