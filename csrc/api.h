@@ -129,8 +129,9 @@ void fl_pack(fl_block *block, const fl_params *params, int backward, float *memo
 ptrdiff_t fl_forward_scratch(const fl_pass *passes, int D, const fl_rows *rows, int threads);
 ptrdiff_t fl_backward_scratch(const fl_pass *pass, const fl_rows *rows, int threads);
 
-/* The directions of one layer; y (N, D*R) or NULL. */
+/* The directions of one layer; y (N, D*R) or NULL. The flq_ form keeps Python's lock: for calls below about 50 us. */
 void fl_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, float *scratch, int threads);
+void flq_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, float *scratch, int threads);
 
 /* One direction of one layer, one stretch of time. dy (N, R) with row stride ldy, or NULL; dx (N, I) or NULL.
  * For token ids, rows->ids holds each row's row of grads->weight_ih. */

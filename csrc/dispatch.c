@@ -92,15 +92,15 @@ static ptrdiff_t row_count(const fl_rows *rows) {
     return N;
 }
 
-/* Multiply-adds of one row of one direction. */
-static double row_work(const fl_spec *s) {
+/* Multiply-adds of one row of one direction. Token ids have no product with the input matrix. */
+static double row_work(const fl_spec *s, int of_ids) {
     const double gates = s->kind == FL_LSTM ? 4 : s->kind == FL_GRU ? 3 : 1;
-    return gates * (double)s->H * (double)(s->I + s->R);
+    return gates * (double)s->H * (double)(of_ids ? s->R : s->I + s->R);
 }
 
 /* Threads worth waking for N rows of D directions. */
-static int worthwhile(const fl_spec *s, ptrdiff_t N, int D, int threads) {
-    return (double)N * D * row_work(s) < LEAST_WORK ? 1 : threads;
+static int worthwhile(const fl_spec *s, int of_ids, ptrdiff_t N, int D, int threads) {
+    return (double)N * D * row_work(s, of_ids) < LEAST_WORK ? 1 : threads;
 }
 
 /* Chunks of batch rows with about equal numbers of steps, `parts` for each direction. */
@@ -134,11 +134,12 @@ static void cut_forward(fl_forward_job *job, int D, int threads) {
     const fl_rows *rows = job->rows;
     const ptrdiff_t N = job->N = row_count(rows), B = rows->batch_sizes[0];
     const int dense = rows->batch_sizes[rows->T - 1] == B;
-    threads = worthwhile(&k->spec, N, D, threads);
+    const int of_ids = rows->ids != NULL;
+    threads = worthwhile(&k->spec, of_ids, N, D, threads);
     const int each = (threads + D - 1) / D;
     const ptrdiff_t most = k->spec.H / (4 * isa->vl); /* parts that still have some panels each */
     if (dense && threads >= 2 * D && B < 2 * isa->rows * each && most >= 2 &&
-        (double)B * row_work(&k->spec) >= LEAST_STEP)
+        (double)B * row_work(&k->spec, of_ids) >= LEAST_STEP)
         job->parts = (int)fl_min(threads / D, most);
     job->chunk_count = cut(job->chunks, rows, N, D, job->parts ? 1 : each);
 }
@@ -180,10 +181,14 @@ void fl_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, flo
     forward(passes, D, rows, y, scratch, threads, 0);
 }
 
+void flq_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, float *scratch, int threads) {
+    forward(passes, D, rows, y, scratch, threads, 0);
+}
+
 /* ---------------------------------------------------------------------------------------------------------- backward */
 
 static void cut_backward(fl_backward_job *job, int threads) {
-    job->pieces = worthwhile(&job->pass->block->spec, job->N, 2, threads);
+    job->pieces = worthwhile(&job->pass->block->spec, job->rows->ids != NULL, job->N, 2, threads);
     job->chunk_count = cut(job->chunks, job->rows, job->N, 1, job->pieces);
 }
 
@@ -404,10 +409,10 @@ void fl_update_columns(float *p, ptrdiff_t J, ptrdiff_t V, const int64_t *ids, p
 
 ptrdiff_t fl_step_scratch(const fl_pass *passes, int L, ptrdiff_t B, int threads) {
     const int64_t size = B;
-    const fl_rows rows = {.batch_sizes = &size, .T = 1};
-    ptrdiff_t most = 0;
+    const fl_rows numbers = {.batch_sizes = &size, .T = 1}, ids = {.ids = &size, .batch_sizes = &size, .T = 1};
+    ptrdiff_t most = fl_forward_scratch(&passes[0], 1, &ids, threads);
     for (int l = 0; l < L; l++)
-        most = fl_max(most, fl_forward_scratch(&passes[l], 1, &rows, threads));
+        most = fl_max(most, fl_forward_scratch(&passes[l], 1, &numbers, threads));
     return most;
 }
 
@@ -430,7 +435,7 @@ void fl_step(fl_stream *stream, const float *x, const int64_t *ids) { step(strea
  * threads, of which the first wake them and do not count, then some alone; the rest go the quicker way. */
 enum { WAKING = 4, TRIED_WITH_ALL = 8, TRIED = 12, ROUND = 1024 };
 void flq_step(fl_stream *stream, const float *x, const int64_t *ids) {
-    if (worthwhile(&stream->passes[0].block->spec, stream->B, 1, stream->threads) == 1) {
+    if (worthwhile(&stream->passes[0].block->spec, ids != NULL, stream->B, 1, stream->threads) == 1) {
         step(stream, x, ids, 1);
         return;
     }

@@ -38,9 +38,10 @@ TAPE_FIELDS = {"gates": "gates", "c": "tape_c", "h": "tape_h", "m": "tape_m", "h
 KINDS = ("lstm", "gru", "rnn")  # enum fl_kind
 ACTIVATION_IDS = {name: i for i, name in enumerate(ACTIVATIONS)}  # enum fl_activation
 
-# Multiply-adds of a step that takes some 50 us on one core: below, the call keeps Python's lock, since getting it back
+# Multiply-adds that take some 50 us on one core: below, a step or call keeps Python's lock, since getting it back
 # from a busy thread may take 5 ms; above, it releases it.
 LOCKED_WORK = 1_000_000
+ROW_WORK = 2_000  # what a row costs besides, in the same unit: some 0.1 us
 
 
 # --------------------------------------------------------------------------------------------------------- what is here
@@ -156,6 +157,8 @@ class Block:
     params: Any  # fl_params *
     keep: list[Array]  # what the handle and the params point to
     lock: Lock
+    input_work: int  # multiply-adds of a row's product with the input matrix, which token ids have not
+    work: int  # of all else
 
 
 def pack(spec: Spec, params: dict[str, Array], storage: str = "float32") -> Block:
@@ -170,7 +173,9 @@ def pack(spec: Spec, params: dict[str, Array], storage: str = "float32") -> Bloc
         s.act[at].id, s.act[at].alpha, s.act[at].beta = ACTIVATION_IDS[f.name], f.alpha, f.beta
     handle.isa = lib.fl_isa_chosen()
     given = {name: pointer(np.ascontiguousarray(p)) for name, p in params.items()}
-    block = Block(spec, storage, handle, new("fl_params *", given), list(given.values()), Lock())
+    GH = spec.G * spec.H
+    keep = list(given.values())
+    block = Block(spec, storage, handle, new("fl_params *", given), keep, Lock(), GH * spec.I, GH * spec.R + ROW_WORK)
     _pack(block, lib.FL_FORWARD)
     return block
 
@@ -216,7 +221,10 @@ def forward(directions: list[Direction], x: Array, rows: Rows, y: Array | None) 
     """See `backends.numpy.forward`."""
     D, passes, c_rows, threads = len(directions), _passes(directions), _rows(x, rows), get_num_threads()
     memory = _scratch.take(lib.fl_forward_scratch(passes, D, c_rows, threads))
-    lib.fl_forward(passes, D, c_rows, NULL if y is None else from_buffer(FLOATS, y), memory[1], threads)
+    block = directions[0].block
+    work = rows.N * D * (block.work + (x.ndim - 1) * block.input_work)
+    call = lib.flq_forward if work < LOCKED_WORK else lib.fl_forward
+    call(passes, D, c_rows, NULL if y is None else from_buffer(FLOATS, y), memory[1], threads)
     _scratch.give(memory)
 
 
@@ -258,14 +266,16 @@ def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array], No
     threads = get_num_threads()
     memory = aligned(lib.fl_step_scratch(passes, L, B, threads))
     stream = new("fl_stream *", {"passes": passes, "L": L, "threads": threads, "B": B, "scratch": pointer(memory)})
-    work = B * sum(k.spec.G * k.spec.H * (k.spec.I + k.spec.R) for k in blocks)
-    call = lib.flq_step if work < LOCKED_WORK else lib.fl_step
+    of_ids = B * sum(k.work + (at > 0) * k.input_work for at, k in enumerate(blocks))
+    step_ids, step_numbers = (
+        lib.flq_step if work < LOCKED_WORK else lib.fl_step for work in (of_ids, of_ids + B * blocks[0].input_work)
+    )
 
     def step(x: Array, _alive: Any = (blocks, passes, h, c, memory)) -> None:
         if x.ndim == 1:
-            call(stream, NULL, from_buffer(INTS, x))
+            step_ids(stream, NULL, from_buffer(INTS, x))
         else:
-            call(stream, from_buffer(FLOATS, x), NULL)
+            step_numbers(stream, from_buffer(FLOATS, x), NULL)
 
     return step
 

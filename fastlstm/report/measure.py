@@ -27,9 +27,9 @@ ROUND_SECONDS = 5e-3  # a contender's turn goes on so long, but for at most
 ROUND_SAMPLES = 20  # so many samples
 WARM_SECONDS = 5e-3  # what is shorter has an untimed turn first, which brings its weights back into the caches
 
-# Others' idle threads go on spinning after a call (OpenMP's for some 5 ms, OpenBLAS' longer) and would take the next
-# one's core; our own pool, having met them, would rest a while.
-SETTLE_SECONDS = 0.05
+# Others' idle threads go on spinning after a call (OpenMP's for some 10 ms, ONNX Runtime's 40, OpenBLAS' 100) and would
+# take the next one's core; our own pool, having met them, would rest a while.
+SETTLE_SECONDS = 0.15
 
 RESAMPLES = 2000
 
