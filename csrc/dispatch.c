@@ -433,7 +433,7 @@ void fl_step(fl_stream *stream, const float *x, const int64_t *ids) { step(strea
 /* A short step gains from threads that are awake, which they are while one step follows the other, and loses where they
  * must be woken, or share their processor with a neighbour. So the first steps of every ROUND are timed: some with all
  * threads, of which the first wake them and do not count, then some alone; the rest go the quicker way. */
-enum { WAKING = 4, TRIED_WITH_ALL = 8, TRIED = 12, ROUND = 1024 };
+enum { WAKING = 16, TRIED_WITH_ALL = 20, TRIED = 24, ROUND = 4096 };
 void flq_step(fl_stream *stream, const float *x, const int64_t *ids) {
     if (worthwhile(&stream->passes[0].block->spec, ids != NULL, stream->B, 1, stream->threads) == 1) {
         step(stream, x, ids, 1);

@@ -162,10 +162,10 @@ typedef struct {
 typedef void epilogue_fn(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows);
 
 /* Start values of a tile of token rows: bias + the stored row, as one-hot rows would give. A row lies in pieces, one to a
- * panel and far apart: the piece of the panel that is next is fetched already. */
-INLINE void token_rows(const Product *q, const int CA, const int C, ptrdiff_t panel, ptrdiff_t row, int rows,
+ * panel and far apart: the piece that is needed `step` panels on is fetched already. */
+INLINE void token_rows(const Product *q, const int CA, const int C, ptrdiff_t panel, int step, ptrdiff_t row, int rows,
                        float *into) {
-    const ptrdiff_t whole = q->ka * vectors[q->shape] * VL, next = panel + (q->backwards ? -1 : 1);
+    const ptrdiff_t whole = q->ka * vectors[q->shape] * VL, next = panel + (q->backwards ? -step : step);
     const ptrdiff_t ahead = next < 0 || next >= q->panels ? 0 : (next - panel) * whole;
     const float *const bias = q->start + panel * accumulators[q->shape] * VL;
     for (int m = 0; m < rows; m++, into += CA * VL) {
@@ -179,11 +179,12 @@ INLINE void token_rows(const Product *q, const int CA, const int C, ptrdiff_t pa
         }
     }
 }
-static const float *token_start(const Product *q, int shape, ptrdiff_t panel, ptrdiff_t row, int rows, float *into) {
+static const float *token_start(const Product *q, int shape, ptrdiff_t panel, int step, ptrdiff_t row, int rows,
+                                float *into) {
     if (shape == 4)
-        token_rows(q, 4, 4, panel, row, rows, into);
+        token_rows(q, 4, 4, panel, step, row, rows, into);
     else
-        token_rows(q, accumulators[shape], vectors[shape], panel, row, rows, into);
+        token_rows(q, accumulators[shape], vectors[shape], panel, step, row, rows, into);
     return into;
 }
 
@@ -221,10 +222,10 @@ static void product(const Product *q, ptrdiff_t n, epilogue_fn *epilogue, const 
                       .next_start = q->start ? start_panel : 0,
                       .next_out = width};
             if (q->ids) {
-                t.start = token_start(q, shape, p, r, rows, start);
+                t.start = token_start(q, shape, p, 1 + pair, r, rows, start);
                 t.ld_start = t.next_start = width;
                 if (pair)
-                    token_start(q, shape, p + 1, r, 1, start + width);
+                    token_start(q, shape, p + 1, 2, r, 1, start + width);
             }
             tiles[pair ? 0 : rows][shape](&t);
             epilogue(context, out, p, r, rows);
@@ -645,25 +646,19 @@ static void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, int
 static ptrdiff_t round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; }
 
 /* A small batch alone does not keep the multipliers busy, so the input's product is taken for a stretch of time at
- * once, short enough that the start values stay in the second-level cache. */
-static int hoists(ptrdiff_t B) { return B <= 2 * ROWS; }
+ * once. Token ids have none. */
+static int hoists(const fl_rows *rows, ptrdiff_t B) { return rows->T > 1 && rows->x && B <= 2 * ROWS; }
 
 /* Rows whose input's product is taken at once, at least a step's: so many that neither their start values nor their
  * inputs, should these have to be gathered, take more than START_FLOATS. */
-static ptrdiff_t input_floats(const fl_block *k, const fl_rows *rows) {
-    return rows->ids ? (ptrdiff_t)(sizeof *rows->ids / sizeof(float)) : k->spec.I;
-}
-static ptrdiff_t hoisted_rows(const fl_block *k, const fl_rows *rows, ptrdiff_t B) {
-    return fl_max(B, START_FLOATS / fl_max(start_width(k), input_floats(k, rows)));
+static ptrdiff_t hoisted_rows(const fl_block *k, ptrdiff_t B) {
+    return fl_max(B, START_FLOATS / fl_max(start_width(k), k->spec.I));
 }
 
 /* Scratch of one chunk: h_new, m, z, then start values and gathered inputs where the input's product is hoisted. */
 static ptrdiff_t forward_scratch(const fl_block *k, ptrdiff_t B, const fl_rows *of) {
-    const ptrdiff_t state = round16(B * k->spec.R) + 2 * round16(B * k->spec.H);
-    if (of->T <= 1 || !hoists(B))
-        return state;
-    const ptrdiff_t rows = hoisted_rows(k, of, B);
-    return state + round16(rows * start_width(k)) + round16(rows * input_floats(k, of));
+    const ptrdiff_t state = round16(B * k->spec.R) + 2 * round16(B * k->spec.H), rows = hoisted_rows(k, B);
+    return hoists(of, B) ? state + round16(rows * start_width(k)) + round16(rows * k->spec.I) : state;
 }
 
 static void store_start(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
@@ -674,11 +669,10 @@ static void store_start(const void *context, const float *tile, ptrdiff_t panel,
 }
 
 /* Start values of n rows of input, of every phase that has some: the share `part` of the panels. */
-static void hoisted_product(const fl_block *k, const Input *in, ptrdiff_t n, float *start, int part, int parts) {
+static void hoisted_product(const fl_block *k, const float *x, ptrdiff_t n, float *start, int part, int parts) {
     for (int phase = 0; phase < 1 + has_two_phases(&k->spec); phase++) {
         Product q = phase ? candidate_phase(k) : first_phase(k);
-        q.a = in->x, q.lda = k->spec.I, q.kb = 0;
-        q.ids = in->ids;
+        q.a = x, q.lda = k->spec.I, q.kb = 0;
         share(q.panels, 1, part, parts, &q.first_panel, &q.end_panel);
         const ptrdiff_t at = phase ? first_width(k) : 0, end = phase ? start_width(k) : first_width(k);
         const Destination d = {start + at, start_width(k), end - at};
@@ -730,26 +724,21 @@ static ptrdiff_t hoist_stretch(const fl_forward_job *job, const fl_chunk *chunk,
     const fl_spec *e = &pass->block->spec;
     const fl_rows *rows = job->rows;
     const int64_t *sizes = rows->batch_sizes;
-    const ptrdiff_t I = e->I, room = hoisted_rows(pass->block, rows, chunk->b1 - chunk->b0);
+    const ptrdiff_t I = e->I, room = hoisted_rows(pass->block, chunk->b1 - chunk->b0);
     /* Rows side by side, where they are not so already. */
     float *const x = start + round16(room * start_width(pass->block));
-    int64_t *const ids = (int64_t *)x;
     const int touch = !pass->reverse && chunk->b0 == 0 && chunk->b1 == sizes[0];
     ptrdiff_t count = 0, at = first + chunk->b0, next = i;
     for (; next < rows->T; next++) {
         const ptrdiff_t t = walked(pass, rows->T, next), n = alive(chunk, sizes[t]);
         if (count > 0 && count + n > room)
             break;
-        if (!touch && rows->ids)
-            memcpy(ids + count, rows->ids + at, (size_t)n * sizeof *ids);
-        else if (!touch)
+        if (!touch)
             memcpy(x + count * I, rows->x + at * I, (size_t)(n * I) * sizeof *x);
         count += n;
         at += !pass->reverse ? sizes[t] : t > 0 ? -sizes[t - 1] : 0;
     }
-    const Input gathered = {.x = rows->x ? x : NULL, .ids = rows->ids ? ids : NULL};
-    const Input in = touch ? input_at(rows, I, first, NULL) : gathered;
-    hoisted_product(pass->block, &in, count, start, 0, 1);
+    hoisted_product(pass->block, touch ? rows->x + first * I : x, count, start, 0, 1);
     return next;
 }
 
@@ -763,7 +752,7 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
     const ptrdiff_t B = chunk->b1 - chunk->b0, T = job->rows->T, width = start_width(pass->block);
     const int64_t *sizes = job->rows->batch_sizes;
     float *const h = pass->h + chunk->b0 * e->R, *const h_new = chunk->scratch, *const start = scratch_start(chunk, e);
-    const int hoist = T > 1 && hoists(B), phases = phase_count(e);
+    const int hoist = hoists(job->rows, B), phases = phase_count(e);
     Phase phase[2] = {make_phase(pass->block, 0, hoist, 0, 1)};
     if (phases > 1)
         phase[1] = make_phase(pass->block, 1, hoist, 0, 1);
@@ -795,10 +784,10 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
  * between the state and the scratch memory, so that no copy has to be waited for. */
 static ptrdiff_t team_stretch(const fl_block *k, const fl_rows *rows) {
     const ptrdiff_t B = rows->batch_sizes[0];
-    return fl_min(rows->T, hoisted_rows(k, rows, B) / B);
+    return fl_min(rows->T, hoisted_rows(k, B) / B);
 }
 
-static int team_hoists(const fl_forward_job *job) { return job->rows->T > 1 && hoists(job->rows->batch_sizes[0]); }
+static int team_hoists(const fl_forward_job *job) { return hoists(job->rows, job->rows->batch_sizes[0]); }
 
 static int team_steps(const fl_forward_job *job) {
     const fl_block *k = job->passes[0].block;
@@ -822,8 +811,7 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     const ptrdiff_t t0 = pass->reverse ? T - i1 : i0;                                 /* the earliest of them */
     ptrdiff_t within = index % per_stretch;
     if (hoist && within-- == 0) {
-        const Input in = input_at(job->rows, e->I, t0 * B, NULL);
-        hoisted_product(k, &in, (i1 - i0) * B, start, part, job->parts);
+        hoisted_product(k, job->rows->x + t0 * B * e->I, (i1 - i0) * B, start, part, job->parts);
         return;
     }
     const ptrdiff_t i = i0 + within / phases, t = pass->reverse ? T - 1 - i : i;
