@@ -17,7 +17,7 @@ OLDEST_PYTHON = "0x030A0000"  # one binary for this Python (3.10) and all later 
 # cffi releases the GIL round every call. With another Python thread busy, getting it back may take that thread's whole
 # switch interval: 5 ms for a streaming step of 2 us. cffi has no option for this, so its two macros are replaced:
 # functions named flq_* keep the GIL, and all others release it. The comparison is folded away by the compiler. Only for
-# single-threaded work of at most some 50 us.
+# work of at most some 50 us.
 PREAMBLE = """
 #include <string.h>
 #include "api.h"
