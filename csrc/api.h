@@ -41,6 +41,7 @@ typedef struct {
 typedef struct {
     fl_spec spec;
     int isa;                            /* the instruction set whose panels these are */
+    int reverse;                        /* walks from the last step to the first */
     const float *bias;                  /* as the accumulators start: per panel, per gate */
     const float *w_x, *w_h, *w_n, *w_r; /* forward panels: input, recurrent, GRU's second phase, projection */
     const float *x_n, *bias_n;          /* GRU with reset_after = 0: the candidate's input panels and bias */
@@ -63,27 +64,14 @@ typedef struct {
     float *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr, *weight_peep;
 } fl_grads;
 
-/* One direction of one layer in one call. */
+/* What forward keeps of one direction for backward, see Spec.tape. Backward turns `gates` into their gradients in place. */
 typedef struct {
-    const fl_block *block;
-    int reverse;
-    float *h; /* (B, R) forward: initial, then final state; backward: final, then initial state's gradient */
-    float *c; /* (B, H) the same; LSTM only */
-    /* The tape, see Spec.tape; NULL in inference. Backward turns `gates` into their gradients in place. */
     float *gates;         /* (N, 4H) */
-    float *tape_c;        /* (N, H) */
-    float *tape_h;        /* (N, R) */
-    float *tape_m;        /* (N, H) */
-    const float *h0, *c0; /* (B, R), (B, H); backward only */
-} fl_pass;
-
-/* Packed rows: float input (N, I), or integers (N); the other is NULL. */
-typedef struct {
-    const float *x;
-    const int64_t *ids;
-    const int64_t *batch_sizes; /* (T) non-increasing, each >= 1 */
-    ptrdiff_t T;
-} fl_rows;
+    float *c;             /* (N, H) */
+    float *h;             /* (N, R) */
+    float *m;             /* (N, H) */
+    const float *h0, *c0; /* (B, R), (B, H): the initial state; backward only */
+} fl_tape;
 
 /* Packed weights of a fully connected layer, y = x weight' + bias, of U outputs. */
 typedef struct {
@@ -125,25 +113,31 @@ enum fl_panels { FL_FORWARD, FL_BACKWARD, FL_BACKWARD_IDS };
 ptrdiff_t fl_pack_size(const fl_block *block, int backward);
 void fl_pack(fl_block *block, const fl_params *params, int backward, float *memory);
 
-/* Floats of scratch memory (64-byte aligned) that the call with these arguments needs. */
-ptrdiff_t fl_forward_scratch(const fl_pass *passes, int D, const fl_rows *rows, int threads);
-ptrdiff_t fl_backward_scratch(const fl_pass *pass, const fl_rows *rows, int threads);
+/* The D directions of one layer, second being NULL where there is but one. Packed rows: batch_sizes (T) never grow, each
+ * is >= 1, and the input is x (N, I) or ids (N), the other NULL. h (D, B, R) and, for LSTM, c (D, B, H): the initial
+ * state, overwritten with the final one. tapes (D), or NULL in inference. y (N, D*R) or NULL.
+ * Both functions return how many floats of scratch memory (64-byte aligned) such a call needs. Where `size` is less,
+ * they do nothing else. The flq_ form keeps Python's lock: for calls below about 50 us. */
+ptrdiff_t fl_forward(const fl_block *first, const fl_block *second, const float *x, const int64_t *ids,
+                     const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, const fl_tape *tapes, float *y,
+                     int threads, float *scratch, ptrdiff_t size);
+ptrdiff_t flq_forward(const fl_block *first, const fl_block *second, const float *x, const int64_t *ids,
+                      const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, const fl_tape *tapes, float *y,
+                      int threads, float *scratch, ptrdiff_t size);
 
-/* The directions of one layer; y (N, D*R) or NULL. The flq_ form keeps Python's lock: for calls below about 50 us. */
-void fl_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, float *scratch, int threads);
-void flq_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, float *scratch, int threads);
+/* One direction of one layer, one stretch of time. h (B, R) and c (B, H): the final state's gradient, overwritten with
+ * the initial one's. dy (N, R) with row stride ldy, or NULL; dx (N, I) or NULL. For token ids, ids holds each row's row
+ * of grads->weight_ih. */
+ptrdiff_t fl_backward(const fl_block *block, const float *x, const int64_t *ids, const int64_t *batch_sizes,
+                      ptrdiff_t T, float *h, float *c, const fl_tape *tape, const float *dy, ptrdiff_t ldy, float *dx,
+                      const fl_grads *grads, int threads, float *scratch, ptrdiff_t size);
 
-/* One direction of one layer, one stretch of time. dy (N, R) with row stride ldy, or NULL; dx (N, I) or NULL.
- * For token ids, rows->ids holds each row's row of grads->weight_ih. */
-void fl_backward(const fl_pass *pass, const fl_rows *rows, const float *dy, ptrdiff_t ldy, float *dx,
-                 const fl_grads *grads, float *scratch, int threads);
-
-/* A stream: the layers' passes (passes[l] is layer l; h and c are the state), and scratch memory of fl_step_scratch. */
+/* A stream: a block of each layer, the state h (L, B, R) and c (L, B, H), scratch memory of fl_step_scratch. */
 typedef struct {
-    const fl_pass *passes;
+    const fl_block *const *blocks;
     int L, threads;
     ptrdiff_t B;
-    float *scratch;
+    float *h, *c, *scratch;
     int turn; /* 0 at first; changed by every step */
     /* Short steps only, all 0 at first: when the last one ended, how many followed one another, and nanoseconds spent
      * on those tried alone and with all threads. */
@@ -154,7 +148,7 @@ typedef struct {
 
 /* One step of all layers: x (B, I) or ids (B); the result is the last layer's h. The flq_ form keeps Python's lock: for
  * steps below about 50 us. */
-ptrdiff_t fl_step_scratch(const fl_pass *passes, int L, ptrdiff_t B, int threads);
+ptrdiff_t fl_step_scratch(const fl_block *const *blocks, int L, ptrdiff_t B, int threads);
 void fl_step(fl_stream *stream, const float *x, const int64_t *ids);
 void flq_step(fl_stream *stream, const float *x, const int64_t *ids);
 
@@ -165,16 +159,15 @@ void fl_dense_pack(fl_dense *dense, const float *weight, const float *bias, int 
 /* y (N, U) = x (N, I) weight' + bias. */
 void fl_dense_forward(const fl_dense *dense, const float *x, ptrdiff_t N, float *y, int threads);
 
-/* dweight (U, I) and dbias (U; or NULL) are added to, dx (N, I) is overwritten. scratch: that of fl_dense_scratch. */
-ptrdiff_t fl_dense_scratch(const fl_dense *dense, ptrdiff_t N, int threads);
-void fl_dense_backward(const fl_dense *dense, const float *x, ptrdiff_t N, const float *dy, float *dx, float *dweight,
-                       float *dbias, float *scratch, int threads);
+/* dweight (U, I) and dbias (U; or NULL) are added to, dx (N, I) is overwritten. Scratch memory as for fl_forward. */
+ptrdiff_t fl_dense_backward(const fl_dense *dense, const float *x, ptrdiff_t N, const float *dy, float *dx,
+                            float *dweight, float *dbias, int threads, float *scratch, ptrdiff_t size);
 
 /* A head: forward, softmax, cross-entropy and backward. rows (N, U) are overwritten with the logits' gradients times
  * factor, losses (N) with -log softmax[target], in nats. */
-void fl_dense_cross_entropy(const fl_dense *dense, const float *x, ptrdiff_t N, const int64_t *targets, double factor,
-                            float *rows, double *losses, float *dx, float *dweight, float *dbias, float *scratch,
-                            int threads);
+ptrdiff_t fl_dense_cross_entropy(const fl_dense *dense, const float *x, ptrdiff_t N, const int64_t *targets,
+                                 double factor, float *rows, double *losses, float *dx, float *dweight, float *dbias,
+                                 int threads, float *scratch, ptrdiff_t size);
 
 /* An optimiser's step, for all spans in one pass. */
 void fl_update(const fl_rule *rule, const fl_span *spans, int count, int threads);

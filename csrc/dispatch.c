@@ -79,9 +79,15 @@ static const double LEAST_STEP = FL_LEAST * 1e5;
 
 static ptrdiff_t round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; }
 
-static float *take(float **memory, ptrdiff_t floats) {
-    float *taken = *memory;
-    *memory += round16(floats);
+/* Scratch memory that is handed out piece by piece; NULL where only its size is asked for. */
+typedef struct {
+    float *memory;
+    ptrdiff_t used;
+} supply;
+
+static float *take(supply *from, ptrdiff_t floats) {
+    float *taken = from->memory ? from->memory + from->used : NULL;
+    from->used += round16(floats);
     return taken;
 }
 
@@ -144,45 +150,58 @@ static void cut_forward(fl_forward_job *job, int D, int threads) {
     job->chunk_count = cut(job->chunks, rows, N, D, job->parts ? 1 : each);
 }
 
-ptrdiff_t fl_forward_scratch(const fl_pass *passes, int D, const fl_rows *rows, int threads) {
-    fl_chunk chunks[FL_MAX_CHUNKS];
-    fl_forward_job job = {.passes = passes, .rows = rows, .chunks = chunks};
-    cut_forward(&job, D, threads);
-    ptrdiff_t size = 0;
-    for (int i = 0; i < job.chunk_count; i++) {
-        const fl_block *k = passes[job.chunks[i].direction].block;
-        size += round16(isas[k->isa]->forward_scratch(k, job.chunks[i].b1 - job.chunks[i].b0, rows));
+static fl_pass make_pass(const fl_block *block, float *h, float *c, const fl_tape *tape) {
+    fl_pass pass = {.block = block, .reverse = block->reverse, .h = h, .c = c};
+    if (tape) {
+        pass.gates = tape->gates, pass.tape_c = tape->c, pass.tape_h = tape->h, pass.tape_m = tape->m;
+        pass.h0 = tape->h0, pass.c0 = tape->c0;
     }
-    return size;
+    return pass;
 }
 
-static void forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, float *scratch, int threads,
-                    int turn) {
-    const ptrdiff_t R = passes[0].block->spec.R, T = rows->T, B = rows->batch_sizes[0];
-    fl_chunk chunks[FL_MAX_CHUNKS];
-    fl_forward_job job = {.passes = passes, .rows = rows, .y = y, .ldy = D * R, .chunks = chunks, .turn = turn};
+/* Does the job, cut into chunks, if there is so much scratch memory as it needs, which it returns. */
+static ptrdiff_t forward(fl_forward_job *job, int D, int threads, float *scratch, ptrdiff_t size) {
+    const fl_pass *passes = job->passes;
     const fl_isa *isa = isas[passes[0].block->isa];
+    const fl_rows *rows = job->rows;
+    supply from = {scratch, 0};
+    for (int i = 0; i < job->chunk_count; i++) {
+        fl_chunk *chunk = &job->chunks[i];
+        chunk->scratch = take(&from, isa->forward_scratch(passes[chunk->direction].block, chunk->b1 - chunk->b0, rows));
+    }
+    if (from.used > size)
+        return from.used;
+    if (!job->parts) {
+        fl_run(isa->forward_chunk, job, 1, job->chunk_count, job->chunk_count > 1 ? threads : 1);
+        return from.used;
+    }
+    fl_run(isa->forward_team, job, isa->team_steps(job), D * job->parts, threads);
+    const size_t state = (size_t)(rows->batch_sizes[0] * passes[0].block->spec.R) * sizeof(float);
+    for (int d = 0; d < D && rows->T % 2; d++) /* an odd number of steps leaves the state in the scratch memory */
+        memcpy(passes[d].h, job->chunks[d].scratch, state);
+    return from.used;
+}
+
+ptrdiff_t flq_forward(const fl_block *first, const fl_block *second, const float *x, const int64_t *ids,
+                      const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, const fl_tape *tapes, float *y,
+                      int threads, float *scratch, ptrdiff_t size) {
+    const fl_spec *s = &first->spec;
+    const ptrdiff_t B = batch_sizes[0];
+    const int D = second ? 2 : 1;
+    const fl_pass passes[2] = {
+        make_pass(first, h, c, tapes),
+        second ? make_pass(second, h + B * s->R, c ? c + B * s->H : NULL, tapes ? tapes + 1 : NULL) : (fl_pass){0}};
+    const fl_rows rows = {.x = x, .ids = ids, .batch_sizes = batch_sizes, .T = T};
+    fl_chunk chunks[FL_MAX_CHUNKS];
+    fl_forward_job job = {.passes = passes, .rows = &rows, .y = y, .ldy = D * s->R, .chunks = chunks};
     cut_forward(&job, D, threads);
-    for (int i = 0; i < job.chunk_count; i++) {
-        fl_chunk *chunk = &job.chunks[i];
-        chunk->scratch =
-            take(&scratch, isa->forward_scratch(passes[chunk->direction].block, chunk->b1 - chunk->b0, rows));
-    }
-    if (!job.parts) {
-        fl_run(isa->forward_chunk, &job, 1, job.chunk_count, job.chunk_count > 1 ? threads : 1);
-        return;
-    }
-    fl_run(isa->forward_team, &job, isa->team_steps(&job), D * job.parts, threads);
-    for (int d = 0; d < D && T % 2; d++) /* an odd number of steps leaves the state in the scratch memory */
-        memcpy(passes[d].h, job.chunks[d].scratch, (size_t)(B * R) * sizeof(float));
+    return forward(&job, D, threads, scratch, size);
 }
 
-void fl_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, float *scratch, int threads) {
-    forward(passes, D, rows, y, scratch, threads, 0);
-}
-
-void flq_forward(const fl_pass *passes, int D, const fl_rows *rows, float *y, float *scratch, int threads) {
-    forward(passes, D, rows, y, scratch, threads, 0);
+ptrdiff_t fl_forward(const fl_block *first, const fl_block *second, const float *x, const int64_t *ids,
+                     const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, const fl_tape *tapes, float *y,
+                     int threads, float *scratch, ptrdiff_t size) {
+    return flq_forward(first, second, x, ids, batch_sizes, T, h, c, tapes, y, threads, scratch, size);
 }
 
 /* ---------------------------------------------------------------------------------------------------------- backward */
@@ -220,21 +239,6 @@ static int find_stretches(fl_stretch *stretches, const fl_rows *rows, ptrdiff_t 
 /* Floats that hold n of something. */
 static ptrdiff_t floats_of(ptrdiff_t n, size_t size) { return n * (ptrdiff_t)(size / sizeof(float)); }
 
-ptrdiff_t fl_backward_scratch(const fl_pass *pass, const fl_rows *rows, int threads) {
-    const fl_spec *s = &pass->block->spec;
-    const fl_isa *isa = isas[pass->block->isa];
-    fl_chunk chunks[FL_MAX_CHUNKS];
-    fl_backward_job job = {.pass = pass, .rows = rows, .N = row_count(rows), .chunks = chunks};
-    cut_backward(&job, threads);
-    ptrdiff_t size = (s->kind == FL_LSTM ? 2 : 1) * round16(floats_of(job.N, sizeof(float *)));
-    size += round16(floats_of(stretch_limit(rows, job.N), sizeof(fl_stretch)));
-    size += s->projected ? round16(job.N * s->R) : 0;
-    size += s->kind == FL_RNN ? round16(job.N * s->H) : 0;
-    for (int i = 0; i < job.chunk_count; i++)
-        size += round16(isa->backward_scratch(s, job.chunks[i].b1 - job.chunks[i].b0));
-    return size + threads * round16(isa->gradient_scratch(s));
-}
-
 /* Where each packed row's previous value lies, in the direction's own order of steps: in `kept`, or in `initial`. */
 static void find_previous(const float **previous, const fl_rows *rows, int reverse, const float *kept,
                           const float *initial, ptrdiff_t width) {
@@ -252,37 +256,44 @@ static void find_previous(const float **previous, const fl_rows *rows, int rever
     }
 }
 
-void fl_backward(const fl_pass *pass, const fl_rows *rows, const float *dy, ptrdiff_t ldy, float *dx,
-                 const fl_grads *grads, float *scratch, int threads) {
-    const fl_spec *s = &pass->block->spec;
-    const fl_isa *isa = isas[pass->block->isa];
+ptrdiff_t fl_backward(const fl_block *block, const float *x, const int64_t *ids, const int64_t *batch_sizes,
+                      ptrdiff_t T, float *h, float *c, const fl_tape *tape, const float *dy, ptrdiff_t ldy, float *dx,
+                      const fl_grads *grads, int threads, float *scratch, ptrdiff_t size) {
+    const fl_spec *s = &block->spec;
+    const fl_isa *isa = isas[block->isa];
+    const fl_pass pass = make_pass(block, h, c, tape);
+    const fl_rows rows = {.x = x, .ids = ids, .batch_sizes = batch_sizes, .T = T};
     fl_chunk chunks[FL_MAX_CHUNKS];
-    fl_backward_job job = {.pass = pass,
-                           .rows = rows,
-                           .N = row_count(rows),
+    fl_backward_job job = {.pass = &pass,
+                           .rows = &rows,
+                           .N = row_count(&rows),
                            .dy = dy,
                            .ldy = ldy,
                            .dx = dx,
                            .grads = grads,
                            .chunks = chunks};
     cut_backward(&job, threads);
-    job.h_prev = (const float **)take(&scratch, floats_of(job.N, sizeof(float *)));
-    find_previous(job.h_prev, rows, pass->reverse, pass->tape_h, pass->h0, s->R);
-    if (s->kind == FL_LSTM) {
-        job.c_prev = (const float **)take(&scratch, floats_of(job.N, sizeof(float *)));
-        find_previous(job.c_prev, rows, pass->reverse, pass->tape_c, pass->c0, s->H);
-    }
-    job.stretches = (fl_stretch *)take(&scratch, floats_of(stretch_limit(rows, job.N), sizeof(fl_stretch)));
-    job.stretch_count = find_stretches(job.stretches, rows, job.N, pass->reverse);
+    supply from = {scratch, 0};
+    job.h_prev = (const float **)take(&from, floats_of(job.N, sizeof(float *)));
+    if (s->kind == FL_LSTM)
+        job.c_prev = (const float **)take(&from, floats_of(job.N, sizeof(float *)));
+    job.stretches = (fl_stretch *)take(&from, floats_of(stretch_limit(&rows, job.N), sizeof(fl_stretch)));
     if (s->projected)
-        job.dh_all = take(&scratch, job.N * s->R);
-    job.dgates = s->kind == FL_RNN ? take(&scratch, job.N * s->H) : pass->gates;
+        job.dh_all = take(&from, job.N * s->R);
+    job.dgates = s->kind == FL_RNN ? take(&from, job.N * s->H) : pass.gates;
     job.ld_gates = s->kind == FL_RNN ? s->H : 4 * s->H;
     for (int i = 0; i < job.chunk_count; i++)
-        job.chunks[i].scratch = take(&scratch, isa->backward_scratch(s, job.chunks[i].b1 - job.chunks[i].b0));
-    job.workspace = scratch;
+        job.chunks[i].scratch = take(&from, isa->backward_scratch(s, job.chunks[i].b1 - job.chunks[i].b0));
     job.workspace_size = round16(isa->gradient_scratch(s));
+    job.workspace = take(&from, threads * job.workspace_size);
+    if (from.used > size)
+        return from.used;
+    find_previous(job.h_prev, &rows, pass.reverse, pass.tape_h, pass.h0, s->R);
+    if (s->kind == FL_LSTM)
+        find_previous(job.c_prev, &rows, pass.reverse, pass.tape_c, pass.c0, s->H);
+    job.stretch_count = find_stretches(job.stretches, &rows, job.N, pass.reverse);
     fl_run(isa->backward, &job, 2 * job.stretch_count, job.pieces, threads);
+    return from.used;
 }
 
 /* ------------------------------------------------------------------------------------------------------- dense layer */
@@ -303,32 +314,38 @@ void fl_dense_forward(const fl_dense *dense, const float *x, ptrdiff_t N, float 
     fl_run(isas[dense->isa]->dense_forward, &job, 1, job.pieces, threads);
 }
 
-ptrdiff_t fl_dense_scratch(const fl_dense *dense, ptrdiff_t N, int threads) {
-    return dense_threads(dense, N, 2, threads) * round16(isas[dense->isa]->dense_scratch(dense));
-}
-
-/* What a job's backward needs besides. */
-static void set_gradients(fl_dense_job *job, const float *dy, float *dx, float *dweight, float *dbias, float *scratch,
-                          int threads) {
-    job->dy = dy, job->dx = dx, job->dweight = dweight, job->dbias = dbias, job->workspace = scratch;
-    job->workspace_size = round16(isas[job->dense->isa]->dense_scratch(job->dense));
+/* Runs a job with a backward in it, if there is so much scratch memory as it needs, which it returns. */
+static ptrdiff_t run_dense(fl_piece_fn fn, int steps, fl_dense_job *job, int threads, float *scratch, ptrdiff_t size) {
     job->pieces = dense_threads(job->dense, job->N, 2, threads);
+    job->workspace = scratch;
+    job->workspace_size = round16(isas[job->dense->isa]->dense_scratch(job->dense));
+    const ptrdiff_t need = job->pieces * job->workspace_size;
+    if (need <= size)
+        fl_run(fn, job, steps, job->pieces, job->pieces);
+    return need;
 }
 
-void fl_dense_backward(const fl_dense *dense, const float *x, ptrdiff_t N, const float *dy, float *dx, float *dweight,
-                       float *dbias, float *scratch, int threads) {
-    fl_dense_job job = {.dense = dense, .N = N, .x = x};
-    set_gradients(&job, dy, dx, dweight, dbias, scratch, threads);
-    fl_run(isas[dense->isa]->dense_backward, &job, 1, job.pieces, job.pieces);
+ptrdiff_t fl_dense_backward(const fl_dense *dense, const float *x, ptrdiff_t N, const float *dy, float *dx,
+                            float *dweight, float *dbias, int threads, float *scratch, ptrdiff_t size) {
+    fl_dense_job job = {.dense = dense, .N = N, .x = x, .dy = dy, .dx = dx, .dweight = dweight, .dbias = dbias};
+    return run_dense(isas[dense->isa]->dense_backward, 1, &job, threads, scratch, size);
 }
 
-void fl_dense_cross_entropy(const fl_dense *dense, const float *x, ptrdiff_t N, const int64_t *targets, double factor,
-                            float *rows, double *losses, float *dx, float *dweight, float *dbias, float *scratch,
-                            int threads) {
-    fl_dense_job job = {
-        .dense = dense, .N = N, .x = x, .y = rows, .targets = targets, .factor = factor, .losses = losses};
-    set_gradients(&job, rows, dx, dweight, dbias, scratch, threads);
-    fl_run(isas[dense->isa]->dense_cross_entropy, &job, 2, job.pieces, job.pieces);
+ptrdiff_t fl_dense_cross_entropy(const fl_dense *dense, const float *x, ptrdiff_t N, const int64_t *targets,
+                                 double factor, float *rows, double *losses, float *dx, float *dweight, float *dbias,
+                                 int threads, float *scratch, ptrdiff_t size) {
+    fl_dense_job job = {.dense = dense,
+                        .N = N,
+                        .x = x,
+                        .y = rows,
+                        .targets = targets,
+                        .factor = factor,
+                        .losses = losses,
+                        .dy = rows,
+                        .dx = dx,
+                        .dweight = dweight,
+                        .dbias = dbias};
+    return run_dense(isas[dense->isa]->dense_cross_entropy, 2, &job, threads, scratch, size);
 }
 
 /* -------------------------------------------------------------------------------------------------------- optimisers */
@@ -407,12 +424,24 @@ void fl_update_columns(float *p, ptrdiff_t J, ptrdiff_t V, const int64_t *ids, p
 
 /* --------------------------------------------------------------------------------------------------------- streaming */
 
-ptrdiff_t fl_step_scratch(const fl_pass *passes, int L, ptrdiff_t B, int threads) {
+/* One layer's step: as `forward`. */
+static ptrdiff_t step_layer(const fl_pass *pass, const fl_rows *rows, int turn, int threads, float *scratch,
+                            ptrdiff_t size) {
+    fl_chunk chunks[FL_MAX_CHUNKS];
+    fl_forward_job job = {.passes = pass, .rows = rows, .chunks = chunks, .turn = turn};
+    cut_forward(&job, 1, threads);
+    return forward(&job, 1, threads, scratch, size);
+}
+
+ptrdiff_t fl_step_scratch(const fl_block *const *blocks, int L, ptrdiff_t B, int threads) {
     const int64_t size = B;
     const fl_rows numbers = {.batch_sizes = &size, .T = 1}, ids = {.ids = &size, .batch_sizes = &size, .T = 1};
-    ptrdiff_t most = fl_forward_scratch(&passes[0], 1, &ids, threads);
-    for (int l = 0; l < L; l++)
-        most = fl_max(most, fl_forward_scratch(&passes[l], 1, &numbers, threads));
+    ptrdiff_t most = 0;
+    for (int l = 0; l < L; l++) {
+        const fl_pass pass = make_pass(blocks[l], NULL, NULL, NULL);
+        most = fl_max(most, step_layer(&pass, &numbers, 0, threads, NULL, -1));
+        most = fl_max(most, step_layer(&pass, &ids, 0, threads, NULL, -1));
+    }
     return most;
 }
 
@@ -420,11 +449,16 @@ ptrdiff_t fl_step_scratch(const fl_pass *passes, int L, ptrdiff_t B, int threads
 static void step(fl_stream *s, const float *x, const int64_t *ids, int threads) {
     const int64_t size = s->B;
     fl_rows rows = {.x = x, .ids = ids, .batch_sizes = &size, .T = 1};
+    float *h = s->h, *c = s->c;
     s->turn ^= 1;
     for (int l = 0; l < s->L; l++) {
-        forward(&s->passes[l], 1, &rows, NULL, s->scratch, threads, s->turn);
-        rows.x = s->passes[l].h;
-        rows.ids = NULL;
+        const fl_spec *of = &s->blocks[l]->spec;
+        const fl_pass pass = make_pass(s->blocks[l], h, c, NULL);
+        step_layer(&pass, &rows, s->turn, threads, s->scratch, PTRDIFF_MAX);
+        rows.x = h, rows.ids = NULL;
+        h += s->B * of->R;
+        if (c)
+            c += s->B * of->H;
     }
 }
 
@@ -435,7 +469,7 @@ void fl_step(fl_stream *stream, const float *x, const int64_t *ids) { step(strea
  * threads, of which the first wake them and do not count, then some alone; the rest go the quicker way. */
 enum { WAKING = 16, TRIED_WITH_ALL = 20, TRIED = 24, ROUND = 4096 };
 void flq_step(fl_stream *stream, const float *x, const int64_t *ids) {
-    if (worthwhile(&stream->passes[0].block->spec, ids != NULL, stream->B, 1, stream->threads) == 1) {
+    if (worthwhile(&stream->blocks[0]->spec, ids != NULL, stream->B, 1, stream->threads) == 1) {
         step(stream, x, ids, 1);
         return;
     }

@@ -41,6 +41,23 @@ enum {
     FL_GRAD_BLOCK = 128 /* rows that a weight gradient sums at once: its operands then fit the first-level cache */
 };
 
+/* Packed rows: float input (N, I), or integers (N); the other is NULL. */
+typedef struct {
+    const float *x;
+    const int64_t *ids;
+    const int64_t *batch_sizes; /* (T) non-increasing, each >= 1 */
+    ptrdiff_t T;
+} fl_rows;
+
+/* One direction of one layer in one call. */
+typedef struct {
+    const fl_block *block;
+    int reverse;
+    float *h, *c;                            /* (B, R), (B, H); c: LSTM only */
+    float *gates, *tape_c, *tape_h, *tape_m; /* fl_tape's; NULL in inference */
+    const float *h0, *c0;
+} fl_pass;
+
 /* A stretch of batch rows of one direction: no other piece reads or writes them. */
 typedef struct {
     int direction;

@@ -109,11 +109,15 @@ class Batch:
             by_time[self.steps, self.which] = rows
         return x
 
-    def pack_state(self, state: Array) -> Array:
-        """(B, W) -> (rows.B, W): the same memory where the batch is dense, else a copy."""
-        return state if self.order is None else state[self.order]
+    def pack_states(self, h: Array, c: Array | None) -> tuple[Array, Array | None]:
+        """(L*D, B, .) -> (L*D, rows.B, .): the same memory where the batch is dense, else copies."""
+        if self.order is None:
+            return h, c
+        return h.take(self.order, axis=1), None if c is None else c.take(self.order, axis=1)
 
-    def unpack_state(self, into: Array, state: Array | None) -> None:
-        """Write (rows.B, W) back over (B, W); sequences without steps keep what they have."""
-        if self.order is not None and state is not None:
-            into[self.order] = state
+    def unpack_states(self, h: Array, c: Array | None, h_rows: Array, c_rows: Array | None) -> None:
+        """Write packed states back over (L*D, B, .); sequences without steps keep what they have."""
+        if self.order is not None:
+            h[:, self.order] = h_rows
+            if c is not None:
+                c[:, self.order] = c_rows

@@ -11,16 +11,22 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy import ndarray  # found sooner than np.ndarray
 
 from .arena import arena
 from .backends import choose
 from .cells import ACTIVATIONS, DEFAULT_ACTIVATIONS, Kind, Spec, activation
 from .door import Batch, as_numbers, check_ids, check_shape, places, positive
-from .layout import Array, Direction, Rows, draw, suffix
+from .layout import Array, Rows, draw, suffix
 from .parameters import Layer, RowGradient, Tape
 from .stream import Stream
 
 State = Any  # (h, c) for LSTM, h for GRU and RNN
+
+
+def _part(a: Array | None, at: Any) -> Any:
+    """a[at], None of None."""
+    return None if a is None else a[at]
 
 
 class Recurrent(Layer):
@@ -122,13 +128,32 @@ class Recurrent(Layer):
         with self._lock:
             if self._packed is None or self._packed[0] != self._version:
                 blocks = [
-                    [self._module.pack(spec, self._direction_params(layer, d), self.dtype.name) for d in range(self._D)]
+                    [
+                        self._module.pack(spec, self._direction_params(layer, d), self.dtype.name, bool(d))
+                        for d in range(self._D)
+                    ]
                     for layer, spec in enumerate(self._specs)
                 ]
                 self._packed = (self._version, blocks)
             return self._packed
 
     # ------------------------------------------------------------------------------------------------------ the door
+    def _enter(self, x: Any, lengths: Any) -> tuple[Array, Batch, bool]:
+        """(x as packed rows (N, I) or ids (N,), its batch, whether it came without a batch axis)."""
+        # The usual case in few words: what it asks one by one takes longer than a short call.
+        if type(x) is ndarray and x.dtype is self.dtype and lengths is None and not self.batch_first:
+            if x.ndim == 3 and x.flags.c_contiguous:
+                T, B, width = x.shape
+                if width == self.input_size:
+                    return x.reshape(T * B, width), Batch.of(T, B, None), False
+        x, ids, unbatched = self._check_x(x)
+        T, B = x.shape[:2]
+        batch = Batch.of(T, B, self._check_lengths(lengths, T, B, unbatched))
+        rows = batch.pack(x, np.int64 if ids else self.dtype)
+        if ids:
+            check_ids(rows, self.input_size)
+        return rows, batch, unbatched
+
     def _check_x(self, x: Any) -> tuple[Array, bool, bool]:
         """(x as (T, B, I) or ids (T, B), whether ids, whether it came without a batch axis)."""
         x = np.asarray(x)
@@ -170,7 +195,7 @@ class Recurrent(Layer):
         return given.astype(np.int64)
 
     def _check_state(
-        self, state: Any, name: str, B: int, unbatched: bool, optional: bool
+        self, state: Any, name: str, B: int, unbatched: bool, optional: bool = False
     ) -> tuple[Array, Array | None]:
         """The state as fresh arrays (L*D, B, R) and (L*D, B, H) (None but for LSTM); zeros for what is absent."""
         LD, lstm = self.num_layers * self._D, self.kind == "lstm"
@@ -209,104 +234,64 @@ class Recurrent(Layer):
         return batch.unpack(rows)[:, 0] if unbatched else batch.unpack(rows, self.batch_first)
 
     # ------------------------------------------------------------------------------------------------------- forward
-    def _run(
-        self, x: Any, state: Any, lengths: Any, keep: bool, checkpoint_every: int | None = None
-    ) -> tuple[Array, Array, Array | None, Batch, bool, Tape | None]:
-        """Forward through all layers: (y rows (N, D*R), h, c, batch, unbatched, the tape if it is to be kept)."""
-        x, ids, unbatched = self._check_x(x)
-        T, B = x.shape[:2]
-        batch = Batch.of(T, B, self._check_lengths(lengths, T, B, unbatched))
-        h, c = self._check_state(state, "state", B, unbatched, optional=False)
-        rows = batch.pack(x, np.int64 if ids else self.dtype)
-        if ids:
-            check_ids(rows, self.input_size)
-        if keep and np.may_share_memory(rows, x):
-            rows = arena.copy(rows)  # the tape's own: the caller may write to x before backward
-        version, blocks = self._blocks()
-        tape = Tape(self, version, batch, unbatched, [], [], [], checkpoint_every=checkpoint_every) if keep else None
-        N, D = batch.rows.N, self._D
-        whole = keep and checkpoint_every is None  # the tape keeps everything
-        for layer, spec in enumerate(self._specs):
-            directions = [
-                self._direction(spec, block, d, layer, batch, h, c, whole) for d, block in enumerate(blocks[layer])
-            ]
-            y = arena.empty((N, D * spec.R), self.dtype)
-            states: list[Any] = []
-            if N and checkpoint_every is not None:
-                stretches = batch.rows.cut(checkpoint_every)
-                states = [self._forward_stretches(one, stretches, rows, y) for one in directions]
-            elif N:
-                self._module.forward(directions, rows, batch.rows, y)
-            if batch.order is not None:  # else they are the same memory
-                for d, one in enumerate(directions):
-                    batch.unpack_state(h[layer * D + d], one.h)
-                    if c is not None:
-                        batch.unpack_state(c[layer * D + d], one.c)
-            if tape is None:
-                rows = y
-                continue
-            mask = self._mask(y.shape) if layer < self.num_layers - 1 else None
-            tape.x.append(rows)
-            tape.kept.append(states or [one.tape for one in directions])
-            tape.masks.append(mask)
-            rows = y if mask is None else y * mask
-        return rows, h, c, batch, unbatched, tape
+    def _tape(self, block: Any, N: int, h: Array, c: Array | None) -> dict[str, Array]:
+        """Room for the tape of a direction that is about to run over N rows, and a copy of its initial state."""
+        tape = {name: arena.empty((N, width), self.dtype) for name, width in block.spec.tape.items()}
+        tape["h0"] = h.copy()
+        if c is not None:
+            tape["c0"] = c.copy()
+        return tape
 
-    def _direction(
-        self, spec: Spec, block: Any, d: int, layer: int, batch: Batch, h: Array, c: Array | None, keep: bool
-    ) -> Direction:
-        """One direction of one layer, its initial state packed and, where wanted, room for its tape."""
-        at = layer * self._D + d
-        one = Direction(block, bool(d), batch.pack_state(h[at]), None if c is None else batch.pack_state(c[at]))
-        if keep:
-            self._give_tape(one, batch.rows.N)
-        return one
-
-    def _give_tape(self, one: Direction, N: int) -> None:
-        """Room for the tape of a direction that is about to run over N rows."""
-        one.tape = {name: arena.empty((N, width), self.dtype) for name, width in one.block.spec.tape.items()}
-        one.tape["h0"] = one.h.copy()
-        if one.c is not None:
-            one.tape["c0"] = one.c.copy()
+    def _forward_whole(
+        self, blocks: list[Any], x: Array, rows: Rows, h: Array, c: Array | None, y: Array, at: int, every: int
+    ) -> list[dict[str, Array]]:
+        """Run a layer, the first of its states being h[at]; what each direction kept: everything."""
+        tapes = [self._tape(block, rows.N, h[i], _part(c, i)) for i, block in enumerate(blocks, at)]
+        if rows.N:
+            self._module.forward(blocks, x, rows, h, c, y, tapes, at)
+        return tapes
 
     def _forward_stretches(
-        self, one: Direction, stretches: list[tuple[Rows, slice]], x: Array, y: Array
-    ) -> list[tuple[Array, Array | None]]:
-        """Run one direction stretch by stretch; the states before each, from which backward runs it again."""
-        states, R = [], one.h.shape[1]
-        columns = slice(R, None) if one.reverse else slice(R)
-        for rows, at in reversed(stretches) if one.reverse else stretches:
-            part = Direction(one.block, one.reverse, one.h[: rows.B], None if one.c is None else one.c[: rows.B])
-            states.append((part.h.copy(), None if part.c is None else part.c.copy()))
-            y_part = arena.empty((rows.N, R), self.dtype)
-            self._module.forward([part], x[at], rows, y_part)
-            y[at, columns] = y_part
+        self, blocks: list[Any], x: Array, rows: Rows, h: Array, c: Array | None, y: Array, at: int, every: int
+    ) -> list[list[tuple[Array, Array | None]]]:
+        """The same, stretch by stretch; each direction keeps the states before each, to run it from there again."""
+        stretches = rows.cut(every)
+        states, R = [], self._R
+        for d, block in enumerate(blocks):
+            before: list[tuple[Array, Array | None]] = []
+            for stretch, now in reversed(stretches) if d else stretches:
+                alive = slice(at + d, at + d + 1), slice(stretch.B)
+                h_now, c_now = h[alive], _part(c, alive)
+                before.append((h_now[0].copy(), None if c_now is None else c_now[0].copy()))
+                part = arena.empty((stretch.N, R), self.dtype)
+                self._module.forward([block], x[now], stretch, h_now, c_now, part)
+                y[now, d * R : (d + 1) * R] = part
+            states.append(before)
         return states
 
     def _backward_stretches(
         self,
-        one: Direction,
+        block: Any,
         states: list[tuple[Array, Array | None]],
-        stretches: list[tuple[Rows, slice]],
+        walk: list[tuple[Rows, slice]],
         x: Array,
         x_back: Array,
+        h: Array,
+        c: Array | None,
         dy: Array | None,
         dx: Array | None,
         into: dict[str, Array],
     ) -> None:
-        """Backward of one direction, last stretch first, each run forward once more for its tape.
+        """Backward of one direction, the stretch walked last first, each run forward once more for its tape.
 
         x is the input; x_back is what backward takes for it: the same or, for token ids, their places.
         """
-        walk = stretches if one.reverse else stretches[::-1]
-        for (rows, at), (h, c) in zip(walk, reversed(states), strict=True):
-            part = Direction(one.block, one.reverse, h, c)
-            self._give_tape(part, rows.N)
-            self._module.forward([part], x[at], rows, None)
-            part.h, part.c = one.h[: rows.B], None if one.c is None else one.c[: rows.B]
-            self._module.backward(
-                part, x_back[at], rows, None if dy is None else dy[at], None if dx is None else dx[at], into
-            )
+        for (rows, at), (h0, c0) in zip(reversed(walk), reversed(states), strict=True):
+            tape = self._tape(block, rows.N, h0, c0)
+            self._module.forward([block], x[at], rows, h0[None], _part(c0, None), None, [tape])
+            alive = slice(rows.B)
+            h_now, c_now = h[alive], _part(c, alive)
+            self._module.backward(block, x_back[at], rows, h_now, c_now, tape, _part(dy, at), _part(dx, at), into)
 
     def _mask(self, shape: tuple[int, ...]) -> Array | None:
         """Fresh dropout factors: 0 with probability p, else 1/(1-p) (Srivastava et al. 2014, inverted)."""
@@ -345,7 +330,17 @@ class Recurrent(Layer):
         ValueError, TypeError
             Wrong rank, size, dtype, lengths, ids or state; the message names what was given and expected.
         """
-        rows, h, c, batch, unbatched, _ = self._run(x, state, lengths, keep=False)
+        rows, batch, unbatched = self._enter(x, lengths)
+        h, c = self._check_state(state, "state", batch.B, unbatched)
+        D, N, dense = self._D, batch.rows.N, batch.order is None
+        h_rows, c_rows = (h, c) if dense else batch.pack_states(h, c)
+        for layer, blocks in enumerate(self._blocks()[1]):
+            y = arena.empty((N, D * self._R), self.dtype)
+            if N:
+                self._module.forward(blocks, rows, batch.rows, h_rows, c_rows, y, None, layer * D)
+            rows = y
+        if not dense:
+            batch.unpack_states(h, c, h_rows, c_rows)
         if last_only:
             y = self._last(rows, batch)
             return y[0] if unbatched else y, self._give_state(h, c, unbatched)
@@ -383,8 +378,23 @@ class Recurrent(Layer):
             dropout's factors, where it drops.
         """
         every = None if checkpoint_every is None else positive(checkpoint_every, "checkpoint_every")
-        rows, h, c, batch, unbatched, tape = self._run(x, state, lengths, keep=True, checkpoint_every=every)
-        assert tape is not None
+        rows, batch, unbatched = self._enter(x, lengths)
+        h, c = self._check_state(state, "state", batch.B, unbatched)
+        if np.may_share_memory(rows, x):
+            rows = arena.copy(rows)  # the tape's own: the caller may write to x before backward
+        version, blocks = self._blocks()
+        tape = Tape(self, version, batch, unbatched, [], [], [], checkpoint_every=every)
+        h_rows, c_rows = batch.pack_states(h, c)
+        for layer, of_layer in enumerate(blocks):
+            y = arena.empty((batch.rows.N, self._D * self._R), self.dtype)
+            run = self._forward_whole if every is None else self._forward_stretches
+            kept = run(of_layer, rows, batch.rows, h_rows, c_rows, y, layer * self._D, every or 0)
+            mask = self._mask(y.shape) if layer < self.num_layers - 1 else None
+            tape.x.append(rows)
+            tape.kept.append(kept)
+            tape.masks.append(mask)
+            rows = y if mask is None else y * mask
+        batch.unpack_states(h, c, h_rows, c_rows)
         return self._give(rows, batch, unbatched), self._give_state(h, c, unbatched), tape
 
     # ------------------------------------------------------------------------------------------------------ backward
@@ -443,30 +453,25 @@ class Recurrent(Layer):
             for name, p in self._params.items()
         }
         _, blocks = self._blocks()
+        h, c = batch.pack_states(dh, dc)
         for layer in reversed(range(self.num_layers if batch.rows.N else 0)):
             x = tape.x[layer] if layer or place is None else place
             dx = arena.zeros(x.shape, self.dtype) if x.ndim == 2 else None
             for d, block in enumerate(blocks[layer]):
-                at, R = layer * D + d, self._R
-                one = Direction(block, bool(d), batch.pack_state(dh[at]), None)
-                if dc is not None:
-                    one.c = batch.pack_state(dc[at])
+                at, R, kept = layer * D + d, self._R, tape.kept[layer][d]
                 into = {name: grads[name + suffix(layer, d)] for name in self._specs[layer].parameters}
                 if isinstance(of_ids := into["weight_ih"], RowGradient):
                     into["weight_ih"] = of_ids.rows  # the backend adds to these, however large the vocabulary
                 columns = None if d_rows is None else d_rows[:, d * R : (d + 1) * R]
                 if tape.checkpoint_every is None:
-                    one.tape = tape.kept[layer][d]
-                    self._module.backward(one, x, batch.rows, columns, dx, into)
+                    self._module.backward(block, x, batch.rows, h[at], _part(c, at), kept, columns, dx, into)
                 else:
-                    stretches = batch.rows.cut(tape.checkpoint_every)
-                    states, inputs = tape.kept[layer][d], tape.x[layer]
-                    self._backward_stretches(one, states, stretches, inputs, x, columns, dx, into)
-                batch.unpack_state(dh[at], one.h)
-                if dc is not None:
-                    batch.unpack_state(dc[at], one.c)
+                    stretches, inputs = batch.rows.cut(tape.checkpoint_every), tape.x[layer]
+                    walk = stretches[::-1] if d else stretches
+                    self._backward_stretches(block, kept, walk, inputs, x, h[at], _part(c, at), columns, dx, into)
             mask = tape.masks[layer - 1] if layer else None
             d_rows = dx if mask is None or dx is None else dx * mask
+        batch.unpack_states(dh, dc, h, c)
         dx = None
         if tape.x[0].ndim == 2:  # without any row, tape.x[0] is as empty as its gradient
             dx = self._give(tape.x[0] if d_rows is None or not batch.rows.N else d_rows, batch, unbatched)

@@ -69,31 +69,6 @@ class Rows:
         return range(self.T - 1, -1, -1) if reverse else range(self.T)
 
 
-@dataclass(slots=True)
-class Direction:
-    """One direction of one layer in one call of a backend.
-
-    Parameters
-    ----------
-    block : object
-        What the backend's ``pack`` returned.
-    reverse : bool
-        Walk the rows from the last step to the first; a sequence joins, with its initial state, at its last step.
-    h, c : (B, R) and (B, H) arrays, c None but for LSTM
-        forward: the initial state, overwritten in place with the final one.
-        backward: the final state's gradient, overwritten in place with the initial one's.
-    tape : dict of arrays, optional
-        ``spec.tape``'s arrays, (N, width) each, written by forward and read (and used up) by backward, and the
-        initial state: ``h0`` (B, R), ``c0`` (B, H).
-    """
-
-    block: Any
-    reverse: bool
-    h: Array
-    c: Array | None
-    tape: dict[str, Array] | None = None
-
-
 def suffix(layer: int, direction: int) -> str:
     """PyTorch's ending of the parameter names of one direction of one layer."""
     return f"_l{layer}_reverse" if direction else f"_l{layer}"

@@ -11,7 +11,7 @@ from numpy import ndarray  # found sooner than np.ndarray
 
 from .cells import Spec
 from .door import as_numbers, check_ids, check_shape
-from .layout import Array, Direction, Rows
+from .layout import Array, Rows
 
 
 class Stream:
@@ -55,8 +55,6 @@ class Stream:
         # The usual case in few words: checks and copies may be the costlier half of a small step.
         if type(x_t) is not ndarray or x_t.dtype is not self._dtype or x_t.shape != self._x_shape:
             return self._step_any(x_t, out)
-        if not x_t.flags.c_contiguous:
-            x_t = x_t.copy()
         if out is not None:
             self._check_out(out, self._y_shape)
         self._step(x_t)
@@ -127,8 +125,7 @@ class Stream:
         for layer, block in enumerate(self._blocks):
             y = np.empty((T * B, R), self._dtype)
             if T:
-                c = None if self._c is None else self._c[layer]
-                self._module.forward([Direction(block, False, self._h[layer], c)], flat, rows, y)
+                self._module.forward([block], flat, rows, self._h, self._c, y, at=layer)
             flat = y
         return flat.reshape((T, R) if single else (T, B, R))
 

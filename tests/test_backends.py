@@ -29,7 +29,7 @@ import fastlstm as fl
 from fastlstm.backends import NAMES, module
 from fastlstm.backends import numpy as reference
 from fastlstm.cells import ACTIVATIONS
-from fastlstm.layout import Direction, Rows
+from fastlstm.layout import Rows
 
 _expected: dict[str, dict[str, Any]] = {}
 
@@ -80,19 +80,12 @@ def test_signatures_are_the_references(name: str, function: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- the contract, directly
-def one_layer(case: Case, backend: str) -> tuple[Any, Any, dict[str, Any], Any]:
+def one_layer(case: Case, backend: str, reverse: bool = False) -> tuple[Any, Any, dict[str, Any], Any]:
     """(the backend's module, spec, canonical parameters, packed block) of a case of one layer and direction."""
     layer = case.layer("float32", backend)
     spec = layer._specs[0]
     params = {name.removesuffix("_l0"): p for name, p in layer.state_dict().items()}
-    return module(backend), spec, params, module(backend).pack(spec, params, "float32")
-
-
-def direction(block: Any, spec: Any, rows: Rows, h: Any, c: Any, reverse: bool = False) -> Direction:
-    """A direction with a tape, as the layers make them."""
-    tape = {name: np.full((rows.N, width), np.nan, np.float32) for name, width in spec.tape.items()}
-    tape |= {"h0": h.copy()} | ({} if c is None else {"c0": c.copy()})
-    return Direction(block, reverse, h.copy(), None if c is None else c.copy(), tape)
+    return module(backend), spec, params, module(backend).pack(spec, params, "float32", reverse)
 
 
 CONTRACT = [
@@ -108,7 +101,7 @@ CONTRACT = [
 @pytest.mark.parametrize("case", CONTRACT, ids=str)
 def test_backward_goes_through_time_in_pieces_and_adds(case: Case, reverse: bool, backend: str) -> None:
     """Two stretches, the states' gradients carried over, give what one gives; gradients are added to what is there."""
-    m, spec, params, block = one_layer(case, backend)
+    m, spec, params, block = one_layer(case, backend, reverse)
     drawn = case.draw()
     h, c = named("{}", drawn.state)["h"][0], named("{}", drawn.state).get("c", [None])[0]
     dh, dc = named("{}", drawn.dstate)["h"][0], named("{}", drawn.dstate).get("c", [None])[0]
@@ -117,35 +110,34 @@ def test_backward_goes_through_time_in_pieces_and_adds(case: Case, reverse: bool
     rows = Rows.dense(T, B)
     y = np.full((T * B, spec.R), np.nan, np.float32)
 
-    def ran() -> Direction:
-        one = direction(block, spec, rows, h, c, reverse)
-        m.forward([one], x, rows, y)
-        assert all(np.isfinite(array).all() for array in (y, *one.tape.values())), "something was not written"
-        one.h, one.c = dh.copy(), None if dc is None else dc.copy()
-        return one
+    def ran() -> tuple[dict[str, Any], Any, Any]:
+        """The tape of a forward call, and the gradients of the final state."""
+        tape = {name: np.full((rows.N, width), np.nan, np.float32) for name, width in spec.tape.items()}
+        tape |= {"h0": h.copy()} | ({} if c is None else {"c0": c.copy()})
+        m.forward([block], x, rows, h.copy()[None], None if c is None else c.copy()[None], y, [tape])
+        assert all(np.isfinite(array).all() for array in (y, *tape.values())), "something was not written"
+        return tape, dh.copy(), None if dc is None else dc.copy()
 
     def gradients() -> tuple[dict[str, Any], Any]:
         return {name: np.full_like(p, 0.5) for name, p in params.items()}, np.full_like(x, 0.25)
 
-    whole = ran()
+    tape, whole_dh, whole_dc = ran()
     grads, dx = gradients()
-    m.backward(whole, x, rows, dy, dx, grads)
+    m.backward(block, x, rows, whole_dh, whole_dc, tape, dy, dx, grads)
 
     for cut in range(1, T):
-        one = ran()
-        assert one.tape is not None
-        tape, (got, got_dx) = one.tape, gradients()
+        (tape, got_dh, got_dc), (got, got_dx) = ran(), gradients()
         early, late = slice(0, cut * B), slice(cut * B, None)
         first, last = (late, early) if reverse else (early, late)  # in walking order
         border = slice(cut * B, (cut + 1) * B) if reverse else slice((cut - 1) * B, cut * B)
         initial = {"h0": tape["h"][border].copy()} | ({"c0": tape["c"][border].copy()} if "c" in tape else {})
         started = {name: tape[name] for name in ("h0", "c0") if name in tape}
         for part, begins in ((last, initial), (first, started)):
-            one.tape = {name: tape[name][part] for name in spec.tape} | begins
-            steps = len(range(T * B)[part]) // B
-            m.backward(one, x[part], Rows.dense(steps, B), dy[part], got_dx[part], got)
-        pieces = {"dx": got_dx, "dh": one.h, **got} | ({} if c is None else {"dc": one.c})
-        single = {"dx": dx, "dh": whole.h, **grads} | ({} if c is None else {"dc": whole.c})
+            piece = {name: tape[name][part] for name in spec.tape} | begins
+            stretch = Rows.dense(len(range(T * B)[part]) // B, B)
+            m.backward(block, x[part], stretch, got_dh, got_dc, piece, dy[part], got_dx[part], got)
+        pieces = {"dx": got_dx, "dh": got_dh, **got} | ({} if c is None else {"dc": got_dc})
+        single = {"dx": dx, "dh": whole_dh, **grads} | ({} if c is None else {"dc": whole_dc})
         for name, array in single.items():
             assert_near(pieces[name], array, TOLERANCE["values"], f"cut at {cut}: {name}")
 

@@ -19,7 +19,7 @@ from cases import CASES, Case
 
 import fastlstm as fl
 from fastlstm.backends import module
-from fastlstm.layout import Direction, Rows
+from fastlstm.layout import Rows
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -64,7 +64,6 @@ def exercise(case: Case, at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
     spec = case.layer()._specs[0]
     params = {name.removesuffix("_l0"): guard(p) for name, p in case.layer().state_dict().items()}
-    block = c.pack(spec, params, "float32")
     drawn = case.draw()
     lengths = np.sort([n for n in case.lengths or [case.T] * case.B if n])[::-1].astype(np.int64)
     rows = Rows.of_lengths(lengths)
@@ -72,23 +71,26 @@ def exercise(case: Case, at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     x = guard(drawn.x.reshape(-1, *drawn.x.shape[2:])[: rows.N].astype(np.int64 if case.ids else np.float32))
     is_lstm = case.kind == "lstm"
 
-    def direction(reverse: bool, tape: dict[str, Any] | None) -> Direction:
-        h, cell = guard(np.ones((rows.B, spec.R), np.float32)), guard(np.ones((rows.B, spec.H), np.float32))
-        return Direction(block, reverse, h, cell if is_lstm else None, tape)
+    def state() -> tuple[Any, Any]:
+        h, cell = guard(np.ones((1, rows.B, spec.R), np.float32)), guard(np.ones((1, rows.B, spec.H), np.float32))
+        return h, cell if is_lstm else None
 
     for reverse in (False, True):
+        block = c.pack(spec, params, "float32", reverse)
+        h, cell = state()
         tape = {name: guard(np.zeros((rows.N, width), np.float32)) for name, width in spec.tape.items()}
-        one = direction(reverse, tape)
-        tape |= {"h0": guard(one.h)} | ({"c0": guard(one.c)} if is_lstm else {})
+        tape |= {"h0": guard(h[0])} | ({"c0": guard(cell[0])} if is_lstm else {})
         y = guard(np.zeros((rows.N, spec.R), np.float32))
-        c.forward([direction(reverse, None)], x, rows, y)
-        c.forward([one], x, rows, y)
+        c.forward([block], x, rows, *state(), y)
+        c.forward([block], x, rows, h, cell, y, [tape])
         grads = {name: guard(np.zeros_like(p)) for name, p in params.items()}
         if case.ids:
             grads["weight_ih"] = guard(np.zeros(params["weight_ih"].shape[::-1], np.float32))
         dx = None if case.ids else guard(np.zeros_like(x))
-        c.backward(one, x, rows, guard(np.ones((rows.N, spec.R), np.float32)), dx, grads)
+        dy = guard(np.ones((rows.N, spec.R), np.float32))
+        c.backward(block, x, rows, h[0], cell[0] if is_lstm else None, tape, dy, dx, grads)
         assert y.any() and all(np.isfinite(g).all() and g.any() for g in grads.values())
+    block = c.pack(spec, params, "float32")
     state_h = guard(np.zeros((1, rows.B, spec.R), np.float32))
     state_c = guard(np.zeros((1, rows.B, spec.H), np.float32)) if is_lstm else None
     c.bind([block], state_h, state_c)(guard(x[: rows.B]))

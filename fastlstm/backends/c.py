@@ -18,7 +18,7 @@ import numpy as np
 from ..arena import LARGE, arena
 from ..cells import ACTIVATIONS, Spec
 from ..cpu import get_num_threads
-from ..layout import Array, Direction, Rows
+from ..layout import Array, Rows
 from ..locks import Lock
 
 try:
@@ -33,8 +33,7 @@ STORAGES = ("float32",)
 if ffi is not None:  # by names of our own, which are found sooner than attributes: a short call looks up many
     NULL, new, from_buffer = ffi.NULL, ffi.new, ffi.from_buffer
     FLOATS, INTS, DOUBLES = ffi.typeof("float[]"), ffi.typeof("int64_t[]"), ffi.typeof("double[]")
-    PASSES, ROWS, GRADS = ffi.typeof("fl_pass[]"), ffi.typeof("fl_rows *"), ffi.typeof("fl_grads *")
-TAPE_FIELDS = {"gates": "gates", "c": "tape_c", "h": "tape_h", "m": "tape_m", "h0": "h0", "c0": "c0"}  # of fl_pass
+    TAPES, GRADS = ffi.typeof("fl_tape[]"), ffi.typeof("fl_grads *")
 KINDS = ("lstm", "gru", "rnn")  # enum fl_kind
 ACTIVATION_IDS = {name: i for i, name in enumerate(ACTIVATIONS)}  # enum fl_activation
 
@@ -123,18 +122,18 @@ class Scratch:
 
     def __init__(self) -> None:
         # More callers at once than this are rare: what they use is made anew.
-        self._free: deque[tuple[int, Any]] = deque(maxlen=16)
+        self._free: deque[tuple[Any, int]] = deque(maxlen=16)
 
-    def take(self, count: int) -> tuple[int, Any]:
-        """At least so many floats for one call: (how many, C pointer). A call that fails need not give them back."""
+    def call(self, function: Any, *arguments: Any) -> None:
+        """Call a C function that also takes scratch memory and how much there is, and returns how much it needs."""
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = (0, None)
-        return memory if memory[0] >= count else (count, pointer(of_its_own(count)))
-
-    def give(self, memory: tuple[int, Any]) -> None:
-        """Back for the next call."""
+            memory = (NULL, 0)
+        need = function(*(arguments + memory))
+        if need > memory[1]:
+            memory = (pointer(of_its_own(need)), need)
+            function(*(arguments + memory))
         self._free.append(memory)
 
 
@@ -161,7 +160,7 @@ class Block:
     work: int  # of all else
 
 
-def pack(spec: Spec, params: dict[str, Array], storage: str = "float32") -> Block:
+def pack(spec: Spec, params: dict[str, Array], storage: str = "float32", reverse: bool = False) -> Block:
     """See `backends.numpy.pack`. The panels for backward are packed when it is first called."""
     if storage not in STORAGES:
         raise ValueError(f"backend 'c' stores weights as {', '.join(STORAGES)}, not {storage!r}")
@@ -171,7 +170,7 @@ def pack(spec: Spec, params: dict[str, Array], storage: str = "float32") -> Bloc
     s.projected, s.peepholes, s.reset_after = bool(spec.proj_size), spec.peepholes, spec.reset_after
     for at, f in enumerate(spec.activations):
         s.act[at].id, s.act[at].alpha, s.act[at].beta = ACTIVATION_IDS[f.name], f.alpha, f.beta
-    handle.isa = lib.fl_isa_chosen()
+    handle.isa, handle.reverse = lib.fl_isa_chosen(), reverse
     given = {name: pointer(np.ascontiguousarray(p)) for name, p in params.items()}
     GH = spec.G * spec.H
     keep = list(given.values())
@@ -190,42 +189,46 @@ def _pack(block: Block, panels: int) -> None:
 # A C pointer does not keep its array alive: the arrays are arguments of the call that uses it, and so outlive it.
 
 
-def _passes(directions: list[Direction]) -> Any:
-    """fl_pass[] of them."""
-    # All at once, in the struct's order: setting field by field takes twice as long.
-    passes = new(
-        PASSES,
-        [
-            (d.block.handle, d.reverse, from_buffer(FLOATS, d.h), NULL if d.c is None else from_buffer(FLOATS, d.c))
-            for d in directions
-        ],
-    )
-    for at, d in enumerate(directions):
-        if d.tape is not None:
-            for name, a in d.tape.items():
-                setattr(passes[at], TAPE_FIELDS[name], from_buffer(FLOATS, a))
-    return passes
-
-
-def _rows(x: Array, rows: Rows) -> Any:
-    """fl_rows of an input."""
+def _sizes(rows: Rows) -> Any:
+    """C pointer to the batch sizes, made once."""
     sizes = rows.handles.get("c")
     if sizes is None:
         sizes = rows.handles["c"] = from_buffer(INTS, rows.batch_sizes)
-    if x.ndim == 1:
-        return new(ROWS, (NULL, from_buffer(INTS, x), sizes, rows.T))
-    return new(ROWS, (from_buffer(FLOATS, x), NULL, sizes, rows.T))
+    return sizes
 
 
-def forward(directions: list[Direction], x: Array, rows: Rows, y: Array | None) -> None:
+def _tapes(tapes: list[dict[str, Array]]) -> Any:
+    """fl_tape[] of them."""
+    return new(TAPES, [{name: from_buffer(FLOATS, a) for name, a in tape.items()} for tape in tapes])
+
+
+def forward(
+    blocks: list[Block],
+    x: Array,
+    rows: Rows,
+    h: Array,
+    c: Array | None,
+    y: Array | None,
+    tapes: list[dict[str, Array]] | None = None,
+    at: int = 0,
+) -> None:
     """See `backends.numpy.forward`."""
-    D, passes, c_rows, threads = len(directions), _passes(directions), _rows(x, rows), get_num_threads()
-    memory = _scratch.take(lib.fl_forward_scratch(passes, D, c_rows, threads))
-    block = directions[0].block
-    work = rows.N * D * (block.work + (x.ndim - 1) * block.input_work)
-    call = lib.flq_forward if work < LOCKED_WORK else lib.fl_forward
-    call(passes, D, c_rows, NULL if y is None else from_buffer(FLOATS, y), memory[1], threads)
-    _scratch.give(memory)
+    first, of_ids = blocks[0], x.ndim == 1
+    work = rows.N * len(blocks) * (first.work if of_ids else first.work + first.input_work)
+    _scratch.call(
+        lib.flq_forward if work < LOCKED_WORK else lib.fl_forward,
+        first.handle,
+        blocks[1].handle if len(blocks) > 1 else NULL,
+        NULL if of_ids else from_buffer(FLOATS, x),
+        from_buffer(INTS, x) if of_ids else NULL,
+        _sizes(rows),
+        rows.T,
+        from_buffer(FLOATS, h[at:] if at else h),
+        NULL if c is None else from_buffer(FLOATS, c[at:] if at else c),
+        NULL if tapes is None else _tapes(tapes),
+        NULL if y is None else from_buffer(FLOATS, y),
+        get_num_threads(),
+    )
 
 
 def _rows_apart(a: Array | None) -> tuple[Any, int]:
@@ -238,44 +241,63 @@ def _rows_apart(a: Array | None) -> tuple[Any, int]:
 
 
 def backward(
-    direction: Direction, x: Array, rows: Rows, dy: Array | None, dx: Array | None, grads: dict[str, Array]
+    k: Block,
+    x: Array,
+    rows: Rows,
+    h: Array,
+    c: Array | None,
+    tape: dict[str, Array],
+    dy: Array | None,
+    dx: Array | None,
+    grads: dict[str, Array],
 ) -> None:
     """See `backends.numpy.backward`."""
-    block = direction.block
-    with block.lock:
-        if x.ndim == 1 and block.handle.v_h == NULL:
-            _pack(block, lib.FL_BACKWARD_IDS)
-        elif x.ndim == 2 and block.handle.v_x == NULL:
-            _pack(block, lib.FL_BACKWARD)
-    passes, c_rows = _passes([direction]), _rows(x, rows)
-    c_grads = new(GRADS)
-    for name, g in grads.items():
-        setattr(c_grads, name, from_buffer(FLOATS, g))
-    c_dy, ldy = _rows_apart(dy)
-    threads = get_num_threads()
-    memory = _scratch.take(lib.fl_backward_scratch(passes, c_rows, threads))
-    lib.fl_backward(passes, c_rows, c_dy, ldy, pointer(dx), c_grads, memory[1], threads)
-    _scratch.give(memory)
+    with k.lock:
+        if x.ndim == 1 and k.handle.v_h == NULL:
+            _pack(k, lib.FL_BACKWARD_IDS)
+        elif x.ndim == 2 and k.handle.v_x == NULL:
+            _pack(k, lib.FL_BACKWARD)
+    of_ids = x.ndim == 1
+    _scratch.call(
+        lib.fl_backward,
+        k.handle,
+        NULL if of_ids else from_buffer(FLOATS, x),
+        from_buffer(INTS, x) if of_ids else NULL,
+        _sizes(rows),
+        rows.T,
+        from_buffer(FLOATS, h),
+        pointer(c),
+        _tapes([tape]),
+        *_rows_apart(dy),
+        pointer(dx),
+        new(GRADS, {name: from_buffer(FLOATS, g) for name, g in grads.items()}),
+        get_num_threads(),
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- streaming
 def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array], None]:
     """See `backends.numpy.bind`. Every pointer is taken here, once: a step is one C call."""
     L, B = h.shape[:2]
-    passes = _passes([Direction(k, False, h[i], None if c is None else c[i]) for i, k in enumerate(blocks)])
-    threads = get_num_threads()
-    memory = aligned(lib.fl_step_scratch(passes, L, B, threads))
-    stream = new("fl_stream *", {"passes": passes, "L": L, "threads": threads, "B": B, "scratch": pointer(memory)})
+    handles, threads = new("fl_block *[]", [k.handle for k in blocks]), get_num_threads()
+    memory = aligned(lib.fl_step_scratch(handles, L, B, threads))
+    pointers = {"blocks": handles, "h": pointer(h), "c": pointer(c), "scratch": pointer(memory)}
+    stream = new("fl_stream *", {"L": L, "threads": threads, "B": B, **pointers})
     of_ids = B * sum(k.work + (at > 0) * k.input_work for at, k in enumerate(blocks))
     step_ids, step_numbers = (
         lib.flq_step if work < LOCKED_WORK else lib.fl_step for work in (of_ids, of_ids + B * blocks[0].input_work)
     )
 
-    def step(x: Array, _alive: Any = (blocks, passes, h, c, memory)) -> None:
+    def step(x: Array, _alive: Any = (blocks, handles, h, c, memory)) -> None:
         if x.ndim == 1:
             step_ids(stream, NULL, from_buffer(INTS, x))
-        else:
-            step_numbers(stream, from_buffer(FLOATS, x), NULL)
+            return
+        try:
+            numbers = from_buffer(FLOATS, x)
+        except ValueError:  # it has gaps
+            x = x.copy()
+            numbers = from_buffer(FLOATS, x)
+        step_numbers(stream, numbers, NULL)
 
     return step
 
@@ -348,11 +370,8 @@ def _dense_call(
     with block.lock:
         if block.handle.backward == NULL:
             _dense_pack(block, None, backward=1)
-    N, threads = len(x), get_num_threads()
-    memory = _scratch.take(lib.fl_dense_scratch(block.handle, N, threads))
-    dweight, dbias = pointer(grads["weight"]), pointer(grads.get("bias"))
-    function(block.handle, pointer(x), N, *data, pointer(dx), dweight, dbias, memory[1], threads)
-    _scratch.give(memory)
+    gradients = pointer(dx), pointer(grads["weight"]), pointer(grads.get("bias"))
+    _scratch.call(function, block.handle, pointer(x), len(x), *data, *gradients, get_num_threads())
 
 
 # ---------------------------------------------------------------------------------------------------------- optimisers

@@ -31,7 +31,7 @@ import numpy as np
 from ..arena import arena
 from ..cells import Spec
 from ..cpu import get_num_threads
-from ..layout import Array, Direction, Rows
+from ..layout import Array, Rows
 from ..locks import Lock
 from . import numpy as reference
 
@@ -170,6 +170,7 @@ class Block:
     """Weights of one direction of one layer: the reference's, and in the kernels' form once they are asked for."""
 
     spec: Spec
+    reverse: bool
     W_x: Array  # (I, GH)
     W_h: Array  # (R, GH)
     W_r: Array  # (H, R), or empty
@@ -197,14 +198,14 @@ class Block:
         return np.ascontiguousarray(self.W_x.T)  # (GH, I)
 
 
-def pack(spec: Spec, params: dict[str, Array], storage: str = "float32") -> Block:
+def pack(spec: Spec, params: dict[str, Array], storage: str = "float32", reverse: bool = False) -> Block:
     """See `backends.numpy.pack`, which rounds the matrices and adds the biases."""
-    k = reference.pack(spec, params, storage)
+    k = reference.pack(spec, params, storage, reverse)
     dtype = k.W_h.dtype
     extra = k.peep if spec.peepholes else k.b_hn[None] if spec.kind == "gru" else nothing(dtype)
     act = np.array([kernels().IDS[f.name] for f in spec.activations])
     par = np.array([(f.alpha, f.beta) for f in spec.activations], dtype)
-    return Block(spec, k.W_x, k.W_h, k.W_r, k.b_x, extra, act, par)
+    return Block(spec, reverse, k.W_x, k.W_h, k.W_r, k.b_x, extra, act, par)
 
 
 @functools.cache
@@ -219,23 +220,43 @@ def plain(x: Array) -> Array:
 
 
 # ------------------------------------------------------------------------------------------------------------- forward
-def forward(directions: list[Direction], x: Array, rows: Rows, y: Array | None) -> None:
+def forward(
+    blocks: list[Block],
+    x: Array,
+    rows: Rows,
+    h: Array,
+    c: Array | None,
+    y: Array | None,
+    tapes: list[dict[str, Array]] | None = None,
+    at: int = 0,
+) -> None:
     """See `backends.numpy.forward`."""
-    spec = directions[0].block.spec
+    spec = blocks[0].spec
     x = plain(x)
     with team(rows.B * spec.H) as threads:
-        for d, one in enumerate(directions):
-            run(one, x, rows.offsets, y, d * spec.R, threads)
+        for d, block in enumerate(blocks):
+            c_d, tape = None if c is None else c[at + d], {} if tapes is None else tapes[d]
+            run(block, x, rows.offsets, h[at + d], c_d, y, d * spec.R, tape, threads)
 
 
-def run(one: Direction, x: Array, offsets: Array, y: Array | None, column: int, threads: int) -> None:
+def run(
+    block: Block,
+    x: Array,
+    offsets: Array,
+    h: Array,
+    c: Array | None,
+    y: Array | None,
+    column: int,
+    tape: dict[str, Array],
+    threads: int,
+) -> None:
     """One direction, its outputs from `column` of y."""
-    empty = nothing(one.h.dtype)
-    kernel = getattr(kernels(), f"{one.block.spec.kind}_forward")
+    empty = nothing(h.dtype)
+    kernel = getattr(kernels(), f"{block.spec.kind}_forward")
     rows, ids = (empty, x) if x.ndim == 1 else (x, NO_IDS)
-    c, y = (empty if a is None else a for a in (one.c, y))
-    tape = tuple((one.tape or {}).get(name, empty) for name in ("gates", "c", "h", "m"))
-    kernel(threads, offsets, one.reverse, rows, ids, one.block.forward, one.h, c, y, column, tape)
+    c, y = (empty if a is None else a for a in (c, y))
+    kept = tuple(tape.get(name, empty) for name in ("gates", "c", "h", "m"))
+    kernel(threads, offsets, block.reverse, rows, ids, block.forward, h, c, y, column, kept)
 
 
 # ------------------------------------------------------------------------------------------------------------ backward
@@ -249,57 +270,84 @@ class Part(NamedTuple):
 
 
 def backward(
-    direction: Direction, x: Array, rows: Rows, dy: Array | None, dx: Array | None, grads: dict[str, Array]
+    k: Block,
+    x: Array,
+    rows: Rows,
+    h: Array,
+    c: Array | None,
+    tape: dict[str, Array],
+    dy: Array | None,
+    dx: Array | None,
+    grads: dict[str, Array],
 ) -> None:
     """See `backends.numpy.backward`."""
-    block, tape = direction.block, direction.tape
-    assert tape is not None
-    dy = nothing(direction.h.dtype) if dy is None else plain(dy)
-    back = {"lstm": lstm_backward, "gru": gru_backward, "rnn": rnn_backward}[block.spec.kind]
-    with team(rows.B * block.spec.H) as threads:
-        for part in back(threads, direction, tape, rows.offsets, dy, grads):
-            add_up(part, block, plain(x), dx, grads)
+    dy = nothing(h.dtype) if dy is None else plain(dy)
+    back = {"lstm": lstm_backward, "gru": gru_backward, "rnn": rnn_backward}[k.spec.kind]
+    with team(rows.B * k.spec.H) as threads:
+        for part in back(threads, k, h, c, tape, rows.offsets, dy, grads):
+            add_up(part, k, plain(x), dx, grads)
 
 
-def previous(direction: Direction, tape: dict[str, Array], offsets: Array, name: str) -> Array:
+def previous(k: Block, tape: dict[str, Array], offsets: Array, name: str) -> Array:
     """What the tape kept under `name` one step earlier, of every row."""
     out = arena.empty(tape[name].shape, tape[name].dtype)
-    kernels().previous(offsets, direction.reverse, tape[name], tape[name + "0"], out)
+    kernels().previous(offsets, k.reverse, tape[name], tape[name + "0"], out)
     return out
 
 
 def lstm_backward(
-    threads: int, one: Direction, tape: dict[str, Array], offsets: Array, dy: Array, grads: dict[str, Array]
+    threads: int,
+    k: Block,
+    h: Array,
+    c: Array | None,
+    tape: dict[str, Array],
+    offsets: Array,
+    dy: Array,
+    grads: dict[str, Array],
 ) -> list[Part]:
-    d, c, spec = tape["gates"], tape["c"], one.block.spec
-    h_prev, c_prev = previous(one, tape, offsets, "h"), previous(one, tape, offsets, "c")
+    d, cells, spec = tape["gates"], tape["c"], k.spec
+    h_prev, c_prev = previous(k, tape, offsets, "h"), previous(k, tape, offsets, "c")
     dh_all = arena.empty(tape["h"].shape, d.dtype) if spec.proj_size else nothing(d.dtype)
-    kernels().lstm_backward(threads, offsets, one.reverse, dy, one.block.backward, one.h, one.c, d, c, c_prev, dh_all)
+    kernels().lstm_backward(threads, offsets, k.reverse, dy, k.backward, h, c, d, cells, c_prev, dh_all)
     if spec.proj_size:
         kernels().add_weights(dh_all, tape["m"], grads["weight_hr"])
     if spec.peepholes:
-        for row, gate, cell in ((0, 0, c_prev), (1, 1, c_prev), (2, 3, c)):
+        for row, gate, cell in ((0, 0, c_prev), (1, 1, c_prev), (2, 3, cells)):
             kernels().add_scaled_sum(d, cell, gate * spec.H, grads["weight_peep"][row])
     return [Part(0, d, d, h_prev)]
 
 
 def gru_backward(
-    threads: int, one: Direction, tape: dict[str, Array], offsets: Array, dy: Array, grads: dict[str, Array]
+    threads: int,
+    k: Block,
+    h: Array,
+    c: Array | None,
+    tape: dict[str, Array],
+    offsets: Array,
+    dy: Array,
+    grads: dict[str, Array],
 ) -> list[Part]:
-    gates, h_prev, after = tape["gates"], previous(one, tape, offsets, "h"), one.block.spec.reset_after
+    gates, h_prev, after = tape["gates"], previous(k, tape, offsets, "h"), k.spec.reset_after
     N, H = h_prev.shape
     d_rz, d_n, d_m = (arena.empty(shape, gates.dtype) for shape in ((N, 2 * H), (N, H), (N if after else 0, H)))
-    kernels().gru_backward(threads, offsets, one.reverse, dy, one.block.backward, one.h, gates, h_prev, d_rz, d_n, d_m)
+    kernels().gru_backward(threads, offsets, k.reverse, dy, k.backward, h, gates, h_prev, d_rz, d_n, d_m)
     recurrent = (d_m, h_prev) if after else (d_n, gates[:, 3 * H :].copy())  # the tape's last column: r * h
     return [Part(0, d_rz, d_rz, h_prev), Part(2 * H, d_n, *recurrent)]
 
 
 def rnn_backward(
-    threads: int, one: Direction, tape: dict[str, Array], offsets: Array, dy: Array, grads: dict[str, Array]
+    threads: int,
+    k: Block,
+    h: Array,
+    c: Array | None,
+    tape: dict[str, Array],
+    offsets: Array,
+    dy: Array,
+    grads: dict[str, Array],
 ) -> list[Part]:
     d = arena.empty(tape["h"].shape, tape["h"].dtype)
-    kernels().rnn_backward(offsets, one.reverse, dy, one.block.backward, one.h, tape["h"], d)
-    return [Part(0, d, d, previous(one, tape, offsets, "h"))]
+    kernels().rnn_backward(offsets, k.reverse, dy, k.backward, h, tape["h"], d)
+    return [Part(0, d, d, previous(k, tape, offsets, "h"))]
 
 
 def add_up(part: Part, block: Block, x: Array, dx: Array | None, grads: dict[str, Array]) -> None:
@@ -321,16 +369,15 @@ def add_up(part: Part, block: Block, x: Array, dx: Array | None, grads: dict[str
 # ----------------------------------------------------------------------------------------------------------- streaming
 def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array], None]:
     """See `backends.numpy.bind`."""
-    directions = [Direction(k, False, h[i], None if c is None else c[i]) for i, k in enumerate(blocks)]
-    B = h.shape[1]
-    offsets = np.array([0, B])
-    work = B * max(k.spec.H for k in blocks)
+    offsets = np.array([0, h.shape[1]])
+    work = h.shape[1] * max(k.spec.H for k in blocks)
+    layers = [(k, h[i], None if c is None else c[i]) for i, k in enumerate(blocks)]
 
     def step(x: Array) -> None:
         x = plain(x)
         with team(work) as threads:
-            for one in directions:
-                run(one, x, offsets, None, 0, threads)
-                x = one.h
+            for k, h_k, c_k in layers:
+                run(k, x, offsets, h_k, c_k, None, 0, {}, threads)
+                x = h_k
 
     return step

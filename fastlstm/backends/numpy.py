@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..cells import Activation, Spec
-from ..layout import Array, Direction, Rows
+from ..layout import Array, Rows
 
 DTYPES = ("float32", "float64")
 STORAGES = ("float32", "float64", "float16")
@@ -86,6 +86,7 @@ class Block:
 
     spec: Spec
     storage: str
+    reverse: bool
     W_x: Array  # (I, GH)   so that a token's row is one read
     W_h: Array  # (R, GH)
     b_x: Array  # (GH,)     every bias that the input's product may carry
@@ -94,8 +95,8 @@ class Block:
     peep: Array  # (3, H)    peepholes of i, f, o, or zeros
 
 
-def pack(spec: Spec, params: dict[str, Array], storage: str = "float32") -> Block:
-    """Weights in the form that `forward`, `backward` and `bind` take.
+def pack(spec: Spec, params: dict[str, Array], storage: str = "float32", reverse: bool = False) -> Block:
+    """One direction of one layer: its weights, in the form that `forward`, `backward` and `bind` take.
 
     Parameters
     ----------
@@ -104,6 +105,8 @@ def pack(spec: Spec, params: dict[str, Array], storage: str = "float32") -> Bloc
         Canonical shapes (``spec.parameters``). Every float32 entry of a matrix is rounded to `storage`.
     storage : {"float32", "float64", "float16"}
         float16 rounds the matrices to nearest even; biases and arithmetic stay as wide as the parameters.
+    reverse : bool
+        Walk the rows from the last step to the first; a sequence joins, with its initial state, at its last step.
     """
 
     def matrix(name: str, shape: tuple[int, ...]) -> Array:
@@ -122,6 +125,7 @@ def pack(spec: Spec, params: dict[str, Array], storage: str = "float32") -> Bloc
     return Block(
         spec,
         storage,
+        reverse,
         matrix("weight_ih", (spec.I, GH)),
         matrix("weight_hh", (spec.R, GH)),
         b_ih + b_hh,
@@ -187,9 +191,9 @@ def input_product(k: Block, x: Array) -> Array:
     return (k.W_x[x] if x.ndim == 1 else x @ k.W_x) + k.b_x
 
 
-def input_products(k: Block, x: Array, rows: Rows, reverse: bool) -> Iterator[tuple[int, slice, Array]]:
+def input_products(k: Block, x: Array, rows: Rows) -> Iterator[tuple[int, slice, Array]]:
     """(step, its rows, their `input_product`) in walking order; taken for a stretch of steps at once."""
-    steps, every = rows.steps(reverse), max(1, STRETCH // max(1, rows.B))
+    steps, every = rows.steps(k.reverse), max(1, STRETCH // max(1, rows.B))
     for i in range(0, rows.T, every):
         stretch = steps[i : i + every]
         begin, end = rows.offsets[min(stretch)], rows.offsets[max(stretch) + 1]
@@ -200,32 +204,44 @@ def input_products(k: Block, x: Array, rows: Rows, reverse: bool) -> Iterator[tu
 
 
 # ------------------------------------------------------------------------------------------------------------- forward
-def forward(directions: list[Direction], x: Array, rows: Rows, y: Array | None) -> None:
+def forward(
+    blocks: list[Block],
+    x: Array,
+    rows: Rows,
+    h: Array,
+    c: Array | None,
+    y: Array | None,
+    tapes: list[dict[str, Array]] | None = None,
+    at: int = 0,
+) -> None:
     """Run the directions of one layer over packed rows.
 
     Parameters
     ----------
-    directions : list of Direction
-        Their states are overwritten with the final ones; their tapes, where given, are written.
+    blocks : list of D blocks, one for each direction
     x : (N, I) array, or (N,) integer token ids
     rows : Rows
+    h, c : (L*D, B, R) and (L*D, B, H) arrays, c None but for LSTM
+        The initial states, overwritten in place with the final ones. Those of this layer are `at` and the following.
     y : (N, D*R) array, optional
         Overwritten with the outputs, the directions side by side.
+    tapes : list of D dicts of arrays, optional
+        ``spec.tape``'s arrays, (N, width) each, to be written.
+    at : int
     """
-    for d, one in enumerate(directions):
-        k = one.block
-        R = k.spec.R
-        for t, at, a in input_products(k, x, rows, one.reverse):
+    for d, k in enumerate(blocks):
+        h_d, c_d, R = h[at + d], None if c is None else c[at + d], k.spec.R
+        for t, now, a in input_products(k, x, rows):
             b = rows.batch_sizes[t]
-            h, c, kept = step(k, a, one.h[:b], None if one.c is None else one.c[:b])
-            one.h[:b] = h
-            if one.c is not None:
-                one.c[:b] = c
+            h_t, c_t, kept = step(k, a, h_d[:b], None if c_d is None else c_d[:b])
+            h_d[:b] = h_t
+            if c_d is not None:
+                c_d[:b] = c_t
             if y is not None:
-                y[at, d * R : (d + 1) * R] = h
-            if one.tape is not None:
+                y[now, d * R : (d + 1) * R] = h_t
+            if tapes is not None:
                 for name in k.spec.tape:
-                    one.tape[name][at] = kept[name]
+                    tapes[d][name][now] = kept[name]
 
 
 # ------------------------------------------------------------------------------------------------------------ backward
@@ -279,17 +295,28 @@ def gru_step_backward(k: Block, tape: dict[str, Array], at: slice, h_prev: Array
 
 
 def backward(
-    direction: Direction, x: Array, rows: Rows, dy: Array | None, dx: Array | None, grads: dict[str, Array]
+    k: Block,
+    x: Array,
+    rows: Rows,
+    h: Array,
+    c: Array | None,
+    tape: dict[str, Array],
+    dy: Array | None,
+    dx: Array | None,
+    grads: dict[str, Array],
 ) -> None:
     """Back-propagate one direction of one layer through one stretch of time. Uses up the tape.
 
     Parameters
     ----------
-    direction : Direction
-        ``h`` and ``c``: the final state's gradient on entry, the initial one's on return.
+    k : Block
     x : (N, I) array, or (N,) integers
         The input; for token ids, the row of ``grads["weight_ih"]`` that each packed row adds to.
     rows : Rows
+    h, c : (B, R) and (B, H) arrays, c None but for LSTM
+        The final state's gradient, overwritten in place with the initial one's.
+    tape : dict of arrays
+        What forward wrote, and the initial state: ``h0`` (B, R), ``c0`` (B, H).
     dy : (N, R) array, optional
         Gradient of this direction's columns of the output.
     dx : (N, I) array, optional
@@ -297,30 +324,26 @@ def backward(
     grads : dict of arrays
         Added to: ``spec.parameters``' names and shapes, but for token ids ``weight_ih`` is (rows, G*H).
     """
-    k, tape = direction.block, direction.tape
-    assert tape is not None
     spec, H = k.spec, k.spec.H
     h_prev = np.empty_like(tape["h"])  # (N, R)
     c_prev = np.empty_like(tape["c"]) if spec.kind == "lstm" else None
     dgates = tape["gates"] if "gates" in tape else np.empty_like(tape["h"])
     dh_all = np.empty_like(tape["h"])  # (N, R) the gradient of every h
 
-    for t in reversed(rows.steps(direction.reverse)):
+    for t in reversed(rows.steps(k.reverse)):
         b, at = rows.batch_sizes[t], slice(rows.offsets[t], rows.offsets[t + 1])
-        h_prev[at] = previous(rows, direction.reverse, t, tape["h"], tape["h0"])
-        dh = direction.h[:b] if dy is None else direction.h[:b] + dy[at]
+        h_prev[at] = previous(rows, k.reverse, t, tape["h"], tape["h0"])
+        dh = h[:b] if dy is None else h[:b] + dy[at]
         dh_all[at] = dh
         if spec.kind == "lstm":
-            assert c_prev is not None and direction.c is not None
-            c_prev[at] = previous(rows, direction.reverse, t, tape["c"], tape["c0"])
-            dgates[at], direction.h[:b], direction.c[:b] = lstm_step_backward(
-                k, tape, at, c_prev[at], dh, direction.c[:b]
-            )
+            assert c_prev is not None and c is not None
+            c_prev[at] = previous(rows, k.reverse, t, tape["c"], tape["c0"])
+            dgates[at], h[:b], c[:b] = lstm_step_backward(k, tape, at, c_prev[at], dh, c[:b])
         elif spec.kind == "gru":
-            dgates[at], direction.h[:b] = gru_step_backward(k, tape, at, h_prev[at], dh)
+            dgates[at], h[:b] = gru_step_backward(k, tape, at, h_prev[at], dh)
         else:
             dgates[at] = dh * dact(spec.activations[0], tape["h"][at])
-            direction.h[:b] = dgates[at] @ k.W_h.T
+            h[:b] = dgates[at] @ k.W_h.T
 
     # Parameters: sums over all rows at once. d_x and d_h belong to the input's and the recurrent product.
     d_x = dgates[:, : spec.G * H]
@@ -363,7 +386,7 @@ def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array], No
     Returns
     -------
     step : callable
-        ``step(x)``: x (B, I), or (B,) token ids. The result is the last layer's h.
+        ``step(x)``: x (B, I), with any strides, or (B,) contiguous token ids. The result is the last layer's h.
     """
 
     def one_step(x: Array) -> None:

@@ -230,7 +230,7 @@ static void pack_block(const Case *k, int d, How how, fl_block *block) {
     if (how.broken)
         copy[1][param_size(k, 1) - 1] += 1e-2f;
     const fl_params params = c_params(copy);
-    *block = (fl_block){.spec = k->spec, .isa = how.isa};
+    *block = (fl_block){.spec = k->spec, .isa = how.isa, .reverse = k->manner->reverse || d == 1};
     fl_pack(block, &params, 0, aligned_floats(fl_pack_size(block, 0)));
     if (how.train)
         fl_pack(block, &params, 1, aligned_floats(fl_pack_size(block, 1)));
@@ -239,45 +239,57 @@ static void pack_block(const Case *k, int d, How how, fl_block *block) {
             memset(copy[p], 0xff, (size_t)param_size(k, p) * sizeof(float));
 }
 
-static fl_rows guarded_rows(const Case *k) {
-    return (fl_rows){.x = maybe_floats(k->x, k->N * k->spec.I),
-                     .ids = k->ids ? guarded(k->ids, k->N * (ptrdiff_t)sizeof *k->ids, sizeof *k->ids) : NULL,
-                     .batch_sizes = guarded(k->sizes, k->T * (ptrdiff_t)sizeof *k->sizes, sizeof *k->sizes),
-                     .T = k->T};
+/* A call's rows and states, each in memory of exactly its size. */
+typedef struct {
+    const float *x;
+    const int64_t *ids, *sizes;
+    float *h, *c; /* (D, B, R), (D, B, H) */
+} Given;
+
+/* The states of all directions, one after the other; NULL where there are none. */
+static float *all_directions(const Case *k, float *const each[MOST_D], ptrdiff_t width) {
+    if (!each[0])
+        return NULL;
+    const ptrdiff_t size = k->B * width;
+    float *all = floats(NULL, k->manner->D * size);
+    for (int d = 0; d < k->manner->D; d++)
+        memcpy(all + d * size, each[d], (size_t)size * sizeof(float));
+    return all;
 }
 
-static fl_pass make_pass(const Case *k, int d, How how, const fl_block *block) {
+static Given given(const Case *k) {
+    return (Given){.x = maybe_floats(k->x, k->N * k->spec.I),
+                   .ids = k->ids ? guarded(k->ids, k->N * (ptrdiff_t)sizeof *k->ids, sizeof *k->ids) : NULL,
+                   .sizes = guarded(k->sizes, k->T * (ptrdiff_t)sizeof *k->sizes, sizeof *k->sizes),
+                   .h = all_directions(k, k->h, k->spec.R),
+                   .c = all_directions(k, k->c, k->spec.H)};
+}
+
+static fl_tape make_tape(const Case *k, int d) {
     const ptrdiff_t H = k->spec.H, R = k->spec.R, N = k->N;
-    const int lstm = k->spec.kind == FL_LSTM;
-    fl_pass pass = {.block = block,
-                    .reverse = k->manner->reverse || d == 1,
-                    .h = floats(k->h[d], k->B * R),
-                    .c = maybe_floats(k->c[d], k->B * H)};
-    if (!how.train)
-        return pass;
-    pass.gates = k->spec.kind == FL_RNN ? NULL : floats(NULL, N * 4 * H);
-    pass.tape_c = lstm ? floats(NULL, N * H) : NULL;
-    pass.tape_h = floats(NULL, N * R);
-    pass.tape_m = k->spec.projected ? floats(NULL, N * H) : NULL;
-    pass.h0 = floats(k->h[d], k->B * R);
-    pass.c0 = maybe_floats(k->c[d], k->B * H);
-    return pass;
+    return (fl_tape){.gates = k->spec.kind == FL_RNN ? NULL : floats(NULL, N * 4 * H),
+                     .c = k->spec.kind == FL_LSTM ? floats(NULL, N * H) : NULL,
+                     .h = floats(NULL, N * R),
+                     .m = k->spec.projected ? floats(NULL, N * H) : NULL,
+                     .h0 = floats(k->h[d], k->B * R),
+                     .c0 = maybe_floats(k->c[d], k->B * H)};
 }
 
-static void run_backward(const Case *k, int d, How how, fl_pass *pass, const fl_rows *rows, float *dx, Result *r) {
+static void run_backward(const Case *k, int d, How how, const fl_block *block, const fl_tape *tape, const Given *of,
+                         float *dx, Result *r) {
     const ptrdiff_t H = k->spec.H, R = k->spec.R, ldy = k->manner->D * R;
-    memcpy(pass->h, k->dh[d], (size_t)(k->B * R) * sizeof(float));
-    if (pass->c)
-        memcpy(pass->c, k->dc[d], (size_t)(k->B * H) * sizeof(float));
+    float *h = floats(k->dh[d], k->B * R), *c = of->c ? floats(k->dc[d], k->B * H) : NULL;
     float *g[PARAMS];
     for (int p = 0; p < PARAMS; p++) /* gradients are added to what is there */
         g[p] = param_size(k, p) ? floats(constant_floats(param_size(k, p), 0.5f), param_size(k, p)) : NULL;
     const fl_grads grads = {g[0], g[1], g[2], g[3], g[4], g[5]};
-    const float *dy = maybe_floats(k->dy, k->N * ldy);
-    float *scratch = aligned_floats(fl_backward_scratch(pass, rows, how.threads));
-    fl_backward(pass, rows, dy ? dy + d * R : NULL, ldy, dx, &grads, scratch, how.threads);
-    record(r, "h0", d, pass->h, k->B * R, 1);
-    record(r, "c0", d, pass->c, k->B * H, 1);
+    const float *all_dy = maybe_floats(k->dy, k->N * ldy), *dy = all_dy ? all_dy + d * R : NULL;
+    const ptrdiff_t size =
+        fl_backward(block, of->x, of->ids, of->sizes, k->T, h, c, tape, dy, ldy, dx, &grads, how.threads, NULL, 0);
+    fl_backward(block, of->x, of->ids, of->sizes, k->T, h, c, tape, dy, ldy, dx, &grads, how.threads,
+                aligned_floats(size), size);
+    record(r, "h0", d, h, k->B * R, 1);
+    record(r, "c0", d, c, k->B * H, 1);
     for (int p = 0; p < PARAMS; p++)
         record(r, param_names[p], d, g[p], param_size(k, p), 1);
 }
@@ -287,28 +299,34 @@ static Result run(const Case *k, How how) {
     const int D = k->manner->D;
     Result r = {.count = 0};
     fl_block blocks[MOST_D];
-    fl_pass passes[MOST_D];
+    fl_tape tapes[MOST_D] = {{0}};
     begin_guarded(how.at_start);
-    const fl_rows rows = guarded_rows(k);
+    const Given of = given(k);
     for (int d = 0; d < D; d++) {
         pack_block(k, d, how, &blocks[d]);
-        passes[d] = make_pass(k, d, how, &blocks[d]);
+        if (how.train)
+            tapes[d] = make_tape(k, d);
     }
     float *y = floats(NULL, N * D * R);
-    fl_forward(passes, D, &rows, y, aligned_floats(fl_forward_scratch(passes, D, &rows, how.threads)), how.threads);
+    const fl_block *second = D > 1 ? &blocks[1] : NULL;
+    const fl_tape *kept = how.train ? tapes : NULL;
+    const ptrdiff_t size =
+        fl_forward(&blocks[0], second, of.x, of.ids, of.sizes, k->T, of.h, of.c, kept, y, how.threads, NULL, 0);
+    fl_forward(&blocks[0], second, of.x, of.ids, of.sizes, k->T, of.h, of.c, kept, y, how.threads, aligned_floats(size),
+               size);
     record(&r, "y", 0, y, N * D * R, 0);
     for (int d = 0; d < D; d++) {
-        record(&r, "h", d, passes[d].h, k->B * R, 0);
-        record(&r, "c", d, passes[d].c, k->B * H, 0);
-        record(&r, "tape's gates", d, passes[d].gates, N * 4 * H, 0);
-        record(&r, "tape's c", d, passes[d].tape_c, N * H, 0);
-        record(&r, "tape's h", d, passes[d].tape_h, N * R, 0);
-        record(&r, "tape's m", d, passes[d].tape_m, N * H, 0);
+        record(&r, "h", d, of.h + d * k->B * R, k->B * R, 0);
+        record(&r, "c", d, of.c ? of.c + d * k->B * H : NULL, k->B * H, 0);
+        record(&r, "tape's gates", d, tapes[d].gates, N * 4 * H, 0);
+        record(&r, "tape's c", d, tapes[d].c, N * H, 0);
+        record(&r, "tape's h", d, tapes[d].h, N * R, 0);
+        record(&r, "tape's m", d, tapes[d].m, N * H, 0);
     }
     if (how.train) {
         float *dx = k->x && k->number % 3 != 2 ? floats(constant_floats(N * k->spec.I, 0.25f), N * k->spec.I) : NULL;
         for (int d = 0; d < D; d++)
-            run_backward(k, d, how, &passes[d], &rows, dx, &r);
+            run_backward(k, d, how, &blocks[d], &tapes[d], &of, dx, &r);
         record(&r, "x", 0, dx, N * k->spec.I, 1);
     }
     end_guarded();
@@ -379,14 +397,25 @@ static void check_steps(const Case *k, How how, int L) {
     const float *expected = layer.x, *h = find(&r, "h", 0)->data;
     const float *c = k->c[0] ? find(&r, "c", 0)->data : NULL;
 
+    enum { MOST_L = 2 };
     fl_block block;
-    fl_pass passes[2];
     begin_guarded(how.at_start);
     pack_block(k, 0, how, &block);
-    for (int l = 0; l < L; l++)
-        passes[l] = make_pass(k, 0, how, &block);
-    float *scratch = aligned_floats(fl_step_scratch(passes, L, k->B, how.threads));
-    fl_stream stream = {.passes = passes, .L = L, .threads = how.threads, .B = k->B, .scratch = scratch};
+    const fl_block *const blocks[MOST_L] = {&block, &block};
+    float *state_h = floats(NULL, L * k->B * R), *state_c = c ? floats(NULL, L * k->B * H) : NULL;
+    for (int l = 0; l < L; l++) {
+        memcpy(state_h + l * k->B * R, k->h[0], (size_t)(k->B * R) * sizeof(float));
+        if (c)
+            memcpy(state_c + l * k->B * H, k->c[0], (size_t)(k->B * H) * sizeof(float));
+    }
+    fl_stream stream = {.blocks = blocks,
+                        .L = L,
+                        .threads = how.threads,
+                        .B = k->B,
+                        .h = state_h,
+                        .c = state_c,
+                        .scratch = aligned_floats(fl_step_scratch(blocks, L, k->B, how.threads))};
+    const float *top_h = state_h + (L - 1) * k->B * R, *top_c = c ? state_c + (L - 1) * k->B * H : NULL;
     for (ptrdiff_t t = 0; t < k->T; t++) {
         const float *x = k->x ? floats(k->x + t * k->B * I, k->B * I) : NULL;
         const int64_t *ids =
@@ -395,11 +424,11 @@ static void check_steps(const Case *k, How how, int L) {
             flq_step(&stream, x, ids);
         else
             fl_step(&stream, x, ids);
-        expect_bits(what, "y", passes[L - 1].h, expected + t * k->B * R, k->B * R);
+        expect_bits(what, "y", top_h, expected + t * k->B * R, k->B * R);
     }
-    expect_bits(what, "h", passes[L - 1].h, h, k->B * R);
+    expect_bits(what, "h", top_h, h, k->B * R);
     if (c)
-        expect_bits(what, "c", passes[L - 1].c, c, k->B * H);
+        expect_bits(what, "c", top_c, c, k->B * H);
     end_guarded();
     keep_from(mark);
 }

@@ -61,15 +61,19 @@ static void head_backward(const fl_dense *k, How how, const float *dy, Result *r
     const float *x = floats(head.x, N * I);
     float *dx = floats(NULL, N * I), *dweight = floats(constant_floats(U * I, 0.5f), U * I);
     float *dbias = head.bias ? floats(constant_floats(U, 0.5f), U) : NULL;
-    float *scratch = aligned_floats(fl_dense_scratch(k, N, how.threads));
     if (dy) {
-        fl_dense_backward(k, x, N, floats(dy, N * U), dx, dweight, dbias, scratch, how.threads);
+        const float *own = floats(dy, N * U);
+        const ptrdiff_t size = fl_dense_backward(k, x, N, own, dx, dweight, dbias, how.threads, NULL, 0);
+        fl_dense_backward(k, x, N, own, dx, dweight, dbias, how.threads, aligned_floats(size), size);
     } else {
         const int64_t *targets = guarded(head.targets, N * (ptrdiff_t)sizeof *targets, sizeof *targets);
         float *rows = floats(NULL, N * U), *losses = keep(NULL, N * (ptrdiff_t)sizeof *losses);
         double *exact = guarded(NULL, N * (ptrdiff_t)sizeof *exact, sizeof *exact);
-        fl_dense_cross_entropy(k, x, N, targets, 1.0 / (double)N, rows, exact, dx, dweight, dbias, scratch,
-                               how.threads);
+        const double factor = 1.0 / (double)N;
+        const ptrdiff_t size =
+            fl_dense_cross_entropy(k, x, N, targets, factor, rows, exact, dx, dweight, dbias, how.threads, NULL, 0);
+        fl_dense_cross_entropy(k, x, N, targets, factor, rows, exact, dx, dweight, dbias, how.threads,
+                               aligned_floats(size), size);
         for (ptrdiff_t i = 0; i < N; i++)
             losses[i] = (float)exact[i];
         record(r, "logits", 1, rows, N * U, 1);
