@@ -132,11 +132,14 @@ ptrdiff_t fl_backward(const fl_block *block, const float *x, const int64_t *ids,
                       ptrdiff_t T, float *h, float *c, const fl_tape *tape, const float *dy, ptrdiff_t ldy, float *dx,
                       const fl_grads *grads, int threads, float *scratch, ptrdiff_t size);
 
-/* A stream: a block of each layer, the state h (L, B, R) and c (L, B, H), scratch memory of fl_step_scratch. */
+/* A stream: a block of each layer, x (B, I) or ids (B), read at every step, the state h (L, B, R) and c (L, B, H), and
+ * scratch memory of fl_step_scratch. */
 typedef struct {
     const fl_block *const *blocks;
     int L, threads;
     ptrdiff_t B;
+    const float *x;
+    const int64_t *ids;
     float *h, *c, *scratch;
     int turn; /* 0 at first; changed by every step */
     /* Short steps only, all 0 at first: when the last one ended, how many followed one another, and nanoseconds spent
@@ -146,11 +149,11 @@ typedef struct {
     uint64_t spent[2];
 } fl_stream;
 
-/* One step of all layers: x (B, I) or ids (B); the result is the last layer's h. The flq_ form keeps Python's lock: for
- * steps below about 50 us. */
-ptrdiff_t fl_step_scratch(const fl_block *const *blocks, int L, ptrdiff_t B, int threads);
-void fl_step(fl_stream *stream, const float *x, const int64_t *ids);
-void flq_step(fl_stream *stream, const float *x, const int64_t *ids);
+/* One step of all layers; the result is the last layer's h. The flq_ form keeps Python's lock: for steps below about
+ * 50 us. */
+ptrdiff_t fl_step_scratch(const fl_stream *stream);
+void fl_step(fl_stream *stream);
+void flq_step(fl_stream *stream);
 
 /* The dense layer: floats (64-byte aligned) for its forward or backward panels, and packing. */
 ptrdiff_t fl_dense_size(const fl_dense *dense, int backward);

@@ -424,60 +424,51 @@ void fl_update_columns(float *p, ptrdiff_t J, ptrdiff_t V, const int64_t *ids, p
 
 /* --------------------------------------------------------------------------------------------------------- streaming */
 
-/* One layer's step: as `forward`. */
-static ptrdiff_t step_layer(const fl_pass *pass, const fl_rows *rows, int turn, int threads, float *scratch,
-                            ptrdiff_t size) {
-    fl_chunk chunks[FL_MAX_CHUNKS];
-    fl_forward_job job = {.passes = pass, .rows = rows, .chunks = chunks, .turn = turn};
-    cut_forward(&job, 1, threads);
-    return forward(&job, 1, threads, scratch, size);
-}
-
-ptrdiff_t fl_step_scratch(const fl_block *const *blocks, int L, ptrdiff_t B, int threads) {
-    const int64_t size = B;
-    const fl_rows numbers = {.batch_sizes = &size, .T = 1}, ids = {.ids = &size, .batch_sizes = &size, .T = 1};
+/* Every second step walks the panels backwards: what the step before read last is still near. Returns how much scratch
+ * memory is needed; where there is less, that is all. */
+static ptrdiff_t step(const fl_stream *s, int threads, ptrdiff_t size) {
+    const int64_t B = s->B;
+    fl_rows rows = {.x = s->x, .ids = s->ids, .batch_sizes = &B, .T = 1};
+    float *h = s->h, *c = s->c;
     ptrdiff_t most = 0;
-    for (int l = 0; l < L; l++) {
-        const fl_pass pass = make_pass(blocks[l], NULL, NULL, NULL);
-        most = fl_max(most, step_layer(&pass, &numbers, 0, threads, NULL, -1));
-        most = fl_max(most, step_layer(&pass, &ids, 0, threads, NULL, -1));
+    for (int l = 0; l < s->L; l++) {
+        const fl_spec *of = &s->blocks[l]->spec;
+        const fl_pass pass = make_pass(s->blocks[l], h, c, NULL);
+        fl_chunk chunks[FL_MAX_CHUNKS];
+        fl_forward_job job = {.passes = &pass, .rows = &rows, .chunks = chunks, .turn = s->turn};
+        cut_forward(&job, 1, threads);
+        most = fl_max(most, forward(&job, 1, threads, s->scratch, size));
+        rows.x = h, rows.ids = NULL;
+        h += B * of->R;
+        if (c)
+            c += B * of->H;
     }
     return most;
 }
 
-/* Every second step walks the panels backwards: what the step before read last is still near. */
-static void step(fl_stream *s, const float *x, const int64_t *ids, int threads) {
-    const int64_t size = s->B;
-    fl_rows rows = {.x = x, .ids = ids, .batch_sizes = &size, .T = 1};
-    float *h = s->h, *c = s->c;
+ptrdiff_t fl_step_scratch(const fl_stream *stream) { return step(stream, stream->threads, -1); }
+
+static void take_step(fl_stream *s, int threads) {
     s->turn ^= 1;
-    for (int l = 0; l < s->L; l++) {
-        const fl_spec *of = &s->blocks[l]->spec;
-        const fl_pass pass = make_pass(s->blocks[l], h, c, NULL);
-        step_layer(&pass, &rows, s->turn, threads, s->scratch, PTRDIFF_MAX);
-        rows.x = h, rows.ids = NULL;
-        h += s->B * of->R;
-        if (c)
-            c += s->B * of->H;
-    }
+    step(s, threads, PTRDIFF_MAX);
 }
 
-void fl_step(fl_stream *stream, const float *x, const int64_t *ids) { step(stream, x, ids, stream->threads); }
+void fl_step(fl_stream *stream) { take_step(stream, stream->threads); }
 
 /* A short step gains from threads that are awake, which they are while one step follows the other, and loses where they
  * must be woken, or share their processor with a neighbour. So the first steps of every ROUND are timed: some with all
  * threads, of which the first wake them and do not count, then some alone; the rest go the quicker way. */
 enum { WAKING = 16, TRIED_WITH_ALL = 20, TRIED = 24, ROUND = 4096 };
-void flq_step(fl_stream *stream, const float *x, const int64_t *ids) {
-    if (worthwhile(&stream->blocks[0]->spec, ids != NULL, stream->B, 1, stream->threads) == 1) {
-        step(stream, x, ids, 1);
+void flq_step(fl_stream *stream) {
+    if (worthwhile(&stream->blocks[0]->spec, stream->ids != NULL, stream->B, 1, stream->threads) == 1) {
+        take_step(stream, 1);
         return;
     }
     const uint64_t begin = fl_now();
     const int follows = begin - stream->ended < FL_SPIN_NS, at = stream->followed;
     const int quicker = stream->spent[1] < stream->spent[0];
     const int all = follows && (at < TRIED_WITH_ALL || (at >= TRIED && quicker));
-    step(stream, x, ids, all ? stream->threads : 1);
+    take_step(stream, all ? stream->threads : 1);
     stream->ended = fl_now();
     if (!follows)
         return;

@@ -6,7 +6,7 @@ Errors say what was given, what was expected, and the cure.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,10 @@ class Batch:
     order: Array | None  # (alive,) the sequences that have steps, longest first; None for a dense batch
     steps: Array | None = None  # (N,) which step, and
     which: Array | None = None  # (N,) which sequence each packed row is; None for a dense batch
+    shape: tuple[int, ...] = field(init=False)  # of the packed rows: (N,) or, as it lies the same, (T, B) if dense
+
+    def __post_init__(self) -> None:
+        self.shape = (self.T, self.B) if self.order is None else (self.rows.N,)
 
     @classmethod
     def of(cls, T: int, B: int, lengths: Array | None) -> Batch:
@@ -87,17 +91,22 @@ class Batch:
         return cls(T, B, Rows.dense(T if B else 0, B), None)
 
     def pack(self, x: Array, dtype: Any) -> Array:
-        """(T, B, ...) -> (N, ...), contiguous; x itself where nothing has to move."""
+        """(T, B, ...) -> (*shape, ...), contiguous; x itself where nothing has to move."""
         if self.order is None:
             if x.dtype is not dtype or not x.flags.c_contiguous:
                 given, x = x, arena.empty(x.shape, dtype)
                 x[...] = given
-            return x.reshape(self.rows.N, *x.shape[2:])
+            return x
         return np.ascontiguousarray(x[self.steps, self.which], dtype)
 
     def unpack(self, rows: Array, batch_first: bool = False) -> Array:
-        """(N, W) -> (T, B, W) or, at once, (B, T, W), zeros where no sequence is; rows itself where nothing moves."""
-        T, B, W = self.T, self.B, rows.shape[1]
+        """(*shape, W) or (N, W) -> (T, B, W) or, at once, (B, T, W), zeros where no sequence is.
+
+        The same memory where nothing moves.
+        """
+        if self.order is None and rows.ndim == 3 and not batch_first:
+            return rows
+        T, B, W = self.T, self.B, rows.shape[-1]
         if self.order is None and (not batch_first or min(T, B) == 1):
             return rows.reshape((B, T, W) if batch_first else (T, B, W))
         room = arena.empty if self.order is None else arena.zeros

@@ -90,6 +90,9 @@ class Recurrent(Layer):
     def _connect(self) -> None:
         """Choose the backend; done at construction and after unpickling, perhaps on another machine."""
         self._module = choose(self._backend, self.dtype.name)
+        self.dtype = np.dtype(
+            self.dtype.name
+        )  # the object that arrays have, by which the door knows it: a pickle's is not
         self._packed: tuple[int, list[list[Any]]] | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -139,19 +142,25 @@ class Recurrent(Layer):
 
     # ------------------------------------------------------------------------------------------------------ the door
     def _enter(self, x: Any, lengths: Any) -> tuple[Array, Batch, bool]:
-        """(x as packed rows (N, I) or ids (N,), its batch, whether it came without a batch axis)."""
+        """(x as packed rows (*batch.shape, I) or ids (N,), its batch, whether it came without a batch axis)."""
         # The usual case in few words: what it asks one by one takes longer than a short call.
-        if type(x) is ndarray and x.dtype is self.dtype and lengths is None and not self.batch_first:
-            if x.ndim == 3 and x.flags.c_contiguous:
-                T, B, width = x.shape
-                if width == self.input_size:
-                    return x.reshape(T * B, width), Batch.of(T, B, None), False
+        if (
+            type(x) is ndarray
+            and x.dtype is self.dtype
+            and len(shape := x.shape) == 3
+            and shape[2] == self.input_size
+            and lengths is None
+            and not self.batch_first
+            and x.flags.c_contiguous
+        ):
+            return x, Batch.of(shape[0], shape[1], None), False
         x, ids, unbatched = self._check_x(x)
         T, B = x.shape[:2]
         batch = Batch.of(T, B, self._check_lengths(lengths, T, B, unbatched))
-        rows = batch.pack(x, np.int64 if ids else self.dtype)
-        if ids:
-            check_ids(rows, self.input_size)
+        if not ids:
+            return batch.pack(x, self.dtype), batch, unbatched
+        rows = batch.pack(x, np.int64).reshape(batch.rows.N)
+        check_ids(rows, self.input_size)
         return rows, batch, unbatched
 
     def _check_x(self, x: Any) -> tuple[Array, bool, bool]:
@@ -224,14 +233,13 @@ class Recurrent(Layer):
             arrays.append(np.array(part, self.dtype, order="C").reshape(LD, B, width))
         return arrays[0], arrays[1] if len(arrays) == 2 else None
 
-    def _give_state(self, h: Array, c: Array | None, unbatched: bool) -> State:
+    def _give(self, rows: Array | None, h: Array, c: Array | None, batch: Batch, unbatched: bool) -> tuple[Any, State]:
+        """(packed rows in the caller's order of axes, the state), without a batch axis where x came without."""
+        y = None if rows is None else batch.unpack(rows, self.batch_first and not unbatched)
         if unbatched:
-            h, c = h[:, 0], None if c is None else c[:, 0]
-        return h if c is None else (h, c)
-
-    def _give(self, rows: Array, batch: Batch, unbatched: bool) -> Array:
-        """Packed rows (N, W) in the caller's order of axes."""
-        return batch.unpack(rows)[:, 0] if unbatched else batch.unpack(rows, self.batch_first)
+            of_one = slice(None), 0
+            y, h, c = _part(y, of_one), h[of_one], _part(c, of_one)
+        return y, h if c is None else (h, c)
 
     # ------------------------------------------------------------------------------------------------------- forward
     def _tape(self, block: Any, N: int, h: Array, c: Array | None) -> dict[str, Array]:
@@ -335,25 +343,27 @@ class Recurrent(Layer):
         D, N, dense = self._D, batch.rows.N, batch.order is None
         h_rows, c_rows = (h, c) if dense else batch.pack_states(h, c)
         for layer, blocks in enumerate(self._blocks()[1]):
-            y = arena.empty((N, D * self._R), self.dtype)
+            y = arena.empty((*batch.shape, D * self._R), self.dtype)
             if N:
                 self._module.forward(blocks, rows, batch.rows, h_rows, c_rows, y, None, layer * D)
             rows = y
         if not dense:
             batch.unpack_states(h, c, h_rows, c_rows)
-        if last_only:
-            y = self._last(rows, batch)
-            return y[0] if unbatched else y, self._give_state(h, c, unbatched)
-        return self._give(rows, batch, unbatched), self._give_state(h, c, unbatched)
+        if not last_only:
+            return self._give(rows, h, c, batch, unbatched)
+        y = self._last(rows, batch)
+        return y[0] if unbatched else y, self._give(None, h, c, batch, unbatched)[1]
 
     def _last(self, rows: Array, batch: Batch) -> Array:
-        """Rows of every sequence's last valid step: (B, D*R), zeros for length 0."""
+        """Packed rows of every sequence's last valid step: (B, D*R), zeros for length 0."""
+        if batch.order is None and batch.T:
+            last: Array = rows[-1].copy()
+            return last
         r = batch.rows
-        y = np.zeros((batch.B, rows.shape[1]), rows.dtype)
+        y = np.zeros((batch.B, rows.shape[-1]), rows.dtype)
         if r.N:
             lengths = np.searchsorted(-r.batch_sizes, -np.arange(r.B), side="left")
-            last = rows[r.offsets[lengths - 1] + np.arange(r.B)]
-            y[slice(None) if batch.order is None else batch.order] = last
+            y[batch.order] = rows[r.offsets[lengths - 1] + np.arange(r.B)]
         return y
 
     def forward(
@@ -382,6 +392,8 @@ class Recurrent(Layer):
         h, c = self._check_state(state, "state", batch.B, unbatched)
         if np.may_share_memory(rows, x):
             rows = arena.copy(rows)  # the tape's own: the caller may write to x before backward
+        if rows.ndim > 1:
+            rows = rows.reshape(batch.rows.N, self.input_size)
         version, blocks = self._blocks()
         tape = Tape(self, version, batch, unbatched, [], [], [], checkpoint_every=every)
         h_rows, c_rows = batch.pack_states(h, c)
@@ -395,7 +407,7 @@ class Recurrent(Layer):
             tape.masks.append(mask)
             rows = y if mask is None else y * mask
         batch.unpack_states(h, c, h_rows, c_rows)
-        return self._give(rows, batch, unbatched), self._give_state(h, c, unbatched), tape
+        return *self._give(rows, h, c, batch, unbatched), tape
 
     # ------------------------------------------------------------------------------------------------------ backward
     def _check_dy(self, dy: Any, batch: Batch, unbatched: bool) -> Array:
@@ -405,7 +417,7 @@ class Recurrent(Layer):
         shape = (T, W) if unbatched else (B, T, W) if self.batch_first else (T, B, W)
         check_shape(dy, shape, "dy", "the shape of y")
         dy = dy[:, None] if unbatched else dy.swapaxes(0, 1) if self.batch_first else dy
-        return batch.pack(dy, self.dtype)
+        return batch.pack(dy, self.dtype).reshape(batch.rows.N, W)
 
     def backward(self, tape: Tape, dy: Any, dstate: Any = None) -> tuple[Array | None, State, dict[str, Array]]:
         """Back-propagate through time (Werbos 1990). Uses up the tape.
@@ -458,8 +470,8 @@ class Recurrent(Layer):
             x = tape.x[layer] if layer or place is None else place
             dx = arena.zeros(x.shape, self.dtype) if x.ndim == 2 else None
             for d, block in enumerate(blocks[layer]):
-                at, R, kept = layer * D + d, self._R, tape.kept[layer][d]
-                into = {name: grads[name + suffix(layer, d)] for name in self._specs[layer].parameters}
+                at, R, kept, end = layer * D + d, self._R, tape.kept[layer][d], suffix(layer, d)
+                into = {name: grads[name + end] for name in self._specs[layer].parameters}
                 if isinstance(of_ids := into["weight_ih"], RowGradient):
                     into["weight_ih"] = of_ids.rows  # the backend adds to these, however large the vocabulary
                 columns = None if d_rows is None else d_rows[:, d * R : (d + 1) * R]
@@ -474,8 +486,8 @@ class Recurrent(Layer):
         batch.unpack_states(dh, dc, h, c)
         dx = None
         if tape.x[0].ndim == 2:  # without any row, tape.x[0] is as empty as its gradient
-            dx = self._give(tape.x[0] if d_rows is None or not batch.rows.N else d_rows, batch, unbatched)
-        return dx, self._give_state(dh, dc, unbatched), grads
+            dx = tape.x[0] if d_rows is None or not batch.rows.N else d_rows
+        return *self._give(dx, dh, dc, batch, unbatched), grads
 
     # ----------------------------------------------------------------------------------------------------- streaming
     def stream(self, batch_size: int = 1) -> Stream:

@@ -149,7 +149,7 @@ def test_a_block_keeps_its_weights(backend: str) -> None:
 
     def step() -> Any:
         h = np.zeros((1, 2, 5), np.float32)
-        m.bind([block], h, np.zeros((1, 2, 5), np.float32))(x)
+        m.bind([block], x, h, np.zeros((1, 2, 5), np.float32))()
         return h[0]
 
     before = step()

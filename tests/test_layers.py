@@ -454,6 +454,13 @@ def test_a_copy_goes_on_with_the_same_dropout() -> None:
     np.testing.assert_array_equal(later.forward(x)[0], layer.forward(x)[0])
 
 
+def test_the_dtype_is_numpys_own_object() -> None:
+    """The door asks by identity. A copied or unpickled dtype, or one of the other byte order, is another object."""
+    own = np.dtype("float32")
+    assert fl.LSTM(I, H, dtype=own.newbyteorder()).dtype is own
+    assert all(make(fl.LSTM(I, H)).dtype is own for make in COPIES.values())
+
+
 @pytest.mark.parametrize(
     ("layer", "text"),
     [

@@ -93,7 +93,7 @@ def exercise(case: Case, at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     block = c.pack(spec, params, "float32")
     state_h = guard(np.zeros((1, rows.B, spec.R), np.float32))
     state_c = guard(np.zeros((1, rows.B, spec.H), np.float32)) if is_lstm else None
-    c.bind([block], state_h, state_c)(guard(x[: rows.B]))
+    c.bind([block], guard(x[: rows.B]), state_h, state_c)()
     assert state_h.any()
 
 

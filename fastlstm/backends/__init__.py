@@ -3,10 +3,10 @@
 A backend is a stateless module with four functions, the same in name, signature and values as those of
 `fastlstm.backends.numpy`, whose docstrings are the contract:
 
-    pack(spec, params, storage)                      weights of one direction of one layer, in the backend's own form
-    forward(directions, x, rows, y)                  the directions of one layer over packed rows
-    backward(direction, x, rows, dy, dx, grads)      one direction, one stretch of time
-    bind(blocks, h, c) -> step(x)                    one step of all layers, everything bound
+    pack(spec, params, storage, reverse)                     a block: one direction of one layer, in the backend's form
+    forward(blocks, x, rows, h, c, y, tapes, at)             the directions of one layer over packed rows
+    backward(block, x, rows, h, c, tape, dy, dx, grads)      one direction, one stretch of time
+    bind(blocks, x, h, c) -> step()                          one step of all layers, everything bound
 
 and says what it can do: ``DTYPES``, ``STORAGES`` and ``unusable()`` (None, or why it cannot be used here, with the
 cure). Modules are imported when first asked for: importing fastlstm loads none but this one.

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +156,10 @@ class Block:
     handle: Any  # fl_block *
     params: Any  # fl_params *
     keep: list[Array]  # what the handle and the params point to
+    packed: set[int]  # enum fl_panels: those that are there
     lock: Lock
-    input_work: int  # multiply-adds of a row's product with the input matrix, which token ids have not
-    work: int  # of all else
+    work: int  # multiply-adds of a row
+    work_of_ids: int  # of a token id, which has no product with the input matrix
 
 
 def pack(spec: Spec, params: dict[str, Array], storage: str = "float32", reverse: bool = False) -> Block:
@@ -174,7 +176,17 @@ def pack(spec: Spec, params: dict[str, Array], storage: str = "float32", reverse
     given = {name: pointer(np.ascontiguousarray(p)) for name, p in params.items()}
     GH = spec.G * spec.H
     keep = list(given.values())
-    block = Block(spec, storage, handle, new("fl_params *", given), keep, Lock(), GH * spec.I, GH * spec.R + ROW_WORK)
+    block = Block(
+        spec,
+        storage,
+        handle,
+        new("fl_params *", given),
+        keep,
+        set(),
+        Lock(),
+        GH * (spec.I + spec.R) + ROW_WORK,
+        GH * spec.R + ROW_WORK,
+    )
     _pack(block, lib.FL_FORWARD)
     return block
 
@@ -183,6 +195,7 @@ def _pack(block: Block, panels: int) -> None:
     memory = aligned(lib.fl_pack_size(block.handle, panels))
     lib.fl_pack(block.handle, block.params, panels, pointer(memory))
     block.keep.append(memory)
+    block.packed |= {panels, lib.FL_BACKWARD_IDS} if panels == lib.FL_BACKWARD else {panels}
 
 
 # --------------------------------------------------------------------------------------------------- forward, backward
@@ -214,7 +227,7 @@ def forward(
 ) -> None:
     """See `backends.numpy.forward`."""
     first, of_ids = blocks[0], x.ndim == 1
-    work = rows.N * len(blocks) * (first.work if of_ids else first.work + first.input_work)
+    work = rows.N * len(blocks) * (first.work_of_ids if of_ids else first.work)
     _scratch.call(
         lib.flq_forward if work < LOCKED_WORK else lib.fl_forward,
         first.handle,
@@ -241,7 +254,7 @@ def _rows_apart(a: Array | None) -> tuple[Any, int]:
 
 
 def backward(
-    k: Block,
+    block: Block,
     x: Array,
     rows: Rows,
     h: Array,
@@ -252,15 +265,15 @@ def backward(
     grads: dict[str, Array],
 ) -> None:
     """See `backends.numpy.backward`."""
-    with k.lock:
-        if x.ndim == 1 and k.handle.v_h == NULL:
-            _pack(k, lib.FL_BACKWARD_IDS)
-        elif x.ndim == 2 and k.handle.v_x == NULL:
-            _pack(k, lib.FL_BACKWARD)
     of_ids = x.ndim == 1
+    panels = lib.FL_BACKWARD_IDS if of_ids else lib.FL_BACKWARD
+    if panels not in block.packed:
+        with block.lock:
+            if panels not in block.packed:
+                _pack(block, panels)
     _scratch.call(
         lib.fl_backward,
-        k.handle,
+        block.handle,
         NULL if of_ids else from_buffer(FLOATS, x),
         from_buffer(INTS, x) if of_ids else NULL,
         _sizes(rows),
@@ -276,29 +289,18 @@ def backward(
 
 
 # ----------------------------------------------------------------------------------------------------------- streaming
-def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array], None]:
+def bind(blocks: list[Block], x: Array, h: Array, c: Array | None) -> Callable[[], None]:
     """See `backends.numpy.bind`. Every pointer is taken here, once: a step is one C call."""
     L, B = h.shape[:2]
-    handles, threads = new("fl_block *[]", [k.handle for k in blocks]), get_num_threads()
-    memory = aligned(lib.fl_step_scratch(handles, L, B, threads))
-    pointers = {"blocks": handles, "h": pointer(h), "c": pointer(c), "scratch": pointer(memory)}
-    stream = new("fl_stream *", {"L": L, "threads": threads, "B": B, **pointers})
-    of_ids = B * sum(k.work + (at > 0) * k.input_work for at, k in enumerate(blocks))
-    step_ids, step_numbers = (
-        lib.flq_step if work < LOCKED_WORK else lib.fl_step for work in (of_ids, of_ids + B * blocks[0].input_work)
-    )
-
-    def step(x: Array, _alive: Any = (blocks, handles, h, c, memory)) -> None:
-        if x.ndim == 1:
-            step_ids(stream, NULL, from_buffer(INTS, x))
-            return
-        try:
-            numbers = from_buffer(FLOATS, x)
-        except ValueError:  # it has gaps
-            x = x.copy()
-            numbers = from_buffer(FLOATS, x)
-        step_numbers(stream, numbers, NULL)
-
+    handles = new("fl_block *[]", [k.handle for k in blocks])
+    given = {"ids": from_buffer(INTS, x)} if x.ndim == 1 else {"x": from_buffer(FLOATS, x)}
+    pointers = {"blocks": handles, "h": pointer(h), "c": pointer(c), **given}
+    stream = new("fl_stream *", {"L": L, "threads": get_num_threads(), "B": B, **pointers})
+    memory = aligned(lib.fl_step_scratch(stream))
+    stream.scratch = pointer(memory)
+    work = B * (blocks[0].work_of_ids if x.ndim == 1 else blocks[0].work) + B * sum(k.work for k in blocks[1:])
+    step = partial(lib.flq_step if work < LOCKED_WORK else lib.fl_step, stream)
+    vars(step)["alive"] = handles, pointers, blocks, memory  # what the stream points to
     return step
 
 

@@ -232,7 +232,8 @@ def forward(
 ) -> None:
     """See `backends.numpy.forward`."""
     spec = blocks[0].spec
-    x = plain(x)
+    x = plain(x if x.ndim == 1 else x.reshape(rows.N, -1))
+    y = None if y is None else y.reshape(rows.N, -1)
     with team(rows.B * spec.H) as threads:
         for d, block in enumerate(blocks):
             c_d, tape = None if c is None else c[at + d], {} if tapes is None else tapes[d]
@@ -270,7 +271,7 @@ class Part(NamedTuple):
 
 
 def backward(
-    k: Block,
+    block: Block,
     x: Array,
     rows: Rows,
     h: Array,
@@ -282,10 +283,10 @@ def backward(
 ) -> None:
     """See `backends.numpy.backward`."""
     dy = nothing(h.dtype) if dy is None else plain(dy)
-    back = {"lstm": lstm_backward, "gru": gru_backward, "rnn": rnn_backward}[k.spec.kind]
-    with team(rows.B * k.spec.H) as threads:
-        for part in back(threads, k, h, c, tape, rows.offsets, dy, grads):
-            add_up(part, k, plain(x), dx, grads)
+    back = {"lstm": lstm_backward, "gru": gru_backward, "rnn": rnn_backward}[block.spec.kind]
+    with team(rows.B * block.spec.H) as threads:
+        for part in back(threads, block, h, c, tape, rows.offsets, dy, grads):
+            add_up(part, block, plain(x), dx, grads)
 
 
 def previous(k: Block, tape: dict[str, Array], offsets: Array, name: str) -> Array:
@@ -367,17 +368,16 @@ def add_up(part: Part, block: Block, x: Array, dx: Array | None, grads: dict[str
 
 
 # ----------------------------------------------------------------------------------------------------------- streaming
-def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array], None]:
+def bind(blocks: list[Block], x: Array, h: Array, c: Array | None) -> Callable[[], None]:
     """See `backends.numpy.bind`."""
     offsets = np.array([0, h.shape[1]])
     work = h.shape[1] * max(k.spec.H for k in blocks)
-    layers = [(k, h[i], None if c is None else c[i]) for i, k in enumerate(blocks)]
+    inputs = [x, *h[:-1]]
+    layers = [(k, inputs[i], h[i], None if c is None else c[i]) for i, k in enumerate(blocks)]
 
-    def step(x: Array) -> None:
-        x = plain(x)
+    def step() -> None:
         with team(work) as threads:
-            for k, h_k, c_k in layers:
-                run(k, x, offsets, h_k, c_k, None, 0, {}, threads)
-                x = h_k
+            for k, below, h_k, c_k in layers:
+                run(k, below, offsets, h_k, c_k, None, 0, {}, threads)
 
     return step

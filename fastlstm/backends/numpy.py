@@ -219,16 +219,18 @@ def forward(
     Parameters
     ----------
     blocks : list of D blocks, one for each direction
-    x : (N, I) array, or (N,) integer token ids
+    x : (N, I) array or, as it lies the same, (T, B, I); or (N,) integer token ids
     rows : Rows
     h, c : (L*D, B, R) and (L*D, B, H) arrays, c None but for LSTM
         The initial states, overwritten in place with the final ones. Those of this layer are `at` and the following.
-    y : (N, D*R) array, optional
+    y : (N, D*R) or (T, B, D*R) array, contiguous, optional
         Overwritten with the outputs, the directions side by side.
     tapes : list of D dicts of arrays, optional
         ``spec.tape``'s arrays, (N, width) each, to be written.
     at : int
     """
+    x = x if x.ndim == 1 else x.reshape(rows.N, -1)
+    y = None if y is None else y.reshape(rows.N, -1)
     for d, k in enumerate(blocks):
         h_d, c_d, R = h[at + d], None if c is None else c[at + d], k.spec.R
         for t, now, a in input_products(k, x, rows):
@@ -295,7 +297,7 @@ def gru_step_backward(k: Block, tape: dict[str, Array], at: slice, h_prev: Array
 
 
 def backward(
-    k: Block,
+    block: Block,
     x: Array,
     rows: Rows,
     h: Array,
@@ -309,7 +311,7 @@ def backward(
 
     Parameters
     ----------
-    k : Block
+    block : Block
     x : (N, I) array, or (N,) integers
         The input; for token ids, the row of ``grads["weight_ih"]`` that each packed row adds to.
     rows : Rows
@@ -324,7 +326,7 @@ def backward(
     grads : dict of arrays
         Added to: ``spec.parameters``' names and shapes, but for token ids ``weight_ih`` is (rows, G*H).
     """
-    spec, H = k.spec, k.spec.H
+    k, spec, H = block, block.spec, block.spec.H
     h_prev = np.empty_like(tape["h"])  # (N, R)
     c_prev = np.empty_like(tape["c"]) if spec.kind == "lstm" else None
     dgates = tape["gates"] if "gates" in tape else np.empty_like(tape["h"])
@@ -374,25 +376,28 @@ def backward(
 
 
 # ----------------------------------------------------------------------------------------------------------- streaming
-def bind(blocks: list[Block], h: Array, c: Array | None) -> Callable[[Array], None]:
-    """One step of all layers, with weights and state bound.
+def bind(blocks: list[Block], x: Array, h: Array, c: Array | None) -> Callable[[], None]:
+    """One step of all layers, with weights, input and state bound.
 
     Parameters
     ----------
     blocks : list of L blocks, one direction each
-    h, c : (L, B, R) and (L, B, H) arrays
-        The state, updated in place by every step. c is None but for LSTM.
+    x : (B, I) array, or (B,) int64 token ids
+        Read by every step.
+    h, c : (L, B, R) and (L, B, H) arrays, c None but for LSTM
+        The state, updated in place by every step.
 
     Returns
     -------
-    step : callable
-        ``step(x)``: x (B, I), with any strides, or (B,) contiguous token ids. The result is the last layer's h.
+    step : callable without arguments
+        The result is the last layer's h.
     """
 
-    def one_step(x: Array) -> None:
+    def one_step() -> None:
+        below = x
         for layer, k in enumerate(blocks):
-            x, c_new, _ = step(k, input_product(k, x), h[layer], None if c is None else c[layer])
-            h[layer] = x
+            below, c_new, _ = step(k, input_product(k, below), h[layer], None if c is None else c[layer])
+            h[layer] = below
             if c is not None:
                 c[layer] = c_new
 

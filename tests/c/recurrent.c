@@ -408,22 +408,17 @@ static void check_steps(const Case *k, How how, int L) {
         if (c)
             memcpy(state_c + l * k->B * H, k->c[0], (size_t)(k->B * H) * sizeof(float));
     }
-    fl_stream stream = {.blocks = blocks,
-                        .L = L,
-                        .threads = how.threads,
-                        .B = k->B,
-                        .h = state_h,
-                        .c = state_c,
-                        .scratch = aligned_floats(fl_step_scratch(blocks, L, k->B, how.threads))};
+    fl_stream stream = {.blocks = blocks, .L = L, .threads = how.threads, .B = k->B, .h = state_h, .c = state_c};
     const float *top_h = state_h + (L - 1) * k->B * R, *top_c = c ? state_c + (L - 1) * k->B * H : NULL;
     for (ptrdiff_t t = 0; t < k->T; t++) {
-        const float *x = k->x ? floats(k->x + t * k->B * I, k->B * I) : NULL;
-        const int64_t *ids =
-            k->ids ? guarded(k->ids + t * k->B, k->B * (ptrdiff_t)sizeof *k->ids, sizeof *k->ids) : NULL;
+        stream.x = k->x ? floats(k->x + t * k->B * I, k->B * I) : NULL;
+        stream.ids = k->ids ? guarded(k->ids + t * k->B, k->B * (ptrdiff_t)sizeof *k->ids, sizeof *k->ids) : NULL;
+        if (!stream.scratch)
+            stream.scratch = aligned_floats(fl_step_scratch(&stream));
         if (how.threads == 1 && t % 2)
-            flq_step(&stream, x, ids);
+            flq_step(&stream);
         else
-            fl_step(&stream, x, ids);
+            fl_step(&stream);
         expect_bits(what, "y", top_h, expected + t * k->B * R, k->B * R);
     }
     expect_bits(what, "h", top_h, h, k->B * R);
