@@ -132,8 +132,12 @@ static int cut(fl_chunk *chunks, const fl_rows *rows, ptrdiff_t N, int D, ptrdif
 
 /* ----------------------------------------------------------------------------------------------------------- forward */
 
+/* Multiply-adds of a row, so numbers of a direction's weights, above which these stay in no cache from step to step: not
+ * every thread should fetch them all. */
+static const double LARGE_ROW = 6e6;
+
 /* Directions first (nobody waits), then batch rows (nobody waits), then hidden units (a barrier each phase and step).
- * A chunk of few rows reads all weights for little work, so small dense batches are given to a team. */
+ * A chunk of rows reads all weights, so dense batches are given to a team where that is much for the work there is. */
 static void cut_forward(fl_forward_job *job, int D, int threads) {
     const fl_block *k = job->passes[0].block;
     const fl_isa *isa = isas[k->isa];
@@ -144,8 +148,9 @@ static void cut_forward(fl_forward_job *job, int D, int threads) {
     threads = worthwhile(&k->spec, of_ids, N, D, threads);
     const int each = (threads + D - 1) / D;
     const ptrdiff_t most = k->spec.H / (4 * isa->vl); /* parts that still have some panels each */
-    if (dense && threads >= 2 * D && B < 2 * isa->rows * each && most >= 2 &&
-        (double)B * row_work(&k->spec, of_ids) >= LEAST_STEP)
+    const double of_row = row_work(&k->spec, of_ids);
+    if (dense && threads >= 2 * D && (B < 2 * isa->rows * each || of_row > LARGE_ROW) && most >= 2 &&
+        (double)B * of_row >= LEAST_STEP)
         job->parts = (int)fl_min(threads / D, most);
     job->chunk_count = cut(job->chunks, rows, N, D, job->parts ? 1 : each);
 }

@@ -47,7 +47,6 @@ typedef struct {
     ptrdiff_t ldb, kb;
     float *out; /* (rows, C VL) */
     ptrdiff_t ld_out;
-    ptrdiff_t next_wa, next_wb, next_start, next_out; /* to the second panel of a pair */
 } Tile;
 
 /* Acc (M rows, CA vectors) += a w, w having C vectors of which the third goes to accumulator `third`. M, C, CA and
@@ -83,37 +82,6 @@ INLINE void tile_rows(const Tile *t, const int M, const int CA, const int C, con
         V_STORE(t->out + m * t->ld_out + v * VL, acc[m * CA + v]);
 }
 
-/* One row of two panels side by side: a single row's 4 accumulators would wait for one another. */
-INLINE void multiply_pair(V *acc, const int CA, const int C, const int third, const float *a, const float *w,
-                          ptrdiff_t next, ptrdiff_t K) {
-    for (ptrdiff_t k = 0; k < K; k++, w += C * VL) {
-        const V av = V_SET1(a[k]);
-        UNROLL
-        for (int v = 0; v < C; v++) {
-            V *const s = &acc[v == 2 ? third : v];
-            *s = V_FMA(av, V_LOAD(w + v * VL), *s);
-            V *const s2 = &acc[CA + (v == 2 ? third : v)];
-            *s2 = V_FMA(av, V_LOAD(w + next + v * VL), *s2);
-        }
-    }
-}
-
-INLINE void tile_pair(const Tile *t, const int CA, const int C, const int third) {
-    V acc[2 * 4];
-    UNROLL
-    for (int v = 0; v < CA; v++) {
-        acc[v] = V_LOAD(t->start + v * VL);
-        acc[CA + v] = V_LOAD(t->start + t->next_start + v * VL);
-    }
-    multiply_pair(acc, CA, C, 2, t->a, t->wa, t->next_wa, t->ka);
-    multiply_pair(acc, CA, C, third, t->b, t->wb, t->next_wb, t->kb);
-    UNROLL
-    for (int v = 0; v < CA; v++) {
-        V_STORE(t->out + v * VL, acc[v]);
-        V_STORE(t->out + t->next_out + v * VL, acc[CA + v]);
-    }
-}
-
 /* The shapes of panels: C vectors for 1 to 4, and GRU's, whose n_x and n_h are kept apart in four accumulators. */
 enum { SHAPE_GRU = 0, SHAPES = 5 };
 static const int accumulators[SHAPES] = {4, 1, 2, 3, 4}, vectors[SHAPES] = {3, 1, 2, 3, 4};
@@ -124,22 +92,18 @@ typedef void tile_fn(const Tile *t);
     static void tile_##NAME##_##M(const Tile *t) { tile_rows(t, M, CA, C, THIRD); }
 #define TILES_OF_ROWS(M)                                                                                               \
     TILE(M, gru, 4, 3, 3) TILE(M, c1, 1, 1, 2) TILE(M, c2, 2, 2, 2) TILE(M, c3, 3, 3, 2) TILE(M, c4, 4, 4, 2)
-#define PAIR(NAME, CA, C, THIRD)                                                                                       \
-    static void tile_##NAME##_pair(const Tile *t) { tile_pair(t, CA, C, THIRD); }
 /* clang-format off */ /* it knows no macro that stands for a whole definition */
-PAIR(gru, 4, 3, 3) PAIR(c1, 1, 1, 2) PAIR(c2, 2, 2, 2) PAIR(c3, 3, 3, 2) PAIR(c4, 4, 4, 2)
 TILES_OF_ROWS(1) TILES_OF_ROWS(2) TILES_OF_ROWS(3)
 #define ENTRY(M) {tile_gru_##M, tile_c1_##M, tile_c2_##M, tile_c3_##M, tile_c4_##M}
 #if ROWS == 6
 TILES_OF_ROWS(4) TILES_OF_ROWS(5) TILES_OF_ROWS(6)
-static tile_fn *const tiles[ROWS + 1][SHAPES] = {ENTRY(pair), ENTRY(1), ENTRY(2), ENTRY(3),
-                                                 ENTRY(4),    ENTRY(5), ENTRY(6)};
+static tile_fn *const tiles[ROWS + 1][SHAPES] = {{0}, ENTRY(1), ENTRY(2), ENTRY(3), ENTRY(4), ENTRY(5), ENTRY(6)};
 #else
-static tile_fn *const tiles[ROWS + 1][SHAPES] = {ENTRY(pair), ENTRY(1), ENTRY(2), ENTRY(3)};
+static tile_fn *const tiles[ROWS + 1][SHAPES] = {{0}, ENTRY(1), ENTRY(2), ENTRY(3)};
 #endif
 /* clang-format on */
 
-static const float zeros[4 * VL] __attribute__((aligned(64))) = {0};
+static const float zeros[2 * 4 * VL] __attribute__((aligned(64))) = {0}; /* start values of a pair of panels */
 
 /* ---------------------------------------------------------------------------------------------------------- products */
 
@@ -158,6 +122,9 @@ typedef struct {
     ptrdiff_t first_panel, end_panel; /* of `panels`, those wanted */
     int backwards;                    /* walk them from the last: what the step before read last is still near */
 } Product;
+
+/* Panels of full width. */
+INLINE ptrdiff_t full_panels(const Product *q) { return q->panels - (q->shape && q->last_vectors != q->shape); }
 
 typedef void epilogue_fn(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows);
 
@@ -188,56 +155,120 @@ static const float *token_start(const Product *q, int shape, ptrdiff_t panel, in
     return into;
 }
 
-static void product(const Product *q, ptrdiff_t n, epilogue_fn *epilogue, const void *context) {
-    float out[(ROWS > 2 ? ROWS : 2) * 4 * VL] __attribute__((aligned(64)));
-    float start[(ROWS > 2 ? ROWS : 2) * 4 * VL] __attribute__((aligned(64)));
+/* All panels from `from` to `end`, n rows in tiles. */
+static void tile_product(const Product *q, ptrdiff_t from, ptrdiff_t end, ptrdiff_t n, epilogue_fn *epilogue,
+                         const void *context) {
+    float out[ROWS * 4 * VL] __attribute__((aligned(64))), start[ROWS * 4 * VL] __attribute__((aligned(64)));
     const ptrdiff_t wa_panel = q->ka * vectors[q->shape] * VL, wb_panel = q->kb * vectors[q->shape] * VL;
     const ptrdiff_t start_panel = accumulators[q->shape] * VL;
     /* An operand that a product does not have is of depth 0; its rows still need an address. */
     const float *const a = q->a ? q->a : zeros, *const b = q->b ? q->b : zeros;
     const ptrdiff_t lda = q->a ? q->lda : 0, ldb = q->b ? q->ldb : 0;
-    for (ptrdiff_t from = q->first_panel, end = q->end_panel; from < end;) {
-        const ptrdiff_t second = q->backwards ? end - 1 : from + 1; /* of a pair of like panels */
-        const int pair =
-            n == 1 && end - from > 1 && (second < q->panels - 1 || !q->shape || q->last_vectors == q->shape);
-        const ptrdiff_t p = !q->backwards ? from : pair ? end - 2 : end - 1;
+    for (ptrdiff_t i = from; i < end; i++) {
+        const ptrdiff_t p = q->backwards ? from + end - 1 - i : i;
         const int shape = p == q->panels - 1 && q->shape ? (int)q->last_vectors : q->shape;
-        const int width = accumulators[shape] * VL;
+        Tile t = {.lda = lda,
+                  .ka = q->ids ? 0 : q->ka,
+                  .wa = q->wa ? q->wa + p * wa_panel : zeros,
+                  .ldb = ldb,
+                  .kb = q->kb,
+                  .wb = q->wb ? q->wb + p * wb_panel : zeros,
+                  .out = out,
+                  .ld_out = accumulators[shape] * VL};
         for (ptrdiff_t r = 0, left = ceil_div(n, ROWS); r < n; left--) {
             const int rows = (int)ceil_div(n - r, left); /* about equally high tiles: low ones wait for the weights */
-            Tile t = {.start = q->start ? q->start + r * q->ld_start + p * start_panel : zeros,
-                      .ld_start = q->ld_start,
-                      .a = a + r * lda,
-                      .wa = q->wa ? q->wa + p * wa_panel : zeros,
-                      .lda = lda,
-                      .ka = q->ids ? 0 : q->ka,
-                      .b = b + r * ldb,
-                      .wb = q->wb ? q->wb + p * wb_panel : zeros,
-                      .ldb = ldb,
-                      .kb = q->kb,
-                      .out = out,
-                      .ld_out = width,
-                      .next_wa = wa_panel,
-                      .next_wb = wb_panel,
-                      .next_start = q->start ? start_panel : 0,
-                      .next_out = width};
-            if (q->ids) {
-                t.start = token_start(q, shape, p, 1 + pair, r, rows, start);
-                t.ld_start = t.next_start = width;
-                if (pair)
-                    token_start(q, shape, p + 1, 2, r, 1, start + width);
-            }
-            tiles[pair ? 0 : rows][shape](&t);
+            t.a = a + r * lda, t.b = b + r * ldb;
+            t.start = q->start ? q->start + r * q->ld_start + p * start_panel : zeros, t.ld_start = q->ld_start;
+            if (q->ids)
+                t.start = token_start(q, shape, p, 1, r, rows, start), t.ld_start = t.ld_out;
+            tiles[rows][shape](&t);
             epilogue(context, out, p, r, rows);
-            if (pair)
-                epilogue(context, out + width, p + 1, r, rows);
             r += rows;
         }
+    }
+}
+
+/* acc (P panels, CA vectors) += a w for one row; w (P, K, C, VL). */
+INLINE void multiply_row(V *acc, const int P, const int CA, const int C, const int third, const float *a,
+                         const float *w, ptrdiff_t K) {
+    const ptrdiff_t next = K * C * VL;
+    for (ptrdiff_t k = 0; k < K; k++, w += C * VL) {
+        const V av = V_SET1(a[k]);
+        UNROLL
+        for (int v = 0; v < P * C; v++) {
+            V *const s = &acc[v / C * CA + (v % C == 2 ? third : v % C)];
+            *s = V_FMA(av, V_LOAD(w + v / C * next + v % C * VL), *s);
+        }
+    }
+}
+
+/* One row of panel p, or of the pair that begins with it. */
+INLINE void row_tile(const Product *q, const int P, const int CA, const int C, const int third, ptrdiff_t p,
+                     epilogue_fn *epilogue, const void *context) {
+    float out[2 * 4 * VL] __attribute__((aligned(64)));
+    const float *start = q->start ? q->start + p * CA * VL : zeros;
+    if (q->ids) {
+        start = token_start(q, C == 3 ? SHAPE_GRU : C, p, P, 0, 1, out);
+        if (P == 2)
+            token_start(q, C == 3 ? SHAPE_GRU : C, p + 1, P, 0, 1, out + CA * VL);
+    }
+    V acc[2 * 4];
+    UNROLL
+    for (int v = 0; v < P * CA; v++)
+        acc[v] = V_LOAD(start + v * VL);
+    if (q->a)
+        multiply_row(acc, P, CA, C, 2, q->a, q->wa + p * q->ka * C * VL, q->ka);
+    if (q->b)
+        multiply_row(acc, P, CA, C, third, q->b, q->wb + p * q->kb * C * VL, q->kb);
+    UNROLL
+    for (int v = 0; v < P * CA; v++)
+        V_STORE(out + v * VL, acc[v]);
+    epilogue(context, out, p, 0, 1);
+    if (P == 2)
+        epilogue(context, out + CA * VL, p + 1, 0, 1);
+}
+
+/* Whether a single row takes two panels at once: its 4 accumulators wait for one another. With vectors of 64 bytes they
+ * nevertheless take as much as the second-level cache gives, and from there one stream comes quicker than two; the step
+ * after finds a panel in the first-level cache, but no pair. (Beyond that cache two streams are quicker again.) */
+static int in_pairs(const Product *q) {
+    const ptrdiff_t bytes = (q->ids ? q->kb : q->ka + q->kb) * vectors[q->shape] * VL * (ptrdiff_t)sizeof(float);
+    return VL < 16 || bytes < 24 * 1024 || bytes > 96 * 1024;
+}
+
+/* Panels of full width from `from` to `end` for one row. */
+INLINE void row_product(const Product *q, const int CA, const int C, const int third, ptrdiff_t from, ptrdiff_t end,
+                        epilogue_fn *epilogue, const void *context) {
+    const int pairs = in_pairs(q);
+    while (from < end) {
+        const int pair = pairs && end - from > 1;
+        const ptrdiff_t p = q->backwards ? end - 1 - pair : from;
+        if (pair)
+            row_tile(q, 2, CA, C, third, p, epilogue, context);
+        else
+            row_tile(q, 1, CA, C, third, p, epilogue, context);
         if (q->backwards)
             end = p;
         else
             from = p + 1 + pair;
     }
+}
+
+static void product(const Product *q, ptrdiff_t n, epilogue_fn *epilogue, const void *context) {
+    const ptrdiff_t from = q->first_panel, end = q->end_panel;
+    if (n > 1 || (q->shape != 4 && q->shape != SHAPE_GRU)) {
+        tile_product(q, from, end, n, epilogue, context);
+        return;
+    }
+    const ptrdiff_t full = fl_max(from, fl_min(end, full_panels(q))); /* a narrow last panel is a tile of its own */
+    if (q->backwards)
+        tile_product(q, full, end, 1, epilogue, context);
+    if (q->shape == 4)
+        row_product(q, 4, 4, 2, from, full, epilogue, context);
+    else
+        row_product(q, 4, 3, 3, from, full, epilogue, context);
+    if (!q->backwards)
+        tile_product(q, full, end, 1, epilogue, context);
 }
 
 static void plain_shape(Product *q, ptrdiff_t outputs) {
@@ -429,32 +460,51 @@ INLINE void give_gate(const Step *s, ptrdiff_t row, ptrdiff_t gate, ptrdiff_t u,
         V_STOREN(s->gates + row * 4 * H + gate * H + u, v, count);
 }
 
-/* An LSTM cell of `count` units from u on, row by row. `standard`, a constant wherever this is inlined: sigmoid, tanh and
- * tanh without peepholes, so that nothing is asked in the loop. */
+/* h' = o h(c') of an LSTM cell. */
+INLINE void lstm_h(const Step *s, ptrdiff_t row, ptrdiff_t u, V o, V c, fl_act output, int count) {
+    const ptrdiff_t H = s->k->spec.H;
+    const V h = V_MUL(o, v_act(output, c));
+    if (!s->k->spec.projected) {
+        give_h(s, row, u, h, count);
+        return;
+    }
+    V_STOREN(s->m + row * H + u, h, count);
+    if (s->tape_m)
+        V_STOREN(s->tape_m + row * H + u, h, count);
+}
+
+/* An LSTM cell of `count` units from u on, row by row; a row's h' is made while the next one's gates are. `standard`, a
+ * constant wherever this is inlined: sigmoid, tanh and tanh without peepholes, so that nothing is asked in the loop. */
 INLINE void lstm_rows(const Step *s, const float *tile, ptrdiff_t u, int count, ptrdiff_t row, int rows,
                       const int standard) {
     const fl_spec *e = &s->k->spec;
     const ptrdiff_t H = e->H;
-    const float *const peep = standard ? NULL : s->k->peep;
-    const fl_act gate = standard ? (fl_act){.id = FL_SIGMOID} : e->act[0];
-    const fl_act candidate = standard ? (fl_act){.id = FL_TANH} : e->act[1];
-    const fl_act output = standard ? (fl_act){.id = FL_TANH} : e->act[2];
-    for (const ptrdiff_t end = row + rows; row < end; row++, tile += 4 * VL) {
-        V i = V_LOAD(tile), f = V_LOAD(tile + VL), g = V_LOAD(tile + 2 * VL), o = V_LOAD(tile + 3 * VL);
+    const float *const peep = s->k->peep;
+    const fl_act gate = e->act[0], output = standard ? (fl_act){.id = FL_TANH} : e->act[2];
+    V c = V_SET1(0.0f), o = c;
+    for (int r = 0; r < rows; r++, row++, tile += 4 * VL) {
+        const V c_before = c, o_before = o;
+        V i = V_LOAD(tile), f = V_LOAD(tile + VL), g = V_LOAD(tile + 2 * VL);
+        o = V_LOAD(tile + 3 * VL);
         float *const at_c = s->c + row * H + u;
-        V c = V_LOADN(at_c, count);
-        if (peep) {
-            i = V_FMA(V_LOADN(peep + u, count), c, i);
-            f = V_FMA(V_LOADN(peep + H + u, count), c, f);
+        c = V_LOADN(at_c, count);
+        if (standard) {
+            v_gates(&i, &f, &g, &o);
+        } else {
+            if (peep) {
+                i = V_FMA(V_LOADN(peep + u, count), c, i);
+                f = V_FMA(V_LOADN(peep + H + u, count), c, f);
+            }
+            i = v_act(gate, i);
+            f = v_act(gate, f);
+            g = v_act(e->act[1], g);
         }
-        i = v_act(gate, i);
-        f = v_act(gate, f);
-        g = v_act(candidate, g);
         c = V_FMA(f, c, V_MUL(i, g)); /* c' = f c + i g */
-        if (peep)
-            o = V_FMA(V_LOADN(peep + 2 * H + u, count), c, o);
-        o = v_act(gate, o);
-        const V h = V_MUL(o, v_act(output, c)); /* h' = o h(c') */
+        if (!standard) {
+            if (peep)
+                o = V_FMA(V_LOADN(peep + 2 * H + u, count), c, o);
+            o = v_act(gate, o);
+        }
         V_STOREN(at_c, c, count);
         if (s->gates) {
             give_gate(s, row, 0, u, i, count);
@@ -463,14 +513,10 @@ INLINE void lstm_rows(const Step *s, const float *tile, ptrdiff_t u, int count, 
             give_gate(s, row, 3, u, o, count);
             V_STOREN(s->tape_c + row * H + u, c, count);
         }
-        if (!e->projected) {
-            give_h(s, row, u, h, count);
-            continue;
-        }
-        V_STOREN(s->m + row * H + u, h, count);
-        if (s->tape_m)
-            V_STOREN(s->tape_m + row * H + u, h, count);
+        if (r)
+            lstm_h(s, row - 1, u, o_before, c_before, output, count);
     }
+    lstm_h(s, row - 1, u, o, c, output, count);
 }
 
 static int is_standard(const fl_block *k) {
@@ -558,30 +604,29 @@ static void rnn_output(const void *context, const float *tile, ptrdiff_t panel, 
 }
 
 /* The first phase's product of a block, without its operands. */
-static Product first_phase(const fl_block *k) {
+static void first_phase(const fl_block *k, Product *q) {
     const fl_spec *s = &k->spec;
-    Product q = {.start = k->bias, .wa = k->w_x, .ka = s->I, .wb = k->w_h, .kb = s->R};
+    *q = (Product){.start = k->bias, .wa = k->w_x, .lda = s->I, .ka = s->I, .wb = k->w_h, .ldb = s->R, .kb = s->R};
     if (s->kind == FL_RNN || has_two_phases(s)) {
-        plain_shape(&q, s->kind == FL_RNN ? s->H : 2 * padded(s->H)); /* r and z of two vectors of units to a panel */
-        return q;
+        plain_shape(q, s->kind == FL_RNN ? s->H : 2 * padded(s->H)); /* r and z of two vectors of units to a panel */
+        return;
     }
-    q.shape = s->kind == FL_LSTM ? 4 : SHAPE_GRU;
-    q.last_vectors = q.shape;
-    q.panels = q.end_panel = ceil_div(s->H, VL);
-    return q;
+    q->shape = s->kind == FL_LSTM ? 4 : SHAPE_GRU;
+    q->last_vectors = q->shape;
+    q->panels = q->end_panel = ceil_div(s->H, VL);
 }
 
 /* The same of a two-phase GRU's candidate. */
-static Product candidate_phase(const fl_block *k) {
+static void candidate_phase(const fl_block *k, Product *q) {
     const ptrdiff_t I = k->spec.I, H = k->spec.H;
-    Product q = {.start = k->bias_n, .wa = k->x_n, .lda = I, .ka = I, .wb = k->w_n, .ldb = H, .kb = H};
-    plain_shape(&q, H);
-    return q;
+    *q = (Product){.start = k->bias_n, .wa = k->x_n, .lda = I, .ka = I, .wb = k->w_n, .ldb = H, .kb = H};
+    plain_shape(q, H);
 }
 
 /* Width of a row of start values: of the first phase, then of a candidate that has its own. */
 static ptrdiff_t first_width(const fl_block *k) {
-    const Product q = first_phase(k);
+    Product q;
+    first_phase(k, &q);
     return (q.panels * accumulators[q.shape] + (q.shape ? q.last_vectors - q.shape : 0)) * VL;
 }
 static ptrdiff_t start_width(const fl_block *k) {
@@ -607,26 +652,23 @@ typedef struct {
     int of_x;           /* it has the input as an operand, or start values made of it */
 } Phase;
 
-static Phase make_phase(const fl_block *k, int phase, int hoisted, int part, int parts) {
+/* In place: a copy would read vectors of what was just stored in pieces, which has to wait. */
+static void make_phase(Phase *p, const fl_block *k, int phase, int hoisted, int part, int parts) {
     static epilogue_fn *const first[] = {[FL_LSTM] = lstm_gates, [FL_GRU] = gru_gates, [FL_RNN] = rnn_output};
     const fl_spec *e = &k->spec;
-    const int candidate = phase && has_two_phases(e);
-    Phase p = {.hoisted = hoisted, .of_m = phase > 0, .of_x = 1};
-    Product *const q = &p.product;
-    if (phase && e->projected) {
-        p.epilogue = projection;
-        p.of_x = 0;
+    const int candidate = phase && has_two_phases(e), projects = phase && e->projected;
+    Product *const q = &p->product;
+    if (projects) {
         *q = (Product){.ldb = e->H, .wb = k->w_r, .kb = e->H};
         plain_shape(q, e->R);
     } else {
-        p.epilogue = candidate ? gru_candidate : has_two_phases(e) ? gru_reset : first[e->kind];
-        *q = candidate ? candidate_phase(k) : first_phase(k);
-        q->lda = e->I, q->ldb = e->R;
-        if (hoisted)
-            q->ka = 0, q->ld_start = start_width(k), p.start_at = candidate ? first_width(k) : 0;
+        (candidate ? candidate_phase : first_phase)(k, q);
     }
+    p->epilogue = projects ? projection : candidate ? gru_candidate : has_two_phases(e) ? gru_reset : first[e->kind];
+    p->hoisted = hoisted, p->of_m = phase > 0, p->of_x = !projects;
+    if (hoisted && !projects)
+        q->ka = 0, q->ld_start = start_width(k), p->start_at = candidate ? first_width(k) : 0;
     share(q->panels, 1, part, parts, &q->first_panel, &q->end_panel);
-    return p;
 }
 
 /* A phase of one step of n rows. */
@@ -671,8 +713,9 @@ static void store_start(const void *context, const float *tile, ptrdiff_t panel,
 /* Start values of n rows of input, of every phase that has some: the share `part` of the panels. */
 static void hoisted_product(const fl_block *k, const float *x, ptrdiff_t n, float *start, int part, int parts) {
     for (int phase = 0; phase < 1 + has_two_phases(&k->spec); phase++) {
-        Product q = phase ? candidate_phase(k) : first_phase(k);
-        q.a = x, q.lda = k->spec.I, q.kb = 0;
+        Product q;
+        (phase ? candidate_phase : first_phase)(k, &q);
+        q.a = x, q.kb = 0;
         share(q.panels, 1, part, parts, &q.first_panel, &q.end_panel);
         const ptrdiff_t at = phase ? first_width(k) : 0, end = phase ? start_width(k) : first_width(k);
         const Destination d = {start + at, start_width(k), end - at};
@@ -753,9 +796,9 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
     const int64_t *sizes = job->rows->batch_sizes;
     float *const h = pass->h + chunk->b0 * e->R, *const h_new = chunk->scratch, *const start = scratch_start(chunk, e);
     const int hoist = hoists(job->rows, B), phases = phase_count(e);
-    Phase phase[2] = {make_phase(pass->block, 0, hoist, 0, 1)};
-    if (phases > 1)
-        phase[1] = make_phase(pass->block, 1, hoist, 0, 1);
+    Phase phase[2];
+    for (int p = 0; p < phases; p++)
+        make_phase(&phase[p], pass->block, p, hoist, 0, 1);
 
     ptrdiff_t first = pass->reverse ? job->N : 0; /* the first row of the step at hand */
     ptrdiff_t hoisted = 0, used = 0;              /* the step up to which start values are ready; rows of them used */
@@ -818,7 +861,8 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     float *const h = i & 1 ? chunk->scratch : pass->h, *const h_new = i & 1 ? pass->h : chunk->scratch;
     const Step s = step_at(job, chunk, t * B, h_new, h);
     const Input in = input_at(job->rows, e->I, t * B, hoist ? start + (t - t0) * B * width : NULL);
-    Phase phase = make_phase(k, (int)(within % phases), hoist, part, job->parts);
+    Phase phase;
+    make_phase(&phase, k, (int)(within % phases), hoist, part, job->parts);
     run_phase(&phase, &s, B, &in, (i + job->turn) & 1);
 }
 

@@ -1,5 +1,5 @@
 /* tanh_table.h: made by tanh_table.py. The segments' middles, then their coefficients, lowest first. */
-enum { TANH_BITS = 22, TANH_FIRST = 245 };
+enum { TANH_BITS = 22, TANH_FIRST = 245, TANH_DEGREE = 6 };
 static const float tanh_most = 9.3125f;
 static const float tanh_table[8][16] __attribute__((aligned(64))) = {
     {2.5f, 3.5f, 5.0f, 7.0f, 8.65625f, 0.0f, 0.078125f, 0.109375f, 0.15625f, 0.21875f, 0.3125f, 0.4375f, 0.625f, 0.875f,

@@ -44,7 +44,7 @@ def main() -> None:
     rows = np.array([fit(*pair, middle) for pair, middle in zip(pairwise(edges), middles, strict=True)]).T
     print("/* tanh_table.h: made by tanh_table.py. The segments' middles, then their coefficients, lowest first. */")
     first = LAST - SEGMENTS + 1
-    print(f"enum {{ TANH_BITS = {BITS}, TANH_FIRST = {first} }};")
+    print(f"enum {{ TANH_BITS = {BITS}, TANH_FIRST = {first}, TANH_DEGREE = {DEGREE} }};")
     print(f"static const float tanh_most = {MOST}f;")
     print(f"static const float tanh_table[{DEGREE + 2}][{SEGMENTS}] __attribute__((aligned(64))) = {{")
     for row in np.roll([middles, *rows], first % SEGMENTS, axis=1):

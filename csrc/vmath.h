@@ -27,24 +27,58 @@ INLINE V v_exp(V x) {
 #ifdef V_LOOKUP
 #include "tanh_table.h"
 
-/* tanh(size) for size >= 0: a polynomial about the middle of its segment. Half the work of exp and a division. */
+/* tanh(size) for size >= 0, of n vectors, in place: a polynomial about the middle of each number's segment. Half the work
+ * of exp and a division. Stage by stage, for a processor looks only so far ahead: of n chains side by side it always has
+ * one that can go on. */
+INLINE void v_tanh_sizes(V *size, const int n) {
+    VI segment[4];
+    V t[4], p[4];
+    UNROLL
+    for (int j = 0; j < n; j++)
+        size[j] = V_MIN(V_SET1(tanh_most), size[j]); /* the constant first: NaN stays */
+    UNROLL
+    for (int j = 0; j < n; j++)
+        segment[j] = V_SEGMENT(size[j], TANH_BITS, TANH_FIRST);
+    UNROLL
+    for (int j = 0; j < n; j++)
+        t[j] = V_SUB(size[j], V_LOOKUP(tanh_table[0], segment[j]));
+    UNROLL
+    for (int j = 0; j < n; j++)
+        p[j] = V_LOOKUP(tanh_table[TANH_DEGREE + 1], segment[j]);
+    UNROLL
+    for (int k = TANH_DEGREE; k > 0; k--)
+        UNROLL
+    for (int j = 0; j < n; j++)
+        p[j] = V_FMA(p[j], t[j], V_LOOKUP(tanh_table[k], segment[j]));
+    UNROLL
+    for (int j = 0; j < n; j++)
+        size[j] = p[j];
+}
+
 INLINE V v_tanh_size(V size) {
-    const V a = V_MIN(V_SET1(tanh_most), size); /* the constant first: NaN stays */
-    const VI i = V_SEGMENT(a, TANH_BITS, TANH_FIRST);
-    const V t = V_SUB(a, V_LOOKUP(tanh_table[0], i)), t2 = V_MUL(t, t);
-    const V p12 = V_FMA(V_LOOKUP(tanh_table[3], i), t, V_LOOKUP(tanh_table[2], i)); /* c1 + c2 t */
-    const V p34 = V_FMA(V_LOOKUP(tanh_table[5], i), t, V_LOOKUP(tanh_table[4], i));
-    const V p56 = V_FMA(V_LOOKUP(tanh_table[7], i), t, V_LOOKUP(tanh_table[6], i));
-    return V_FMA(V_FMA(V_FMA(p56, t2, p34), t2, p12), t, V_LOOKUP(tanh_table[1], i));
+    v_tanh_sizes(&size, 1);
+    return size;
 }
 
 /* Within 3 units in the last place. */
 INLINE V v_tanh(V x) { return V_COPYSIGN(v_tanh_size(V_ABS(x)), x); }
 
 /* (1 + tanh(x / 2)) / 2: within 1e-7, inside [0, 1]. */
-INLINE V v_sigmoid(V x) {
+INLINE V v_half_size(V x) { return V_MUL(V_SET1(0.5f), V_ABS(x)); }
+INLINE V v_sigmoid_of(V x, V tanh_of_half_size) {
     const V half = V_SET1(0.5f);
-    return V_FMA(V_COPYSIGN(half, x), v_tanh_size(V_MUL(half, V_ABS(x))), half);
+    return V_FMA(V_COPYSIGN(half, x), tanh_of_half_size, half);
+}
+INLINE V v_sigmoid(V x) { return v_sigmoid_of(x, v_tanh_size(v_half_size(x))); }
+
+/* The activations of LSTM's gates together: sigmoid, and tanh of the candidate g. */
+INLINE void v_gates(V *i, V *f, V *g, V *o) {
+    V size[4] = {v_half_size(*i), v_half_size(*f), V_ABS(*g), v_half_size(*o)};
+    v_tanh_sizes(size, 4);
+    *i = v_sigmoid_of(*i, size[0]);
+    *f = v_sigmoid_of(*f, size[1]);
+    *g = V_COPYSIGN(size[2], *g);
+    *o = v_sigmoid_of(*o, size[3]);
 }
 #else
 /* 1 / (1 + exp(-x)): within 1e-7, inside [0, 1], exactly 0 and 1 beyond -89 and 88. */
@@ -67,6 +101,10 @@ INLINE V v_tanh(V x) {
     p = V_FMA(p, s, V_SET1(-3.33332819422e-1f));
     const V small = V_FMA(V_MUL(p, s), x, x);
     return V_SELECT_GT(V_SET1(0.625f), size, small, V_COPYSIGN(large, x));
+}
+
+INLINE void v_gates(V *i, V *f, V *g, V *o) {
+    *i = v_sigmoid(*i), *f = v_sigmoid(*f), *g = v_tanh(*g), *o = v_sigmoid(*o);
 }
 #endif
 
