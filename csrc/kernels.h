@@ -861,6 +861,8 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     float *const h = i & 1 ? chunk->scratch : pass->h, *const h_new = i & 1 ? pass->h : chunk->scratch;
     const Step s = step_at(job, chunk, t * B, h_new, h);
     const Input in = input_at(job->rows, e->I, t * B, hoist ? start + (t - t0) * B * width : NULL);
+    for (ptrdiff_t j = 0; j < fl_min(B * e->R, 2048); j += 16)
+        __builtin_prefetch(h + j); /* the others' part is in their caches: all its lines at once, not one by one */
     Phase phase;
     make_phase(&phase, k, (int)(within % phases), hoist, part, job->parts);
     run_phase(&phase, &s, B, &in, (i + job->turn) & 1);

@@ -256,26 +256,36 @@ static bool try_unit(uint64_t word, int u, int me) {
     return true;
 }
 
-/* Do what can be had of one step: first what is mine by preference, then what nobody claimed. The last to finish opens
- * the next step. Returns how many units it was. */
-static int take_part(uint64_t word, int me) {
-    int units = units_of(word), threads = threads_of(word), done = 0;
-    for (int other = 0; other < threads; other++)
-        for (int u = (me + other) % threads; u < units; u += threads)
-            done += try_unit(word, u, me);
-    if (done == 0 || atomic_fetch_sub(&pool.left, done) > done)
-        return done;
-
+/* The last unit of the step that `word` stands for is finished: the next step. */
+static void open_next(uint64_t word) {
     uint64_t tick = tick_of(word);
+    int units = units_of(word), threads = threads_of(word);
     if (tick_add(tick, 1) == pool.end) {
         publish(word_after(tick), 1);
-    } else {
-        if (atomic_load_explicit(&pool.alone, memory_order_relaxed))
-            threads = 1;
-        atomic_store_explicit(&pool.left, units, memory_order_relaxed);
-        publish(word_of(tick_add(tick, 1), units, threads), threads);
+        return;
     }
-    return done;
+    if (atomic_load_explicit(&pool.alone, memory_order_relaxed))
+        threads = 1;
+    atomic_store_explicit(&pool.left, units, memory_order_relaxed);
+    publish(word_of(tick_add(tick, 1), units, threads), threads);
+}
+
+/* Do what can be had of one step: first what is mine by preference, then what nobody claimed. Returns how many units it
+ * was. What is done is reported before looking for more, since to look takes as long as a cache line takes to come from
+ * another core: who has finished last need not. */
+static int take_part(uint64_t word, int me) {
+    int units = units_of(word), threads = threads_of(word), total = 0;
+    for (int other = 0; other < threads; other++) {
+        int done = 0;
+        for (int u = (me + other) % threads; u < units; u += threads)
+            done += try_unit(word, u, me);
+        total += done;
+        if (done > 0 && atomic_fetch_sub(&pool.left, done) == done) {
+            open_next(word);
+            break;
+        }
+    }
+    return total;
 }
 
 /* Linux likes to wake a thread on the processor of the one that wakes it and, after a pause, leaves it waiting there
