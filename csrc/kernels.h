@@ -10,8 +10,9 @@
  *
  * Panels. A weight matrix is packed so that a tile reads it front to back: for each panel, for each k, its C vectors
  * side by side, padded with zeros: (panels, K, C, VL). A gate panel holds all gates of VL units (C = 4 for LSTM, 3 for
- * GRU; with reset_after = 0 the two gates of 2 VL units), so that a tile's accumulators hold complete gates. A plain
- * panel holds 4 VL outputs; the last one is as narrow as fits.
+ * GRU; with reset_after = 0 the two gates of 2 VL units), so that a tile's accumulators hold complete gates. The last of
+ * an LSTM, of a few units only, may have two gates or four to a vector. A plain panel holds 4 VL outputs; the last one is
+ * as narrow as fits.
  *
  * Bits. Every element is start, then the terms of a in order of k, then those of b: one fused multiply-add each. No
  * tile's shape, batch size, thread count or stretch of time changes that order.
@@ -109,8 +110,8 @@ static const float zeros[2 * 4 * VL] __attribute__((aligned(64))) = {0}; /* star
 
 /* start + a wa + b wb for n rows and all panels; the epilogue receives it tile by tile. */
 typedef struct {
-    int shape;              /* SHAPE_GRU, or vectors to a panel; a plain product has 4 and a narrower last panel */
-    ptrdiff_t last_vectors; /* of the last panel of a plain product; elsewhere `shape` */
+    int shape;              /* SHAPE_GRU, or vectors to a panel; with 4 the last panel may be narrower: */
+    ptrdiff_t last_vectors; /* its vectors; elsewhere `shape` */
     ptrdiff_t panels;
     const float *start; /* NULL: zeros; (n, panels, CA, VL), or (panels, CA, VL) where ld_start is 0 */
     ptrdiff_t ld_start;
@@ -309,33 +310,39 @@ static void add_plain(const void *d, const float *tile, ptrdiff_t panel, ptrdiff
 
 /* ----------------------------------------------------------------------------------------------------------- packing */
 
-/* One panel: C vectors whose first outputs lie at from[v] (count[v] of them; the rest is zero), outputs `by_output`
- * apart, depth `by_depth` apart. Returns the end. Output by output over a stretch of depth, so that reading runs along
- * the rows and what is written meanwhile (at most 16 KiB) stays in the first-level cache. */
-static float *pack_panel(float *to, int C, ptrdiff_t K, const float *const *from, const ptrdiff_t *count,
-                         ptrdiff_t by_output, ptrdiff_t by_depth) {
+/* One panel of `pieces` pieces of `width` lanes, whose first outputs lie at from[v] (count[v] of them; the rest is zero),
+ * outputs `by_output` apart, depth `by_depth` apart. Returns the end. Output by output over a stretch of depth, so that
+ * reading runs along the rows and what is written meanwhile (at most 16 KiB) stays in the first-level cache. */
+static float *pack_panel(float *to, int pieces, int width, ptrdiff_t K, const float *const *from,
+                         const ptrdiff_t *count, ptrdiff_t by_output, ptrdiff_t by_depth) {
     enum { STRETCH = 64 };
-    const ptrdiff_t row = C * VL;
+    const ptrdiff_t row = pieces * width;
     for (ptrdiff_t k0 = 0; k0 < K; k0 += STRETCH) {
         const ptrdiff_t k1 = fl_min(K, k0 + STRETCH);
-        for (int v = 0; v < C; v++) {
-            const ptrdiff_t lanes = fl_min(VL, count[v]);
-            if (by_output == 1 && lanes > 0) {
+        for (int v = 0; v < pieces; v++) {
+            const ptrdiff_t lanes = fl_min(width, count[v]);
+            if (by_output == 1 && width == VL) {
                 for (ptrdiff_t k = k0; k < k1; k++)
                     V_STORE(to + k * row + v * VL, V_LOADN(from[v] + k * by_depth, (int)lanes));
                 continue;
             }
-            for (ptrdiff_t k = k0; k < k1 && lanes < VL; k++)
-                V_STORE(to + k * row + v * VL, V_SET1(0.0f));
-            for (ptrdiff_t lane = 0; lane < lanes; lane++) {
+            for (ptrdiff_t lane = 0; lane < width; lane++) {
                 const float *const source = from[v] + lane * by_output;
-                float *const target = to + v * VL + lane;
+                float *const target = to + v * width + lane;
                 for (ptrdiff_t k = k0; k < k1; k++)
-                    target[k * row] = source[k]; /* by_depth is 1 here */
+                    target[k * row] = lane < lanes ? source[k] : 0.0f; /* by_depth is 1 here */
             }
         }
     }
     return to + K * row;
+}
+
+/* Lanes of each gate in an LSTM's panel of `units` units: where these are few, the four gates share two vectors, or one. */
+static int gate_lanes(ptrdiff_t units) {
+    int lanes = VL;
+    while (lanes % 2 == 0 && 2 * lanes >= VL && lanes / 2 >= units)
+        lanes /= 2;
+    return lanes;
 }
 
 /* Gate panels of w (G*H, K): gates first..first+C-1 of `blocks` vectors of units, side by side. */
@@ -343,13 +350,13 @@ static float *pack_gates(float *to, const float *w, ptrdiff_t H, ptrdiff_t K, in
     for (ptrdiff_t u = 0; u < H; u += blocks * VL) {
         const float *from[4];
         ptrdiff_t count[4];
-        const int width = C * (int)fl_min(blocks, ceil_div(H - u, VL));
-        for (int v = 0; v < width; v++) {
+        const int pieces = C * (int)fl_min(blocks, ceil_div(H - u, VL));
+        for (int v = 0; v < pieces; v++) {
             const ptrdiff_t unit = u + v / C * VL;
             from[v] = w + ((first + v % C) * H + unit) * K;
             count[v] = H - unit;
         }
-        to = pack_panel(to, width, K, from, count, K, 1);
+        to = pack_panel(to, pieces, C == 4 ? gate_lanes(H - u) : VL, K, from, count, K, 1);
     }
     return to;
 }
@@ -365,7 +372,7 @@ static float *pack_plain(float *to, const float *w, ptrdiff_t outputs, ptrdiff_t
             from[v] = w + (first + v * VL) * by_output;
             count[v] = outputs - first - v * VL;
         }
-        to = pack_panel(to, C, K, from, count, by_output, by_depth);
+        to = pack_panel(to, C, VL, K, from, count, by_output, by_depth);
     }
     return to;
 }
@@ -389,7 +396,7 @@ static float *pack_bias(float *to, const fl_spec *s, const fl_params *w, int fir
     const ptrdiff_t H = s->H;
     for (ptrdiff_t u = 0; u < H; u += VL)
         for (int g = first; g < first + C + four; g++)
-            for (ptrdiff_t j = u; j < u + VL; j++, to++) {
+            for (ptrdiff_t j = u; j < u + (C == 4 ? gate_lanes(H - u) : VL); j++, to++) {
                 *to = 0.0f;
                 if (!w->bias_ih || j >= H)
                     continue;
@@ -473,19 +480,20 @@ INLINE void lstm_h(const Step *s, ptrdiff_t row, ptrdiff_t u, V o, V c, fl_act o
         V_STOREN(s->tape_m + row * H + u, h, count);
 }
 
-/* An LSTM cell of `count` units from u on, row by row; a row's h' is made while the next one's gates are. `standard`, a
- * constant wherever this is inlined: sigmoid, tanh and tanh without peepholes, so that nothing is asked in the loop. */
-INLINE void lstm_rows(const Step *s, const float *tile, ptrdiff_t u, int count, ptrdiff_t row, int rows,
+/* An LSTM cell of `count` units from u on, `lanes` to a gate, row by row; a row's h' is made while the next one's gates
+ * are. (Lanes beyond `count` hold anything.) `standard`, a constant wherever this is inlined: sigmoid, tanh and tanh
+ * without peepholes, so that nothing is asked in the loop. */
+INLINE void lstm_rows(const Step *s, const float *tile, ptrdiff_t u, int lanes, int count, ptrdiff_t row, int rows,
                       const int standard) {
     const fl_spec *e = &s->k->spec;
     const ptrdiff_t H = e->H;
     const float *const peep = s->k->peep;
     const fl_act gate = e->act[0], output = standard ? (fl_act){.id = FL_TANH} : e->act[2];
     V c = V_SET1(0.0f), o = c;
-    for (int r = 0; r < rows; r++, row++, tile += 4 * VL) {
+    for (int r = 0; r < rows; r++, row++, tile += 4 * lanes) {
         const V c_before = c, o_before = o;
-        V i = V_LOAD(tile), f = V_LOAD(tile + VL), g = V_LOAD(tile + 2 * VL);
-        o = V_LOAD(tile + 3 * VL);
+        V i = V_LOAD(tile), f = V_LOAD(tile + lanes), g = V_LOAD(tile + 2 * lanes);
+        o = V_LOAD(tile + 3 * lanes);
         float *const at_c = s->c + row * H + u;
         c = V_LOADN(at_c, count);
         if (standard) {
@@ -529,11 +537,11 @@ static void lstm_gates(const void *context, const float *tile, ptrdiff_t panel, 
     const ptrdiff_t u = panel * VL;
     const int count = (int)fl_min(VL, s->k->spec.H - u), standard = is_standard(s->k);
     if (standard && count == VL)
-        lstm_rows(s, tile, u, VL, row, rows, 1);
+        lstm_rows(s, tile, u, VL, VL, row, rows, 1);
     else if (standard)
-        lstm_rows(s, tile, u, count, row, rows, 1);
+        lstm_rows(s, tile, u, gate_lanes(count), count, row, rows, 1);
     else
-        lstm_rows(s, tile, u, count, row, rows, 0);
+        lstm_rows(s, tile, u, gate_lanes(count), count, row, rows, 0);
 }
 
 /* reset_after: n = g(n_x + r n_h), h' = (1 - z) n + z h */
@@ -612,8 +620,8 @@ static void first_phase(const fl_block *k, Product *q) {
         return;
     }
     q->shape = s->kind == FL_LSTM ? 4 : SHAPE_GRU;
-    q->last_vectors = q->shape;
     q->panels = q->end_panel = ceil_div(s->H, VL);
+    q->last_vectors = s->kind == FL_LSTM ? 4 * gate_lanes(s->H - (q->panels - 1) * VL) / VL : q->shape;
 }
 
 /* The same of a two-phase GRU's candidate. */
