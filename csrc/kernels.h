@@ -416,6 +416,8 @@ static void pack(fl_block *k, const fl_params *w, int backward, float *to) {
     if (backward) {
         if (backward == FL_BACKWARD)
             k->v_x = to, to = pack_plain(to, w->weight_ih, I, G * H, 1, I);
+        if (k->v_h)
+            return; /* packed for token ids, and perhaps in use */
         k->v_h = to, to = pack_plain(to, w->weight_hh, R, (s->kind == FL_GRU ? 2 : G) * H, 1, R);
         if (s->kind == FL_GRU) /* apart: its operand lies in another column of the gates */
             k->v_n = to, to = pack_plain(to, w->weight_hh + 2 * H * R, R, H, 1, R);

@@ -394,6 +394,23 @@ def test_copies_compute_the_same_bits(compiled: str) -> None:
     assert_same_bits(drawn.run(copy.deepcopy(layer)), drawn.run(layer))
 
 
+def test_panels_in_use_are_not_packed_again(compiled: str) -> None:
+    """A thread may be in backward with token ids while another one, with numbers, asks for the input's panels too."""
+    if compiled != "c":
+        pytest.skip("only backend c packs panels for backward")
+    layer, rng = fl.LSTM(5, 7, backend=compiled, seed=0), np.random.default_rng(1)
+    ids = rng.integers(0, 5, (4, 3))
+    handle = layer._blocks()[1][0][0].handle
+    grads, places = [], []
+    for x in (ids, np.eye(5, dtype=np.float32)[ids]):
+        y, _, tape = layer.forward(x)
+        grads.append(layer.backward(tape, np.ones_like(y))[2])
+        places.append(handle.v_h)
+    assert places[0] == places[1]
+    for name, g in grads[0].items():
+        np.testing.assert_allclose(grads[1][name], g, rtol=1e-5, atol=1e-6)
+
+
 def test_every_activation_is_tried_in_every_role() -> None:
     """The cases keep up with the list of activations."""
     tried = {
