@@ -209,9 +209,9 @@ INLINE void row_tile(const Product *q, const int P, const int CA, const int C, c
     float out[2 * 4 * VL] __attribute__((aligned(64)));
     const float *start = q->start ? q->start + p * CA * VL : zeros;
     if (q->ids) {
-        start = token_start(q, C == 3 ? SHAPE_GRU : C, p, P, 0, 1, out);
-        if (P == 2)
-            token_start(q, C == 3 ? SHAPE_GRU : C, p + 1, P, 0, 1, out + CA * VL);
+        start = out;
+        for (int i = 0; i < P; i++)
+            token_start(q, q->shape, p + i, P, 0, 1, out + i * CA * VL);
     }
     V acc[2 * 4];
     UNROLL
@@ -337,10 +337,10 @@ static float *pack_panel(float *to, int pieces, int width, ptrdiff_t K, const fl
     return to + K * row;
 }
 
-/* Lanes of each gate in an LSTM's panel of `units` units: where these are few, the four gates share two vectors, or one. */
-static int gate_lanes(ptrdiff_t units) {
+/* Lanes of each gate in a panel of `units` units: where these are few, an LSTM's four gates share two vectors, or one. */
+static int gate_lanes(int gates, ptrdiff_t units) {
     int lanes = VL;
-    while (lanes % 2 == 0 && 2 * lanes >= VL && lanes / 2 >= units)
+    while (gates == 4 && lanes % 2 == 0 && 2 * lanes >= VL && lanes / 2 >= units)
         lanes /= 2;
     return lanes;
 }
@@ -356,7 +356,7 @@ static float *pack_gates(float *to, const float *w, ptrdiff_t H, ptrdiff_t K, in
             from[v] = w + ((first + v % C) * H + unit) * K;
             count[v] = H - unit;
         }
-        to = pack_panel(to, pieces, C == 4 ? gate_lanes(H - u) : VL, K, from, count, K, 1);
+        to = pack_panel(to, pieces, gate_lanes(C, H - u), K, from, count, K, 1);
     }
     return to;
 }
@@ -396,7 +396,7 @@ static float *pack_bias(float *to, const fl_spec *s, const fl_params *w, int fir
     const ptrdiff_t H = s->H;
     for (ptrdiff_t u = 0; u < H; u += VL)
         for (int g = first; g < first + C + four; g++)
-            for (ptrdiff_t j = u; j < u + (C == 4 ? gate_lanes(H - u) : VL); j++, to++) {
+            for (ptrdiff_t j = u; j < u + gate_lanes(C, H - u); j++, to++) {
                 *to = 0.0f;
                 if (!w->bias_ih || j >= H)
                     continue;
@@ -541,9 +541,9 @@ static void lstm_gates(const void *context, const float *tile, ptrdiff_t panel, 
     if (standard && count == VL)
         lstm_rows(s, tile, u, VL, VL, row, rows, 1);
     else if (standard)
-        lstm_rows(s, tile, u, gate_lanes(count), count, row, rows, 1);
+        lstm_rows(s, tile, u, gate_lanes(4, count), count, row, rows, 1);
     else
-        lstm_rows(s, tile, u, gate_lanes(count), count, row, rows, 0);
+        lstm_rows(s, tile, u, gate_lanes(4, count), count, row, rows, 0);
 }
 
 /* reset_after: n = g(n_x + r n_h), h' = (1 - z) n + z h */
@@ -623,7 +623,7 @@ static void first_phase(const fl_block *k, Product *q) {
     }
     q->shape = s->kind == FL_LSTM ? 4 : SHAPE_GRU;
     q->panels = q->end_panel = ceil_div(s->H, VL);
-    q->last_vectors = s->kind == FL_LSTM ? 4 * gate_lanes(s->H - (q->panels - 1) * VL) / VL : q->shape;
+    q->last_vectors = s->kind == FL_LSTM ? 4 * gate_lanes(4, s->H - (q->panels - 1) * VL) / VL : q->shape;
 }
 
 /* The same of a two-phase GRU's candidate. */

@@ -90,9 +90,8 @@ class Recurrent(Layer):
     def _connect(self) -> None:
         """Choose the backend; done at construction and after unpickling, perhaps on another machine."""
         self._module = choose(self._backend, self.dtype.name)
-        self.dtype = np.dtype(
-            self.dtype.name
-        )  # the object that arrays have, by which the door knows it: a pickle's is not
+        # The object that arrays have, by which the door knows it: a pickle's is not.
+        self.dtype = np.dtype(self.dtype.name)
         self._packed: tuple[int, list[list[Any]]] | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
