@@ -113,17 +113,24 @@ enum fl_panels { FL_FORWARD, FL_BACKWARD, FL_BACKWARD_IDS };
 ptrdiff_t fl_pack_size(const fl_block *block, int backward);
 void fl_pack(fl_block *block, const fl_params *params, int backward, float *memory);
 
+/* Where outputs go that do not lie packed: step t of sequence b is row t * step + sequences[b] of y. */
+typedef struct {
+    ptrdiff_t step;
+    const int64_t *sequences; /* (B) */
+} fl_places;
+
 /* The D directions of one layer, second being NULL where there is but one. Packed rows: batch_sizes (T) never grow, each
  * is >= 1, and the input is x (N, I) or ids (N), the other NULL. h (D, B, R) and, for LSTM, c (D, B, H): the initial
- * state, overwritten with the final one. tapes (D), or NULL in inference. y (N, D*R) or NULL.
+ * state, overwritten with the final one. tapes (D), or NULL in inference. y (N, D*R) or NULL;
+ * with places, its rows are where these say, and steps after a sequence's last, up to T, become zeros.
  * Both functions return how many floats of scratch memory (64-byte aligned) such a call needs. Where `size` is less,
  * they do nothing else. The flq_ form keeps Python's lock: for calls below about 50 us. */
 ptrdiff_t fl_forward(const fl_block *first, const fl_block *second, const float *x, const int64_t *ids,
                      const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, const fl_tape *tapes, float *y,
-                     int threads, float *scratch, ptrdiff_t size);
+                     const fl_places *places, int threads, float *scratch, ptrdiff_t size);
 ptrdiff_t flq_forward(const fl_block *first, const fl_block *second, const float *x, const int64_t *ids,
                       const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, const fl_tape *tapes, float *y,
-                      int threads, float *scratch, ptrdiff_t size);
+                      const fl_places *places, int threads, float *scratch, ptrdiff_t size);
 
 /* One direction of one layer, one stretch of time. h (B, R) and c (B, H): the final state's gradient, overwritten with
  * the initial one's. dy (N, R) with row stride ldy, or NULL; dx (N, I) or NULL. For token ids, ids holds each row's row

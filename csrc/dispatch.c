@@ -189,7 +189,7 @@ static ptrdiff_t forward(fl_forward_job *job, int D, int threads, float *scratch
 
 ptrdiff_t flq_forward(const fl_block *first, const fl_block *second, const float *x, const int64_t *ids,
                       const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, const fl_tape *tapes, float *y,
-                      int threads, float *scratch, ptrdiff_t size) {
+                      const fl_places *places, int threads, float *scratch, ptrdiff_t size) {
     const fl_spec *s = &first->spec;
     const ptrdiff_t B = batch_sizes[0];
     const int D = second ? 2 : 1;
@@ -198,15 +198,15 @@ ptrdiff_t flq_forward(const fl_block *first, const fl_block *second, const float
         second ? make_pass(second, h + B * s->R, c ? c + B * s->H : NULL, tapes ? tapes + 1 : NULL) : (fl_pass){0}};
     const fl_rows rows = {.x = x, .ids = ids, .batch_sizes = batch_sizes, .T = T};
     fl_chunk chunks[FL_MAX_CHUNKS];
-    fl_forward_job job = {.passes = passes, .rows = &rows, .y = y, .ldy = D * s->R, .chunks = chunks};
+    fl_forward_job job = {.passes = passes, .rows = &rows, .y = y, .ldy = D * s->R, .places = places, .chunks = chunks};
     cut_forward(&job, D, threads);
     return forward(&job, D, threads, scratch, size);
 }
 
 ptrdiff_t fl_forward(const fl_block *first, const fl_block *second, const float *x, const int64_t *ids,
                      const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, const fl_tape *tapes, float *y,
-                     int threads, float *scratch, ptrdiff_t size) {
-    return flq_forward(first, second, x, ids, batch_sizes, T, h, c, tapes, y, threads, scratch, size);
+                     const fl_places *places, int threads, float *scratch, ptrdiff_t size) {
+    return flq_forward(first, second, x, ids, batch_sizes, T, h, c, tapes, y, places, threads, scratch, size);
 }
 
 /* ---------------------------------------------------------------------------------------------------------- backward */

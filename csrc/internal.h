@@ -69,8 +69,9 @@ typedef struct {
     const fl_pass *passes;
     const fl_rows *rows;
     ptrdiff_t N;
-    float *y; /* (N, D*R) */
+    float *y; /* (N, D*R), or rows at places */
     ptrdiff_t ldy;
+    const fl_places *places; /* NULL: packed */
     int chunk_count;
     fl_chunk *chunks; /* (FL_MAX_CHUNKS) outside, so that a short call does not fill it with zeros */
     int parts;        /* a team's members for each direction; 0: chunks go each its own way */

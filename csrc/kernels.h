@@ -450,6 +450,7 @@ typedef struct {
     float *h_new, *m, *z; /* (n, R), (n, H), (n, H) scratch: h is still read while h_new is written */
     float *y;             /* (n, ldy), or NULL */
     ptrdiff_t ldy;
+    const int64_t *y_rows;                   /* (n) which rows of y are theirs; NULL: the n first */
     float *gates, *tape_c, *tape_h, *tape_m; /* tape rows, or NULL */
 } Step;
 
@@ -458,7 +459,7 @@ INLINE void give_h(const Step *s, ptrdiff_t row, ptrdiff_t u, V h, int count) {
     const ptrdiff_t R = s->k->spec.R;
     V_STOREN(s->h_new + row * R + u, h, count);
     if (s->y)
-        V_STOREN(s->y + row * s->ldy + u, h, count);
+        V_STOREN(s->y + (s->y_rows ? s->y_rows[row] : row) * s->ldy + u, h, count);
     if (s->tape_h)
         V_STOREN(s->tape_h + row * R + u, h, count);
 }
@@ -742,8 +743,10 @@ static float *scratch_start(const fl_chunk *c, const fl_spec *s) {
     return scratch_z(c, s) + round16((c->b1 - c->b0) * s->H);
 }
 
-/* The step of a chunk whose first sequence is packed row `row`. */
-static Step step_at(const fl_forward_job *job, const fl_chunk *chunk, ptrdiff_t row, float *h_new, float *h) {
+/* A chunk's step t, in which its first sequence is packed row `row`. */
+static Step step_at(const fl_forward_job *job, const fl_chunk *chunk, ptrdiff_t t, ptrdiff_t row, float *h_new,
+                    float *h) {
+    const ptrdiff_t y_row = job->places ? t * job->places->step : row;
     const fl_pass *pass = &job->passes[chunk->direction];
     const fl_spec *e = &pass->block->spec;
     const ptrdiff_t H = e->H, R = e->R;
@@ -753,8 +756,9 @@ static Step step_at(const fl_forward_job *job, const fl_chunk *chunk, ptrdiff_t 
                   .h_new = h_new,
                   .m = scratch_m(chunk, e),
                   .z = scratch_z(chunk, e),
-                  .y = job->y ? job->y + row * job->ldy + chunk->direction * R : NULL,
+                  .y = job->y ? job->y + y_row * job->ldy + chunk->direction * R : NULL,
                   .ldy = job->ldy,
+                  .y_rows = job->places ? job->places->sequences + chunk->b0 : NULL,
                   .gates = pass->gates ? pass->gates + row * 4 * H : NULL,
                   .tape_c = pass->tape_c ? pass->tape_c + row * H : NULL,
                   .tape_h = pass->tape_h ? pass->tape_h + row * R : NULL,
@@ -795,6 +799,14 @@ static ptrdiff_t hoist_stretch(const fl_forward_job *job, const fl_chunk *chunk,
     return next;
 }
 
+/* Zeros at the places of step t of those of a chunk's sequences that have ended: all but its first n. */
+static void give_zeros(const fl_forward_job *job, const fl_chunk *chunk, ptrdiff_t t, ptrdiff_t n) {
+    const ptrdiff_t R = job->passes[chunk->direction].block->spec.R;
+    for (ptrdiff_t b = chunk->b0 + n; b < chunk->b1; b++)
+        memset(job->y + (t * job->places->step + job->places->sequences[b]) * job->ldy + chunk->direction * R, 0,
+               (size_t)R * sizeof(float));
+}
+
 /* One chunk through all time. */
 static void forward_chunk(void *arg, int step_index, int piece, int worker) {
     (void)step_index, (void)worker;
@@ -820,13 +832,15 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
             if (hoist && i >= hoisted)
                 hoisted = hoist_stretch(job, chunk, i, first, start), used = 0;
             const ptrdiff_t row = first + chunk->b0;
-            const Step s = step_at(job, chunk, row, h_new, h);
+            const Step s = step_at(job, chunk, t, row, h_new, h);
             const Input in = input_at(job->rows, e->I, row, hoist ? start + used * width : NULL);
             for (int p = 0; p < phases; p++)
                 run_phase(&phase[p], &s, n, &in, (i + job->turn) & 1);
             memcpy(h, h_new, (size_t)(n * e->R) * sizeof(float));
             used += n;
         }
+        if (job->places)
+            give_zeros(job, chunk, t, n);
         if (!pass->reverse)
             first += sizes[t];
     }
@@ -869,7 +883,7 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     }
     const ptrdiff_t i = i0 + within / phases, t = pass->reverse ? T - 1 - i : i;
     float *const h = i & 1 ? chunk->scratch : pass->h, *const h_new = i & 1 ? pass->h : chunk->scratch;
-    const Step s = step_at(job, chunk, t * B, h_new, h);
+    const Step s = step_at(job, chunk, t, t * B, h_new, h);
     const Input in = input_at(job->rows, e->I, t * B, hoist ? start + (t - t0) * B * width : NULL);
     for (ptrdiff_t j = 0; j < fl_min(B * e->R, 2048); j += 16)
         __builtin_prefetch(h + j); /* the others' part is in their caches: all its lines at once, not one by one */

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .arena import arena
-from .layout import Array, Rows
+from .layout import Array, Places, Rows
 
 
 def as_numbers(given: Any, name: str, dtype: np.dtype[Any]) -> Array:
@@ -66,56 +66,76 @@ class Batch:
 
     T: int
     B: int
+    batch_first: bool  # what users hand in and get is (B, T, .), not (T, B, .)
     rows: Rows
-    order: Array | None  # (alive,) the sequences that have steps, longest first; None for a dense batch
-    steps: Array | None = None  # (N,) which step, and
-    which: Array | None = None  # (N,) which sequence each packed row is; None for a dense batch
-    shape: tuple[int, ...] = field(init=False)  # of the packed rows: (N,) or, as it lies the same, (T, B) if dense
+    places: Places | None  # where the packed rows lie in that; None where they lie so already
+    order: Array | None = None  # (alive,) the sequences that have steps, longest first; None for a dense batch
+    absent: Array | None = None  # (B - alive,) the others
+    at: Array | None = None  # (N,) the place of each packed row; None for a dense batch
+    axes: tuple[int, int] = field(init=False)  # (T, B) or (B, T), as batch_first says
+    shape: tuple[int, ...] = field(init=False)  # of the packed rows: (N,) or, as it lies the same, two axes if dense
 
     def __post_init__(self) -> None:
-        self.shape = (self.T, self.B) if self.order is None else (self.rows.N,)
+        self.axes = (self.B, self.T) if self.batch_first else (self.T, self.B)
+        dense = self.axes if self.places is None else (self.T, self.B)
+        self.shape = dense if self.order is None else (self.rows.N,)
 
     @classmethod
-    def of(cls, T: int, B: int, lengths: Array | None) -> Batch:
+    def of(cls, T: int, B: int, lengths: Array | None, batch_first: bool = False) -> Batch:
         if lengths is None or (lengths == T).all():
-            return cls.dense(T, B) if T <= 1024 else cls.dense.__wrapped__(cls, T, B)  # long ones are rare, and large
-        order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+            if T <= 1024 and B <= 1024:
+                return cls.dense(T, B, batch_first)
+            return cls.dense.__wrapped__(cls, T, B, batch_first)  # such large ones are rare
+        ranked = np.argsort(-lengths, kind="stable").astype(np.int64, copy=False)
+        alive = np.count_nonzero(lengths)
+        order = ranked[:alive]
         rows = Rows.of_lengths(lengths[order])
-        steps = np.repeat(np.arange(rows.T), rows.batch_sizes)
-        return cls(T, B, rows, order, steps, order[np.arange(rows.N) - rows.offsets[steps]])
+        places = Places(1, order * T) if batch_first else Places(B, order)
+        return cls(T, B, batch_first, rows, places, order, ranked[alive:], places.of_rows(rows))
 
     @classmethod
-    @functools.lru_cache(maxsize=32)  # of up to 16 KiB each: a process with ever new shapes stays as large as it is
-    def dense(cls, T: int, B: int) -> Batch:
+    @functools.lru_cache(maxsize=32)  # of up to 24 KiB each: a process with ever new shapes stays as large as it is
+    def dense(cls, T: int, B: int, batch_first: bool) -> Batch:
         """B sequences of T steps each. Remembered: making it takes longer than a short call."""
-        return cls(T, B, Rows.dense(T if B else 0, B), None)
+        moves = batch_first and T > 1 and B > 1
+        places = Places(1, np.arange(B, dtype=np.int64) * T) if moves else None
+        return cls(T, B, batch_first, Rows.dense(T if B else 0, B), places)
 
     def pack(self, x: Array, dtype: Any) -> Array:
-        """(T, B, ...) -> (*shape, ...), contiguous; x itself where nothing has to move."""
-        if self.order is None:
+        """(T, B, ...) -> (N, ...) or, if dense, (T, B, ...), contiguous; x itself where nothing has to move."""
+        if self.at is None:
             if x.dtype is not dtype or not x.flags.c_contiguous:
                 given, x = x, arena.empty(x.shape, dtype)
                 x[...] = given
             return x
-        return np.ascontiguousarray(x[self.steps, self.which], dtype)
-
-    def unpack(self, rows: Array, batch_first: bool = False) -> Array:
-        """(*shape, W) or (N, W) -> (T, B, W) or, at once, (B, T, W), zeros where no sequence is.
-
-        The same memory where nothing moves.
-        """
-        if self.order is None and rows.ndim == 3 and not batch_first:
-            return rows
-        T, B, W = self.T, self.B, rows.shape[-1]
-        if self.order is None and (not batch_first or min(T, B) == 1):
-            return rows.reshape((B, T, W) if batch_first else (T, B, W))
-        room = arena.empty if self.order is None else arena.zeros
-        x = room((B, T, W) if batch_first else (T, B, W), rows.dtype)
-        by_time = x.swapaxes(0, 1) if batch_first else x
-        if self.order is None:
-            by_time[...] = rows.reshape(T, B, W)
+        given = x.swapaxes(0, 1) if self.batch_first else x
+        if given.flags.c_contiguous:
+            rows = given.reshape(self.T * self.B, *x.shape[2:]).take(self.at, axis=0)
         else:
-            by_time[self.steps, self.which] = rows
+            rows = given[np.divmod(self.at, self.axes[1])]
+        return np.ascontiguousarray(rows, dtype)
+
+    def room(self, width: int, dtype: Any) -> Array:
+        """(*axes, width) for outputs at their places: zeros at steps that no sequence has, or for those without any."""
+        y = arena.empty((*self.axes, width), dtype)
+        by_time = y.swapaxes(0, 1) if self.batch_first else y
+        if self.rows.T < self.T:
+            by_time[self.rows.T :] = 0
+        if self.rows.B < self.B:
+            by_time[: self.rows.T, self.absent] = 0
+        return y
+
+    def unpack(self, rows: Array) -> Array:
+        """(N, W) -> (*axes, W), zeros where no sequence is; the same memory where nothing moves."""
+        W = rows.shape[-1]
+        if self.places is None:
+            return rows.reshape(*self.axes, W)
+        if self.at is None:
+            x = arena.empty((*self.axes, W), rows.dtype)
+            x.swapaxes(0, 1)[...] = rows.reshape(self.T, self.B, W)
+        else:
+            x = arena.zeros((*self.axes, W), rows.dtype)
+            x.reshape(-1, W)[self.at] = rows
         return x
 
     def pack_states(self, h: Array, c: Array | None) -> tuple[Array, Array | None]:

@@ -141,7 +141,7 @@ class Recurrent(Layer):
 
     # ------------------------------------------------------------------------------------------------------ the door
     def _enter(self, x: Any, lengths: Any) -> tuple[Array, Batch, bool]:
-        """(x as packed rows (*batch.shape, I) or ids (N,), its batch, whether it came without a batch axis)."""
+        """(x as packed rows, (N, I) or if dense (T, B, I), or ids (N,); its batch; whether it came without a batch)."""
         # The usual case in few words: what it asks one by one takes longer than a short call.
         if (
             type(x) is ndarray
@@ -155,7 +155,7 @@ class Recurrent(Layer):
             return x, Batch.of(shape[0], shape[1], None), False
         x, ids, unbatched = self._check_x(x)
         T, B = x.shape[:2]
-        batch = Batch.of(T, B, self._check_lengths(lengths, T, B, unbatched))
+        batch = Batch.of(T, B, self._check_lengths(lengths, T, B, unbatched), self.batch_first and not unbatched)
         if not ids:
             return batch.pack(x, self.dtype), batch, unbatched
         rows = batch.pack(x, np.int64).reshape(batch.rows.N)
@@ -232,9 +232,9 @@ class Recurrent(Layer):
             arrays.append(np.array(part, self.dtype, order="C").reshape(LD, B, width))
         return arrays[0], arrays[1] if len(arrays) == 2 else None
 
-    def _give(self, rows: Array | None, h: Array, c: Array | None, batch: Batch, unbatched: bool) -> tuple[Any, State]:
-        """(packed rows in the caller's order of axes, the state), without a batch axis where x came without."""
-        y = None if rows is None else batch.unpack(rows, self.batch_first and not unbatched)
+    @staticmethod
+    def _give(y: Array | None, h: Array, c: Array | None, unbatched: bool) -> tuple[Any, State]:
+        """(y, the state), without a batch axis where x came without."""
         if unbatched:
             of_one = slice(None), 0
             y, h, c = _part(y, of_one), h[of_one], _part(c, of_one)
@@ -341,22 +341,26 @@ class Recurrent(Layer):
         h, c = self._check_state(state, "state", batch.B, unbatched)
         D, N, dense = self._D, batch.rows.N, batch.order is None
         h_rows, c_rows = (h, c) if dense else batch.pack_states(h, c)
+        final = None if last_only else batch.places
         for layer, blocks in enumerate(self._blocks()[1]):
-            y = arena.empty((*batch.shape, D * self._R), self.dtype)
+            if final is None or layer < self.num_layers - 1:
+                y, at = arena.empty((*batch.shape, D * self._R), self.dtype), None  # packed
+            else:
+                y, at = batch.room(D * self._R, self.dtype), final
             if N:
-                self._module.forward(blocks, rows, batch.rows, h_rows, c_rows, y, None, layer * D)
+                self._module.forward(blocks, rows, batch.rows, h_rows, c_rows, y, None, layer * D, at)
             rows = y
         if not dense:
             batch.unpack_states(h, c, h_rows, c_rows)
         if not last_only:
-            return self._give(rows, h, c, batch, unbatched)
+            return self._give(rows, h, c, unbatched)
         y = self._last(rows, batch)
-        return y[0] if unbatched else y, self._give(None, h, c, batch, unbatched)[1]
+        return y[0] if unbatched else y, self._give(None, h, c, unbatched)[1]
 
     def _last(self, rows: Array, batch: Batch) -> Array:
         """Packed rows of every sequence's last valid step: (B, D*R), zeros for length 0."""
         if batch.order is None and batch.T:
-            last: Array = rows[-1].copy()
+            last: Array = rows.reshape(batch.T, batch.B, rows.shape[-1])[-1].copy()
             return last
         r = batch.rows
         y = np.zeros((batch.B, rows.shape[-1]), rows.dtype)
@@ -406,14 +410,14 @@ class Recurrent(Layer):
             tape.masks.append(mask)
             rows = y if mask is None else y * mask
         batch.unpack_states(h, c, h_rows, c_rows)
-        return *self._give(rows, h, c, batch, unbatched), tape
+        return *self._give(batch.unpack(rows), h, c, unbatched), tape
 
     # ------------------------------------------------------------------------------------------------------ backward
     def _check_dy(self, dy: Any, batch: Batch, unbatched: bool) -> Array:
         """dy as packed rows (N, D*R)."""
         dy = as_numbers(dy, "dy", self.dtype)
-        T, B, W = batch.T, batch.B, self._D * self._R
-        shape = (T, W) if unbatched else (B, T, W) if self.batch_first else (T, B, W)
+        W = self._D * self._R
+        shape = (batch.T, W) if unbatched else (*batch.axes, W)
         check_shape(dy, shape, "dy", "the shape of y")
         dy = dy[:, None] if unbatched else dy.swapaxes(0, 1) if self.batch_first else dy
         return batch.pack(dy, self.dtype).reshape(batch.rows.N, W)
@@ -485,8 +489,8 @@ class Recurrent(Layer):
         batch.unpack_states(dh, dc, h, c)
         dx = None
         if tape.x[0].ndim == 2:  # without any row, tape.x[0] is as empty as its gradient
-            dx = tape.x[0] if d_rows is None or not batch.rows.N else d_rows
-        return *self._give(dx, dh, dc, batch, unbatched), grads
+            dx = batch.unpack(tape.x[0] if d_rows is None or not batch.rows.N else d_rows)
+        return *self._give(dx, dh, dc, unbatched), grads
 
     # ----------------------------------------------------------------------------------------------------- streaming
     def stream(self, batch_size: int = 1) -> Stream:

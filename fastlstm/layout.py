@@ -69,6 +69,28 @@ class Rows:
         return range(self.T - 1, -1, -1) if reverse else range(self.T)
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where outputs go that do not lie packed: step t of the b-th longest sequence is row ``t * step + sequences[b]``.
+
+    Parameters
+    ----------
+    step : int
+        Rows from one step of a sequence to the next.
+    sequences : (B,) int64 array
+        The first step's row of each sequence.
+    """
+
+    step: int
+    sequences: Array
+
+    def of_rows(self, rows: Rows) -> Array:
+        """(N,) the place of each packed row."""
+        steps = np.repeat(np.arange(rows.T), rows.batch_sizes)
+        at: Array = steps * self.step + self.sequences[np.arange(rows.N) - rows.offsets[steps]]
+        return at
+
+
 def suffix(layer: int, direction: int) -> str:
     """PyTorch's ending of the parameter names of one direction of one layer."""
     return f"_l{layer}_reverse" if direction else f"_l{layer}"

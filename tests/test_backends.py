@@ -29,7 +29,7 @@ import fastlstm as fl
 from fastlstm.backends import NAMES, module
 from fastlstm.backends import numpy as reference
 from fastlstm.cells import ACTIVATIONS
-from fastlstm.layout import Rows
+from fastlstm.layout import Places, Rows
 
 _expected: dict[str, dict[str, Any]] = {}
 
@@ -140,6 +140,29 @@ def test_backward_goes_through_time_in_pieces_and_adds(case: Case, reverse: bool
         single = {"dx": dx, "dh": whole_dh, **grads} | ({} if c is None else {"dc": whole_dc})
         for name, array in single.items():
             assert_near(pieces[name], array, TOLERANCE["values"], f"cut at {cut}: {name}")
+
+
+@pytest.mark.parametrize("case", CONTRACT, ids=str)
+def test_outputs_go_to_their_places(case: Case, backend: str) -> None:
+    """Both directions' go there, with zeros past a sequence's end; what is not theirs stays as it is."""
+    m, spec, params, onwards = one_layer(case, backend)
+    blocks = [onwards, m.pack(spec, params, "float32", True)]
+    rows, width = Rows.of_lengths(np.array([6, 4, 4, 1])), 2 * spec.R
+    x = np.random.default_rng(0).standard_normal((rows.N, case.I), np.float32)
+
+    def run(y: Any, places: Any) -> Any:
+        h, c = (np.zeros((2, rows.B, size), np.float32) for size in (spec.R, spec.H))
+        m.forward(blocks, x, rows, h, c if case.kind == "lstm" else None, y, places=places)
+        return y
+
+    packed = run(np.full((rows.N, width), np.nan, np.float32), None)
+    assert np.isfinite(packed).all()
+    # Of five sequences of eight steps one is absent, and nobody has the last two steps.
+    for places in (Places(1, np.array([8, 24, 0, 32])), Places(5, np.array([1, 3, 0, 4]))):
+        expected = np.full((5 * 8, width), np.nan, np.float32)
+        expected[np.arange(rows.T)[:, None] * places.step + places.sequences] = 0
+        expected[places.of_rows(rows)] = packed
+        np.testing.assert_array_equal(run(np.full((5 * 8, width), np.nan, np.float32), places), expected)
 
 
 def test_a_block_keeps_its_weights(backend: str) -> None:

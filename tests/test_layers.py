@@ -98,6 +98,22 @@ def test_last_only_is_the_last_valid_step(kind: str, lengths: Any, batch_first: 
     assert_same_bits(named("{}", same_state), named("{}", state))
 
 
+@each_kind
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 3}, TWO], ids=str)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_inference_has_the_bits_of_training(kind: str, options: Any, batch_first: bool, backend: str) -> None:
+    """Where the last layer writes its outputs to their places, and where they come packed and are scattered later."""
+    layer = LAYERS[kind](I, H, batch_first=batch_first, backend=backend, seed=1, **options)
+    batches: list[tuple[int, int, Any]] = [(T, B, lengths) for lengths in (None, LENGTHS, [0] * B, [T] * B)]
+    batches += [(T + 2, B, LENGTHS), (T, 1, None), (T, 1, [2]), (1, B, None), (1, B, [1, 0, 1, 1, 0, 0])]
+    for t, b, lengths in batches:
+        axes = (b, t) if batch_first else (t, b)
+        for x in normal(*axes, I), np.arange(t * b).reshape(axes) % I:
+            y, state, _ = layer.forward(x, None, lengths)
+            got, got_state = layer(x, None, lengths)
+            assert_same_bits({"y": got, **named("{}", got_state)}, {"y": y, **named("{}", state)}, f"{t} {b} {lengths}")
+
+
 def test_full_lengths_are_no_lengths(backend: str) -> None:
     layer, x = fl.GRU(I, H, bidirectional=True, backend=backend, seed=1), normal(T, B, I)
     np.testing.assert_array_equal(layer(x, lengths=[T] * B)[0], layer(x)[0])

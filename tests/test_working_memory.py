@@ -84,6 +84,9 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+COPY = 4 * T * B * I  # of the input, where its rows have to move
+
+
 def rise_of_a_call(backend: str, kind: str, form: str) -> tuple[int, int]:
     """(bytes that a large call takes beside its input, bytes of its widest layer's output)."""
     options = dict(FORMS[form])
@@ -98,16 +101,17 @@ def rise_of_a_call(backend: str, kind: str, form: str) -> tuple[int, int]:
 @pytest.mark.parametrize("form", FORMS)
 @each_backend
 def test_a_call_takes_twice_its_widest_output_at_most(backend: str, form: str) -> None:
-    """So nothing like all steps' gates, four times the output of an LSTM, is ever kept."""
+    """One layer takes it once. So nothing like all steps' gates, four times an LSTM's output, is ever kept."""
     rise, widest = in_a_process("rise_of_a_call", backend, "LSTM", form, **EXACT)
-    assert widest <= rise <= 2 * widest + CACHED  # the output itself is among it
+    most = 2 * widest if "layers" in form else widest + COPY  # one layer writes where its result belongs
+    assert widest <= rise <= most + CACHED  # the output itself is among it
 
 
 @needs_linux
 @pytest.mark.parametrize("kind", ["GRU", "RNN"])
 def test_so_do_the_other_cells(kind: str) -> None:
     rise, widest = in_a_process("rise_of_a_call", "auto", kind, "one layer", **EXACT)
-    assert widest <= rise <= 2 * widest + CACHED
+    assert widest <= rise <= widest + CACHED
 
 
 # ------------------------------------------------------------------------------------------------------ ever new shapes
@@ -116,7 +120,7 @@ def growth_over_shapes(backend: str, train: bool, calls: int) -> int:
     longest, most = 1000, 24
     layer = fl.LSTM(8, 32, backend=backend, seed=0)
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((longest, most, 8), np.float32)
+    x = rng.standard_normal((longest, most + 1, 8), np.float32)  # every call takes a part, so copies its input
 
     def call(T: int, B: int, lengths: Any) -> None:
         if train:

@@ -19,7 +19,7 @@ import numpy as np
 from ..arena import LARGE, arena
 from ..cells import ACTIVATIONS, Spec
 from ..cpu import get_num_threads
-from ..layout import Array, Rows
+from ..layout import Array, Places, Rows
 from ..locks import Lock
 
 try:
@@ -34,7 +34,7 @@ STORAGES = ("float32",)
 if ffi is not None:  # by names of our own, which are found sooner than attributes: a short call looks up many
     NULL, new, from_buffer = ffi.NULL, ffi.new, ffi.from_buffer
     FLOATS, INTS, DOUBLES = ffi.typeof("float[]"), ffi.typeof("int64_t[]"), ffi.typeof("double[]")
-    TAPES, GRADS = ffi.typeof("fl_tape[]"), ffi.typeof("fl_grads *")
+    TAPES, GRADS, PLACES = ffi.typeof("fl_tape[]"), ffi.typeof("fl_grads *"), ffi.typeof("fl_places *")
 KINDS = ("lstm", "gru", "rnn")  # enum fl_kind
 ACTIVATION_IDS = {name: i for i, name in enumerate(ACTIVATIONS)}  # enum fl_activation
 
@@ -224,14 +224,15 @@ def forward(
     y: Array | None,
     tapes: list[dict[str, Array]] | None = None,
     at: int = 0,
+    places: Places | None = None,
 ) -> None:
     """See `backends.numpy.forward`."""
-    first, of_ids = blocks[0], x.ndim == 1
-    work = rows.N * len(blocks) * (first.work_of_ids if of_ids else first.work)
+    first, D, of_ids = blocks[0], len(blocks), x.ndim == 1
+    work = rows.N * D * (first.work_of_ids if of_ids else first.work)
     _scratch.call(
         lib.flq_forward if work < LOCKED_WORK else lib.fl_forward,
         first.handle,
-        blocks[1].handle if len(blocks) > 1 else NULL,
+        blocks[1].handle if D > 1 else NULL,
         NULL if of_ids else from_buffer(FLOATS, x),
         from_buffer(INTS, x) if of_ids else NULL,
         _sizes(rows),
@@ -240,6 +241,7 @@ def forward(
         NULL if c is None else from_buffer(FLOATS, c[at:] if at else c),
         NULL if tapes is None else _tapes(tapes),
         NULL if y is None else from_buffer(FLOATS, y),
+        NULL if places is None else new(PLACES, (places.step, from_buffer(INTS, places.sequences))),
         get_num_threads(),
     )
 

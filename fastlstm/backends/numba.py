@@ -31,7 +31,7 @@ import numpy as np
 from ..arena import arena
 from ..cells import Spec
 from ..cpu import get_num_threads
-from ..layout import Array, Rows
+from ..layout import Array, Places, Rows
 from ..locks import Lock
 from . import numpy as reference
 
@@ -39,6 +39,7 @@ DTYPES = ("float32", "float64")
 STORAGES = reference.STORAGES
 
 NO_IDS = np.empty(0, np.int64)
+PACKED = Places(0, np.empty(0, np.int64))
 
 
 def unusable() -> str | None:
@@ -229,15 +230,16 @@ def forward(
     y: Array | None,
     tapes: list[dict[str, Array]] | None = None,
     at: int = 0,
+    places: Places | None = None,
 ) -> None:
     """See `backends.numpy.forward`."""
     spec = blocks[0].spec
     x = plain(x if x.ndim == 1 else x.reshape(rows.N, -1))
-    y = None if y is None else y.reshape(rows.N, -1)
+    y = None if y is None else y.reshape(-1, y.shape[-1])
     with team(rows.B * spec.H) as threads:
         for d, block in enumerate(blocks):
             c_d, tape = None if c is None else c[at + d], {} if tapes is None else tapes[d]
-            run(block, x, rows.offsets, h[at + d], c_d, y, d * spec.R, tape, threads)
+            run(block, x, rows.offsets, h[at + d], c_d, y, d * spec.R, places or PACKED, tape, threads)
 
 
 def run(
@@ -248,16 +250,18 @@ def run(
     c: Array | None,
     y: Array | None,
     column: int,
+    places: Places,
     tape: dict[str, Array],
     threads: int,
 ) -> None:
-    """One direction, its outputs from `column` of y."""
+    """One direction, its outputs from `column` of y on."""
     empty = nothing(h.dtype)
     kernel = getattr(kernels(), f"{block.spec.kind}_forward")
     rows, ids = (empty, x) if x.ndim == 1 else (x, NO_IDS)
     c, y = (empty if a is None else a for a in (c, y))
     kept = tuple(tape.get(name, empty) for name in ("gates", "c", "h", "m"))
-    kernel(threads, offsets, block.reverse, rows, ids, block.forward, h, c, y, column, kept)
+    at = places.step, places.sequences
+    kernel(threads, offsets, block.reverse, rows, ids, block.forward, h, c, y, column, at, kept)
 
 
 # ------------------------------------------------------------------------------------------------------------ backward
@@ -378,6 +382,6 @@ def bind(blocks: list[Block], x: Array, h: Array, c: Array | None) -> Callable[[
     def step() -> None:
         with team(work) as threads:
             for k, below, h_k, c_k in layers:
-                run(k, below, offsets, h_k, c_k, None, 0, {}, threads)
+                run(k, below, offsets, h_k, c_k, None, 0, PACKED, {}, threads)
 
     return step

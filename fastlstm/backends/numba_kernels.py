@@ -306,6 +306,20 @@ def put(rows, into, column):
 
 
 @jit
+def give(h, y, column, first, t, places):
+    """The outputs of step t to columns of y, if there is a y: to rows from `first` on, or where layout.Places says."""
+    step, sequences = places
+    if not sequences.size:
+        put(h, y[first : first + h.shape[0]], column)
+    for b in range(sequences.size):
+        into = y[t * step + sequences[b], column : column + h.shape[1]]
+        if b < h.shape[0]:
+            copy(into, h[b])
+        else:
+            into[:] = 0
+
+
+@jit
 def pieces_of(threads, b, H):
     """Into how many pieces a parallel region cuts b rows of H units; 1: no region."""
     return min(threads, b) if b * H >= PARALLEL else 1
@@ -344,7 +358,7 @@ def lstm_rows_parallel(pieces, b, act, par, peep, a, u, c, m, tape_c):
 
 
 @jit
-def lstm_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, tape):
+def lstm_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, places, tape):
     """A direction of a layer. The arrays of the tape are without entries where nothing is kept."""
     w_x, b_x, w_h, w_r, peep, act, par = weights
     gates, tape_c, tape_h, tape_m = tape
@@ -371,7 +385,7 @@ def lstm_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, ta
                 lstm_rows(0, b, act, par, peep, a, u, c, m, kept_c)
             if w_r.size:
                 product(m, w_r, h_now)
-            put(h_now, y[lo:hi], column)
+            give(h_now, y, column, lo, t, places)
             put(h_now, tape_h[lo:hi], 0)
 
 
@@ -418,7 +432,7 @@ def gru_rows_parallel(pieces, b, act, par, reset_after, b_hn, a, u, h, kept, ext
 
 
 @jit
-def gru_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, tape):
+def gru_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, places, tape):
     """A direction of a layer; c is not used. w_n is without entries where reset_after: w_h is all of W_h then."""
     w_x, b_x, w_h, w_n, b_hn, act, par = weights
     gates, _, tape_h, _ = tape
@@ -449,7 +463,7 @@ def gru_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, tap
                 product(extra[:b], w_n, n_room[:b])
                 for r in range(b):
                     gru_update(act, par, a[r], n_room[r], kept[r], h_now[r])
-            put(h_now, y[lo:hi], column)
+            give(h_now, y, column, lo, t, places)
             put(h_now, tape_h[lo:hi], 0)
 
 
@@ -470,7 +484,7 @@ def rnn_rows_parallel(pieces, b, act, par, a, u, h):
 
 
 @jit
-def rnn_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, tape):
+def rnn_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, places, tape):
     """A direction of a layer; c is not used."""
     w_x, b_x, w_h, _, _, act, par = weights
     tape_h = tape[2]
@@ -492,7 +506,7 @@ def rnn_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, tap
                 rnn_rows_parallel(pieces, b, act, par, a, u, h_now)
             else:
                 rnn_rows(0, b, act, par, a, u, h_now)
-            put(h_now, y[lo:hi], column)
+            give(h_now, y, column, lo, t, places)
             put(h_now, tape_h[lo:hi], 0)
 
 

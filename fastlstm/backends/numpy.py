@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..cells import Activation, Spec
-from ..layout import Array, Rows
+from ..layout import Array, Places, Rows
 
 DTYPES = ("float32", "float64")
 STORAGES = ("float32", "float64", "float16")
@@ -204,6 +204,16 @@ def input_products(k: Block, x: Array, rows: Rows) -> Iterator[tuple[int, slice,
 
 
 # ------------------------------------------------------------------------------------------------------------- forward
+def put(h: Array, y: Array, now: slice, t: int, places: Places | None) -> None:
+    """h (b, R), the outputs of step t, into the rows of y that are the packed rows `now`, or at their places."""
+    if places is None:
+        y[now] = h
+        return
+    at = t * places.step + places.sequences
+    y[at[: len(h)]] = h
+    y[at[len(h) :]] = 0
+
+
 def forward(
     blocks: list[Block],
     x: Array,
@@ -213,6 +223,7 @@ def forward(
     y: Array | None,
     tapes: list[dict[str, Array]] | None = None,
     at: int = 0,
+    places: Places | None = None,
 ) -> None:
     """Run the directions of one layer over packed rows.
 
@@ -224,13 +235,16 @@ def forward(
     h, c : (L*D, B, R) and (L*D, B, H) arrays, c None but for LSTM
         The initial states, overwritten in place with the final ones. Those of this layer are `at` and the following.
     y : (N, D*R) or (T, B, D*R) array, contiguous, optional
-        Overwritten with the outputs, the directions side by side.
+        Overwritten with the outputs, the directions side by side. With `places` of any shape (..., D*R).
     tapes : list of D dicts of arrays, optional
         ``spec.tape``'s arrays, (N, width) each, to be written.
     at : int
+    places : Places, optional
+        The rows of y where the outputs go, instead of packed: steps after a sequence's last, up to the longest one's,
+        become zeros; other rows stay as they are.
     """
     x = x if x.ndim == 1 else x.reshape(rows.N, -1)
-    y = None if y is None else y.reshape(rows.N, -1)
+    y = None if y is None else y.reshape(-1, y.shape[-1])
     for d, k in enumerate(blocks):
         h_d, c_d, R = h[at + d], None if c is None else c[at + d], k.spec.R
         for t, now, a in input_products(k, x, rows):
@@ -240,7 +254,7 @@ def forward(
             if c_d is not None:
                 c_d[:b] = c_t
             if y is not None:
-                y[now, d * R : (d + 1) * R] = h_t
+                put(h_t, y[:, d * R : (d + 1) * R], now, t, places)
             if tapes is not None:
                 for name in k.spec.tape:
                     tapes[d][name][now] = kept[name]

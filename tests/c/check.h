@@ -13,6 +13,7 @@ typedef struct {
     int at_start; /* buffers begin at an inaccessible page; else they end at one */
     int train;    /* with a tape, and then backward */
     int broken;   /* one weight changed */
+    int placed;   /* outputs go to places: 1, sequence after sequence; 2, step after step */
 } How;
 
 /* What came of a run, by name. */

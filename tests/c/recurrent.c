@@ -294,6 +294,35 @@ static void run_backward(const Case *k, int d, How how, const fl_block *block, c
         record(r, param_names[p], d, g[p], param_size(k, p), 1);
 }
 
+/* Places in y, (T, B) or (B, T), of sequences that the caller gave in another order; NULL for packed rows. */
+static const fl_places *make_places(const Case *k, How how, fl_places *places) {
+    if (!how.placed)
+        return NULL;
+    const int by_time = how.placed == 2;
+    int64_t *first = keep(NULL, k->B * (ptrdiff_t)sizeof *first);
+    for (ptrdiff_t b = 0; b < k->B; b++)
+        first[b] = (b + k->B / 2) % k->B * (by_time ? 1 : k->T);
+    places->step = by_time ? k->B : 1;
+    places->sequences = guarded(first, k->B * (ptrdiff_t)sizeof *first, sizeof *first);
+    return places;
+}
+
+/* Packed rows of what lies at places, having seen that all else is zero. */
+static const float *packed_rows(const Case *k, const fl_places *places, const float *y) {
+    const ptrdiff_t width = k->manner->D * k->spec.R;
+    float *packed = keep(NULL, k->N * width * (ptrdiff_t)sizeof *packed), *to = packed;
+    const float *none = constant_floats(width, 0);
+    for (ptrdiff_t t = 0; t < k->T; t++)
+        for (ptrdiff_t b = 0; b < k->B; b++) {
+            const float *row = y + (t * places->step + places->sequences[b]) * width;
+            if (b < k->sizes[t])
+                memcpy(to, row, (size_t)width * sizeof *to), to += width;
+            else
+                expect_bits("past a sequence's end", "y", row, none, width);
+        }
+    return packed;
+}
+
 static Result run(const Case *k, How how) {
     const ptrdiff_t H = k->spec.H, R = k->spec.R, N = k->N;
     const int D = k->manner->D;
@@ -307,14 +336,16 @@ static Result run(const Case *k, How how) {
         if (how.train)
             tapes[d] = make_tape(k, d);
     }
-    float *y = floats(NULL, N * D * R);
+    fl_places at;
+    const fl_places *places = make_places(k, how, &at);
+    float *y = floats(NULL, (places ? k->T * k->B : N) * D * R);
     const fl_block *second = D > 1 ? &blocks[1] : NULL;
     const fl_tape *kept = how.train ? tapes : NULL;
     const ptrdiff_t size =
-        fl_forward(&blocks[0], second, of.x, of.ids, of.sizes, k->T, of.h, of.c, kept, y, how.threads, NULL, 0);
-    fl_forward(&blocks[0], second, of.x, of.ids, of.sizes, k->T, of.h, of.c, kept, y, how.threads, aligned_floats(size),
-               size);
-    record(&r, "y", 0, y, N * D * R, 0);
+        fl_forward(&blocks[0], second, of.x, of.ids, of.sizes, k->T, of.h, of.c, kept, y, places, how.threads, NULL, 0);
+    fl_forward(&blocks[0], second, of.x, of.ids, of.sizes, k->T, of.h, of.c, kept, y, places, how.threads,
+               aligned_floats(size), size);
+    record(&r, "y", 0, places ? packed_rows(k, places, y) : y, N * D * R, 0);
     for (int d = 0; d < D; d++) {
         record(&r, "h", d, of.h + d * k->B * R, k->B * R, 0);
         record(&r, "c", d, of.c ? of.c + d * k->B * H : NULL, k->B * H, 0);
@@ -428,6 +459,15 @@ static void check_steps(const Case *k, How how, int L) {
     keep_from(mark);
 }
 
+static void check_places(const Case *k, How how, const Result *whole) {
+    for (how.placed = 1; how.placed <= 2; how.placed++) {
+        const ptrdiff_t mark = keep_mark();
+        const Result r = run(k, how);
+        expect_same(how.placed == 1 ? "sequence after sequence" : "step after step", &r, whole);
+        keep_from(mark);
+    }
+}
+
 static void check_bits(const Case *k, How how, const Result *whole) {
     const ptrdiff_t mark = keep_mark();
     how.at_start = 1;
@@ -450,6 +490,7 @@ static void check_bits(const Case *k, How how, const Result *whole) {
     }
     keep_from(mark);
     for (how.threads = 1; how.threads <= 3; how.threads += 2) {
+        check_places(k, inference(how), whole);
         check_batches(k, inference(how), whole);
         check_stretches(k, inference(how), whole);
         if (k->manner->D == 1 && !k->manner->reverse && !k->manner->ragged)
