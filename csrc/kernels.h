@@ -889,6 +889,8 @@ static void forward_team(void *arg, int index, int piece, int worker) {
         __builtin_prefetch(h + j); /* the others' part is in their caches: all its lines at once, not one by one */
     Phase phase;
     make_phase(&phase, k, (int)(within % phases), hoist, part, job->parts);
+    for (ptrdiff_t u = phase.product.first_panel * VL; u < fl_min(e->R, phase.product.end_panel * VL); u += 16)
+        __builtin_prefetch(h_new + u, 1); /* others have read it: now theirs are given up while there is time */
     run_phase(&phase, &s, B, &in, (i + job->turn) & 1);
 }
 
