@@ -77,8 +77,6 @@ static const double LEAST_WORK = FL_LEAST * 4e5;
  * against a barrier of some 0.3. */
 static const double LEAST_STEP = FL_LEAST * 1e5;
 
-static ptrdiff_t round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; }
-
 /* Scratch memory that is handed out piece by piece; NULL where only its size is asked for. */
 typedef struct {
     float *memory;
@@ -87,8 +85,15 @@ typedef struct {
 
 static float *take(supply *from, ptrdiff_t floats) {
     float *taken = from->memory ? from->memory + from->used : NULL;
-    from->used += round16(floats);
+    from->used += fl_round16(floats);
     return taken;
+}
+
+/* The same for what one of several threads writes again and again. Hardware fetches some lines beyond those that a thread
+ * asks for: were they another one's, each would take them from the other in every step. */
+static float *take_apart(supply *from, ptrdiff_t floats) {
+    from->used += FL_APART;
+    return take(from, floats);
 }
 
 static ptrdiff_t row_count(const fl_rows *rows) {
@@ -130,6 +135,28 @@ static int cut(fl_chunk *chunks, const fl_rows *rows, ptrdiff_t N, int D, ptrdif
     return count;
 }
 
+/* Fewer steps do not gain by copies of the state. */
+enum { LEAST_STEPS = 4 };
+
+/* Gives a chunk its rows of the state: the pass's own or, where several threads write theirs, copies. */
+static void place_state(fl_chunk *chunk, const fl_pass *pass, int apart, supply *from) {
+    const fl_spec *s = &pass->block->spec;
+    const ptrdiff_t n = chunk->b1 - chunk->b0;
+    chunk->h = apart ? take_apart(from, n * s->R) : pass->h + chunk->b0 * s->R;
+    chunk->c = !pass->c ? NULL : apart ? take(from, n * s->H) : pass->c + chunk->b0 * s->H;
+}
+
+/* Copies the pass's rows of the state to such copies, or back. */
+static void copy_state(const fl_chunk *chunk, const fl_pass *pass, int back) {
+    const fl_spec *s = &pass->block->spec;
+    const size_t n = (size_t)(chunk->b1 - chunk->b0);
+    float *const h = pass->h + chunk->b0 * s->R, *const c = pass->c ? pass->c + chunk->b0 * s->H : NULL;
+    if (chunk->h != h)
+        memcpy(back ? h : chunk->h, back ? chunk->h : h, n * (size_t)s->R * sizeof *h);
+    if (chunk->c != c)
+        memcpy(back ? c : chunk->c, back ? chunk->c : c, n * (size_t)s->H * sizeof *c);
+}
+
 /* ----------------------------------------------------------------------------------------------------------- forward */
 
 /* Multiply-adds of a row, so numbers of a direction's weights, above which these stay in no cache from step to step: not
@@ -169,15 +196,25 @@ static ptrdiff_t forward(fl_forward_job *job, int D, int threads, float *scratch
     const fl_pass *passes = job->passes;
     const fl_isa *isa = isas[passes[0].block->isa];
     const fl_rows *rows = job->rows;
+    const int many = threads > 1 && rows->T >= LEAST_STEPS;
     supply from = {scratch, 0};
     for (int i = 0; i < job->chunk_count; i++) {
         fl_chunk *chunk = &job->chunks[i];
-        chunk->scratch = take(&from, isa->forward_scratch(passes[chunk->direction].block, chunk->b1 - chunk->b0, rows));
+        const fl_pass *pass = &passes[chunk->direction];
+        const ptrdiff_t B = chunk->b1 - chunk->b0;
+        place_state(chunk, pass, many && !job->parts && job->chunk_count > 1, &from);
+        if (job->parts)
+            chunk->c = many && pass->c ? take_apart(&from, job->parts * fl_team_c(B, pass->block->spec.H)) : NULL;
+        chunk->scratch = take_apart(&from, isa->forward_scratch(pass->block, B, rows));
     }
     if (from.used > size)
         return from.used;
     if (!job->parts) {
+        for (int i = 0; i < job->chunk_count; i++)
+            copy_state(&job->chunks[i], &passes[job->chunks[i].direction], 0);
         fl_run(isa->forward_chunk, job, 1, job->chunk_count, job->chunk_count > 1 ? threads : 1);
+        for (int i = 0; i < job->chunk_count; i++)
+            copy_state(&job->chunks[i], &passes[job->chunks[i].direction], 1);
         return from.used;
     }
     fl_run(isa->forward_team, job, isa->team_steps(job), D * job->parts, threads);
@@ -211,8 +248,15 @@ ptrdiff_t fl_forward(const fl_block *first, const fl_block *second, const float 
 
 /* ---------------------------------------------------------------------------------------------------------- backward */
 
+/* Multiply-adds of a call of one sequence, which nobody can walk back through but one thread, below which the others, who
+ * then sum gradients of what that one has in its cache, cost more than they bring. */
+static const double LEAST_SUMS = FL_LEAST * 5e6;
+
 static void cut_backward(fl_backward_job *job, int threads) {
-    job->pieces = worthwhile(&job->pass->block->spec, job->rows->ids != NULL, job->N, 2, threads);
+    const fl_spec *s = &job->pass->block->spec;
+    const int of_ids = job->rows->ids != NULL;
+    const int alone = job->rows->batch_sizes[0] == 1 && (double)job->N * row_work(s, of_ids) < LEAST_SUMS;
+    job->pieces = alone ? 1 : worthwhile(s, of_ids, job->N, 2, threads);
     job->chunk_count = cut(job->chunks, job->rows, job->N, 1, job->pieces);
 }
 
@@ -287,9 +331,12 @@ ptrdiff_t fl_backward(const fl_block *block, const float *x, const int64_t *ids,
         job.dh_all = take(&from, job.N * s->R);
     job.dgates = s->kind == FL_RNN ? take(&from, job.N * s->H) : pass.gates;
     job.ld_gates = s->kind == FL_RNN ? s->H : 4 * s->H;
-    for (int i = 0; i < job.chunk_count; i++)
-        job.chunks[i].scratch = take(&from, isa->backward_scratch(s, job.chunks[i].b1 - job.chunks[i].b0));
-    job.workspace_size = round16(isa->gradient_scratch(s));
+    for (int i = 0; i < job.chunk_count; i++) {
+        fl_chunk *chunk = &job.chunks[i];
+        place_state(chunk, &pass, job.chunk_count > 1, &from);
+        chunk->scratch = take_apart(&from, isa->backward_scratch(s, chunk->b1 - chunk->b0));
+    }
+    job.workspace_size = fl_round16(isa->gradient_scratch(s)) + FL_APART;
     job.workspace = take(&from, threads * job.workspace_size);
     if (from.used > size)
         return from.used;
@@ -297,7 +344,11 @@ ptrdiff_t fl_backward(const fl_block *block, const float *x, const int64_t *ids,
     if (s->kind == FL_LSTM)
         find_previous(job.c_prev, &rows, pass.reverse, pass.tape_c, pass.c0, s->H);
     job.stretch_count = find_stretches(job.stretches, &rows, job.N, pass.reverse);
+    for (int i = 0; i < job.chunk_count; i++)
+        copy_state(&job.chunks[i], &pass, 0);
     fl_run(isa->backward, &job, 2 * job.stretch_count, job.pieces, threads);
+    for (int i = 0; i < job.chunk_count; i++)
+        copy_state(&job.chunks[i], &pass, 1);
     return from.used;
 }
 
@@ -323,7 +374,7 @@ void fl_dense_forward(const fl_dense *dense, const float *x, ptrdiff_t N, float 
 static ptrdiff_t run_dense(fl_piece_fn fn, int steps, fl_dense_job *job, int threads, float *scratch, ptrdiff_t size) {
     job->pieces = dense_threads(job->dense, job->N, 2, threads);
     job->workspace = scratch;
-    job->workspace_size = round16(isas[job->dense->isa]->dense_scratch(job->dense));
+    job->workspace_size = fl_round16(isas[job->dense->isa]->dense_scratch(job->dense)) + FL_APART;
     const ptrdiff_t need = job->pieces * job->workspace_size;
     if (need <= size)
         fl_run(fn, job, steps, job->pieces, job->pieces);

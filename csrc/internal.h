@@ -38,7 +38,8 @@ INLINE ptrdiff_t fl_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
 
 enum {
     FL_MAX_CHUNKS = 64,
-    FL_GRAD_BLOCK = 128 /* rows that a weight gradient sums at once: its operands then fit the first-level cache */
+    FL_GRAD_BLOCK = 128, /* rows that a weight gradient sums at once: its operands then fit the first-level cache */
+    FL_APART = 1024      /* floats between what two threads write again and again; see take_apart */
 };
 
 /* Packed rows: float input (N, I), or integers (N); the other is NULL. */
@@ -62,8 +63,12 @@ typedef struct {
 typedef struct {
     int direction;
     ptrdiff_t b0, b1;
+    float *h, *c; /* its rows of the state; a team's c: NULL, or a copy for each member, fl_team_c apart */
     float *scratch;
 } fl_chunk;
+
+INLINE ptrdiff_t fl_round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; }
+INLINE ptrdiff_t fl_team_c(ptrdiff_t B, ptrdiff_t H) { return fl_round16(B * H) + FL_APART; }
 
 typedef struct {
     const fl_pass *passes;

@@ -696,8 +696,6 @@ static void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, int
 
 /* ------------------------------------------------------------------------------------------------- forward, all time */
 
-static ptrdiff_t round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; }
-
 /* A small batch alone does not keep the multipliers busy, so the input's product is taken for a stretch of time at
  * once. Token ids have none. */
 static int hoists(const fl_rows *rows, ptrdiff_t B) { return rows->T > 1 && rows->x && B <= 2 * ROWS; }
@@ -710,8 +708,8 @@ static ptrdiff_t hoisted_rows(const fl_block *k, ptrdiff_t B) {
 
 /* Scratch of one chunk: h_new, m, z, then start values and gathered inputs where the input's product is hoisted. */
 static ptrdiff_t forward_scratch(const fl_block *k, ptrdiff_t B, const fl_rows *of) {
-    const ptrdiff_t state = round16(B * k->spec.R) + 2 * round16(B * k->spec.H), rows = hoisted_rows(k, B);
-    return hoists(of, B) ? state + round16(rows * start_width(k)) + round16(rows * k->spec.I) : state;
+    const ptrdiff_t state = fl_round16(B * k->spec.R) + 2 * fl_round16(B * k->spec.H), rows = hoisted_rows(k, B);
+    return hoists(of, B) ? state + fl_round16(rows * start_width(k)) + fl_round16(rows * k->spec.I) : state;
 }
 
 static void store_start(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
@@ -735,24 +733,24 @@ static void hoisted_product(const fl_block *k, const float *x, ptrdiff_t n, floa
 }
 
 /* A chunk's scratch memory begins with h_new, m and z. */
-static float *scratch_m(const fl_chunk *c, const fl_spec *s) { return c->scratch + round16((c->b1 - c->b0) * s->R); }
+static float *scratch_m(const fl_chunk *c, const fl_spec *s) { return c->scratch + fl_round16((c->b1 - c->b0) * s->R); }
 static float *scratch_z(const fl_chunk *c, const fl_spec *s) {
-    return scratch_m(c, s) + round16((c->b1 - c->b0) * s->H);
+    return scratch_m(c, s) + fl_round16((c->b1 - c->b0) * s->H);
 }
 static float *scratch_start(const fl_chunk *c, const fl_spec *s) {
-    return scratch_z(c, s) + round16((c->b1 - c->b0) * s->H);
+    return scratch_z(c, s) + fl_round16((c->b1 - c->b0) * s->H);
 }
 
 /* A chunk's step t, in which its first sequence is packed row `row`. */
 static Step step_at(const fl_forward_job *job, const fl_chunk *chunk, ptrdiff_t t, ptrdiff_t row, float *h_new,
-                    float *h) {
+                    float *h, float *c) {
     const ptrdiff_t y_row = job->places ? t * job->places->step : row;
     const fl_pass *pass = &job->passes[chunk->direction];
     const fl_spec *e = &pass->block->spec;
     const ptrdiff_t H = e->H, R = e->R;
     return (Step){.k = pass->block,
                   .h = h,
-                  .c = pass->c ? pass->c + chunk->b0 * H : NULL,
+                  .c = c,
                   .h_new = h_new,
                   .m = scratch_m(chunk, e),
                   .z = scratch_z(chunk, e),
@@ -783,7 +781,7 @@ static ptrdiff_t hoist_stretch(const fl_forward_job *job, const fl_chunk *chunk,
     const int64_t *sizes = rows->batch_sizes;
     const ptrdiff_t I = e->I, room = hoisted_rows(pass->block, chunk->b1 - chunk->b0);
     /* Rows side by side, where they are not so already. */
-    float *const x = start + round16(room * start_width(pass->block));
+    float *const x = start + fl_round16(room * start_width(pass->block));
     const int touch = !pass->reverse && chunk->b0 == 0 && chunk->b1 == sizes[0];
     ptrdiff_t count = 0, at = first + chunk->b0, next = i;
     for (; next < rows->T; next++) {
@@ -816,7 +814,7 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
     const fl_spec *e = &pass->block->spec;
     const ptrdiff_t B = chunk->b1 - chunk->b0, T = job->rows->T, width = start_width(pass->block);
     const int64_t *sizes = job->rows->batch_sizes;
-    float *const h = pass->h + chunk->b0 * e->R, *const h_new = chunk->scratch, *const start = scratch_start(chunk, e);
+    float *const h = chunk->h, *const h_new = chunk->scratch, *const start = scratch_start(chunk, e);
     const int hoist = hoists(job->rows, B), phases = phase_count(e);
     Phase phase[2];
     for (int p = 0; p < phases; p++)
@@ -832,7 +830,7 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
             if (hoist && i >= hoisted)
                 hoisted = hoist_stretch(job, chunk, i, first, start), used = 0;
             const ptrdiff_t row = first + chunk->b0;
-            const Step s = step_at(job, chunk, t, row, h_new, h);
+            const Step s = step_at(job, chunk, t, row, h_new, h, chunk->c);
             const Input in = input_at(job->rows, e->I, row, hoist ? start + used * width : NULL);
             for (int p = 0; p < phases; p++)
                 run_phase(&phase[p], &s, n, &in, (i + job->turn) & 1);
@@ -862,6 +860,12 @@ static int team_steps(const fl_forward_job *job) {
     return (int)(T * phase_count(&k->spec) + (team_hoists(job) ? ceil_div(T, stretch) : 0));
 }
 
+/* Columns u0..u1 of B rows of H. */
+static void copy_columns(float *to, const float *from, ptrdiff_t B, ptrdiff_t H, ptrdiff_t u0, ptrdiff_t u1) {
+    for (ptrdiff_t b = 0; b < B; b++)
+        memcpy(to + b * H + u0, from + b * H + u0, (size_t)(fl_min(H, u1) - u0) * sizeof *to);
+}
+
 static void forward_team(void *arg, int index, int piece, int worker) {
     (void)worker;
     const fl_forward_job *job = arg;
@@ -883,7 +887,8 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     }
     const ptrdiff_t i = i0 + within / phases, t = pass->reverse ? T - 1 - i : i;
     float *const h = i & 1 ? chunk->scratch : pass->h, *const h_new = i & 1 ? pass->h : chunk->scratch;
-    const Step s = step_at(job, chunk, t, t * B, h_new, h);
+    float *const c = chunk->c ? chunk->c + part * fl_team_c(B, e->H) : pass->c;
+    const Step s = step_at(job, chunk, t, t * B, h_new, h, c);
     const Input in = input_at(job->rows, e->I, t * B, hoist ? start + (t - t0) * B * width : NULL);
     for (ptrdiff_t j = 0; j < fl_min(B * e->R, 2048); j += 16)
         __builtin_prefetch(h + j); /* the others' part is in their caches: all its lines at once, not one by one */
@@ -891,7 +896,12 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     make_phase(&phase, k, (int)(within % phases), hoist, part, job->parts);
     for (ptrdiff_t u = phase.product.first_panel * VL; u < fl_min(e->R, phase.product.end_panel * VL); u += 16)
         __builtin_prefetch(h_new + u, 1); /* others have read it: now theirs are given up while there is time */
+    const int of_c = c != pass->c && within % phases == 0;
+    if (of_c && i == 0)
+        memcpy(c, pass->c, (size_t)(B * e->H) * sizeof *c);
     run_phase(&phase, &s, B, &in, (i + job->turn) & 1);
+    if (of_c && i == T - 1)
+        copy_columns(pass->c, c, B, e->H, phase.product.first_panel * VL, phase.product.end_panel * VL);
 }
 
 /* ---------------------------------------------------------------------------------------------------- backward, a step */
@@ -1049,7 +1059,7 @@ static void step_back(const Back *s, ptrdiff_t n) {
     }
 }
 
-static ptrdiff_t backward_scratch(const fl_spec *s, ptrdiff_t B) { return round16(B * s->H); }
+static ptrdiff_t backward_scratch(const fl_spec *s, ptrdiff_t B) { return fl_round16(B * s->H); }
 
 /* One chunk back through one stretch of time. */
 static void backward_chunk(const fl_backward_job *job, const fl_chunk *chunk, const fl_stretch *stretch) {
@@ -1065,8 +1075,8 @@ static void backward_chunk(const fl_backward_job *job, const fl_chunk *chunk, co
         const ptrdiff_t n = fl_min(B, sizes[t] - b0), row = first + b0;
         if (n > 0) {
             const Back s = {.k = pass->block,
-                            .dh = pass->h + b0 * R,
-                            .dc = pass->c ? pass->c + b0 * H : NULL,
+                            .dh = chunk->h,
+                            .dc = chunk->c,
                             .dy = job->dy ? job->dy + row * job->ldy : NULL,
                             .ldy = job->ldy,
                             .dh_all = job->dh_all ? job->dh_all + row * R : NULL,
