@@ -160,11 +160,18 @@ static void copy_state(const fl_chunk *chunk, const fl_pass *pass, int back) {
 /* ----------------------------------------------------------------------------------------------------------- forward */
 
 /* Multiply-adds of a row, so numbers of a direction's weights, above which these stay in no cache from step to step: not
- * every thread should fetch them all. */
-static const double LARGE_ROW = 6e6;
+ * every thread should fetch them all. And up to which a core's own cache holds the recurrent half. */
+static const double LARGE_ROW = 6e6, SMALL_ROW = 6e5;
 
-/* Directions first (nobody waits), then batch rows (nobody waits), then hidden units (a barrier each phase and step).
- * A chunk of rows reads all weights, so dense batches are given to a team where that is much for the work there is. */
+/* Whether a chunk of rows reads all weights for much less work than they could serve: for fewer than two tiles, unless
+ * they are at hand and serve one that is nearly full. */
+static int too_few(ptrdiff_t rows, const fl_isa *isa, double of_row) {
+    const int one_tile = rows >= 4 && rows <= isa->rows;
+    return of_row > LARGE_ROW || (rows < 2 * isa->rows && !(one_tile && of_row <= SMALL_ROW));
+}
+
+/* Directions first (nobody waits), then batch rows (nobody waits), then, for dense batches of too few rows, hidden units
+ * (a barrier each phase and step). */
 static void cut_forward(fl_forward_job *job, int D, int threads) {
     const fl_block *k = job->passes[0].block;
     const fl_isa *isa = isas[k->isa];
@@ -176,8 +183,7 @@ static void cut_forward(fl_forward_job *job, int D, int threads) {
     const int each = (threads + D - 1) / D;
     const ptrdiff_t most = k->spec.H / (4 * isa->vl); /* parts that still have some panels each */
     const double of_row = row_work(&k->spec, of_ids);
-    if (dense && threads >= 2 * D && (B < 2 * isa->rows * each || of_row > LARGE_ROW) && most >= 2 &&
-        (double)B * of_row >= LEAST_STEP)
+    if (dense && threads >= 2 * D && too_few(B / each, isa, of_row) && most >= 2 && (double)B * of_row >= LEAST_STEP)
         job->parts = (int)fl_min(threads / D, most);
     job->chunk_count = cut(job->chunks, rows, N, D, job->parts ? 1 : each);
 }
