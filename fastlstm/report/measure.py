@@ -25,7 +25,11 @@ TOLERANCE = {"values": 1e-5, "gradients": 5e-5}
 LEAST_SAMPLE = 100e-6  # seconds: what is shorter is repeated within a sample, so that the clock's 50 ns do not count
 ROUND_SECONDS = 5e-3  # a contender's turn goes on so long, but for at most
 ROUND_SAMPLES = 20  # so many samples
-WARM_SECONDS = 5e-3  # what is shorter has an untimed turn first, which brings its weights back into the caches
+
+# What is shorter than a turn goes on untimed for so long first. Its weights must come back into the caches, and some
+# caches need 5 to 20 ms to adapt to the way in which it reads (a step at H=256 on Zen 5, after another's turn: 20.2 us,
+# and from one moment to the next 16.6).
+WARM_SECONDS = 25e-3
 
 # Others' idle threads go on spinning after a call (OpenMP's for some 10 ms, ONNX Runtime's 40, OpenBLAS' 100) and would
 # take the next one's core; our own pool, having met them, would rest a while.
@@ -169,11 +173,12 @@ class Turn:
         once = min(seconds(call, 1) for _ in range(3))
         once = min(seconds(call, max(1, int(LEAST_SAMPLE / once))) for _ in range(2))
         calls = max(1, math.ceil(LEAST_SAMPLE / once))
-        return cls(call, calls, min(ROUND_SAMPLES, max(1, round(ROUND_SECONDS / (calls * once)))), once < WARM_SECONDS)
+        return cls(call, calls, min(ROUND_SAMPLES, max(1, round(ROUND_SECONDS / (calls * once)))), once < ROUND_SECONDS)
 
     def take(self) -> list[float]:
         """One turn: seconds a call, of every sample."""
-        if self.warm:
+        until = time.perf_counter() + WARM_SECONDS * self.warm
+        while time.perf_counter() < until:
             seconds(self.call, self.calls)
         return [seconds(self.call, self.calls) for _ in range(self.samples)]
 
