@@ -74,7 +74,7 @@ void fl_pack(fl_block *block, const fl_params *params, int backward, float *memo
 static const double LEAST_WORK = FL_LEAST * 4e5;
 
 /* Multiply-adds of a team's step below which its members would mostly wait for one another: about 2 us of one core,
- * against a barrier of some 0.3. */
+ * against a meeting of 0.1, or of 0.6 where cores share no cache. */
 static const double LEAST_STEP = FL_LEAST * 1e5;
 
 /* Scratch memory that is handed out piece by piece; NULL where only its size is asked for. */
@@ -146,15 +146,18 @@ static void place_state(fl_chunk *chunk, const fl_pass *pass, int apart, supply 
     chunk->c = !pass->c ? NULL : apart ? take(from, n * s->H) : pass->c + chunk->b0 * s->H;
 }
 
-/* Copies the pass's rows of the state to such copies, or back. */
-static void copy_state(const fl_chunk *chunk, const fl_pass *pass, int back) {
-    const fl_spec *s = &pass->block->spec;
-    const size_t n = (size_t)(chunk->b1 - chunk->b0);
-    float *const h = pass->h + chunk->b0 * s->R, *const c = pass->c ? pass->c + chunk->b0 * s->H : NULL;
-    if (chunk->h != h)
-        memcpy(back ? h : chunk->h, back ? chunk->h : h, n * (size_t)s->R * sizeof *h);
-    if (chunk->c != c)
-        memcpy(back ? c : chunk->c, back ? chunk->c : c, n * (size_t)s->H * sizeof *c);
+/* Copies the passes' rows of the state to such copies, or back. */
+static void copy_states(const fl_chunk *chunks, int count, const fl_pass *passes, int back) {
+    for (const fl_chunk *k = chunks; k < chunks + count; k++) {
+        const fl_pass *pass = &passes[k->direction];
+        const fl_spec *s = &pass->block->spec;
+        const size_t n = (size_t)(k->b1 - k->b0);
+        float *const h = pass->h + k->b0 * s->R, *const c = pass->c ? pass->c + k->b0 * s->H : NULL;
+        if (k->h != h)
+            memcpy(back ? h : k->h, back ? k->h : h, n * (size_t)s->R * sizeof *h);
+        if (k->c != c)
+            memcpy(back ? c : k->c, back ? k->c : c, n * (size_t)s->H * sizeof *c);
+    }
 }
 
 /* ----------------------------------------------------------------------------------------------------------- forward */
@@ -216,11 +219,9 @@ static ptrdiff_t forward(fl_forward_job *job, int D, int threads, float *scratch
     if (from.used > size)
         return from.used;
     if (!job->parts) {
-        for (int i = 0; i < job->chunk_count; i++)
-            copy_state(&job->chunks[i], &passes[job->chunks[i].direction], 0);
+        copy_states(job->chunks, job->chunk_count, passes, 0);
         fl_run(isa->forward_chunk, job, 1, job->chunk_count, job->chunk_count > 1 ? threads : 1);
-        for (int i = 0; i < job->chunk_count; i++)
-            copy_state(&job->chunks[i], &passes[job->chunks[i].direction], 1);
+        copy_states(job->chunks, job->chunk_count, passes, 1);
         return from.used;
     }
     fl_run(isa->forward_team, job, isa->team_steps(job), D * job->parts, threads);
@@ -350,11 +351,9 @@ ptrdiff_t fl_backward(const fl_block *block, const float *x, const int64_t *ids,
     if (s->kind == FL_LSTM)
         find_previous(job.c_prev, &rows, pass.reverse, pass.tape_c, pass.c0, s->H);
     job.stretch_count = find_stretches(job.stretches, &rows, job.N, pass.reverse);
-    for (int i = 0; i < job.chunk_count; i++)
-        copy_state(&job.chunks[i], &pass, 0);
+    copy_states(chunks, job.chunk_count, &pass, 0);
     fl_run(isa->backward, &job, 2 * job.stretch_count, job.pieces, threads);
-    for (int i = 0; i < job.chunk_count; i++)
-        copy_state(&job.chunks[i], &pass, 1);
+    copy_states(chunks, job.chunk_count, &pass, 1);
     return from.used;
 }
 

@@ -35,6 +35,7 @@
 
 INLINE ptrdiff_t fl_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 INLINE ptrdiff_t fl_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
+INLINE ptrdiff_t fl_round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; } /* whole cache lines */
 
 enum {
     FL_MAX_CHUNKS = 64,
@@ -67,7 +68,6 @@ typedef struct {
     float *scratch;
 } fl_chunk;
 
-INLINE ptrdiff_t fl_round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; }
 INLINE ptrdiff_t fl_team_c(ptrdiff_t B, ptrdiff_t H) { return fl_round16(B * H) + FL_APART; }
 
 typedef struct {

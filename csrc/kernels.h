@@ -894,8 +894,10 @@ static void forward_team(void *arg, int index, int piece, int worker) {
         __builtin_prefetch(h + j); /* the others' part is in their caches: all its lines at once, not one by one */
     Phase phase;
     make_phase(&phase, k, (int)(within % phases), hoist, part, job->parts);
-    for (ptrdiff_t u = phase.product.first_panel * VL; u < fl_min(e->R, phase.product.end_panel * VL); u += 16)
-        __builtin_prefetch(h_new + u, 1); /* others have read it: now theirs are given up while there is time */
+    const ptrdiff_t units = e->kind == FL_RNN || phases > 1 ? 4 * VL : VL; /* of a panel of the phase that gives h' */
+    const ptrdiff_t end = within % phases == phases - 1 ? fl_min(e->R, phase.product.end_panel * units) : 0;
+    for (ptrdiff_t u = phase.product.first_panel * units; u < end; u += 16)
+        __builtin_prefetch(h_new + u, 1); /* others have read the first row: they give it up while there is time */
     const int of_c = c != pass->c && within % phases == 0;
     if (of_c && i == 0)
         memcpy(c, pass->c, (size_t)(B * e->H) * sizeof *c);
