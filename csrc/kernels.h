@@ -115,7 +115,8 @@ typedef struct {
     ptrdiff_t panels;
     const float *start; /* NULL: zeros; (n, panels, CA, VL), or (panels, CA, VL) where ld_start is 0 */
     ptrdiff_t ld_start;
-    const int64_t *ids; /* (n) token ids: a's rows are one-hot; start is the bias and wa holds a row per id */
+    const int64_t *ids;      /* (n) token ids: a's rows are one-hot; start is the bias and wa holds a row per id */
+    const int64_t *next_ids; /* (n) the next step's, which begins with the panel where this one ends; or the same */
     const float *a, *wa;
     ptrdiff_t lda, ka;
     const float *b, *wb;
@@ -124,36 +125,48 @@ typedef struct {
     int backwards;                    /* walk them from the last: what the step before read last is still near */
 } Product;
 
+/* The shape of panel p. */
+INLINE int panel_shape(const Product *q, ptrdiff_t p) {
+    return p == q->panels - 1 && q->shape ? (int)q->last_vectors : q->shape;
+}
+
 /* Panels of full width. */
-INLINE ptrdiff_t full_panels(const Product *q) { return q->panels - (q->shape && q->last_vectors != q->shape); }
+INLINE ptrdiff_t full_panels(const Product *q) { return q->panels - (panel_shape(q, q->panels - 1) != q->shape); }
 
 typedef void epilogue_fn(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows);
 
-/* Start values of a tile of token rows: bias + the stored row, as one-hot rows would give. A row lies in pieces, one to a
- * panel and far apart: the piece that is needed `step` panels on is fetched already. */
-INLINE void token_rows(const Product *q, const int CA, const int C, ptrdiff_t panel, int step, ptrdiff_t row, int rows,
+/* Start values of a tile of token rows: bias + the stored row, as one-hot rows would give. */
+INLINE void token_rows(const Product *q, const int CA, const int C, ptrdiff_t panel, ptrdiff_t row, int rows,
                        float *into) {
-    const ptrdiff_t whole = q->ka * vectors[q->shape] * VL, next = panel + (q->backwards ? -step : step);
-    const ptrdiff_t ahead = next < 0 || next >= q->panels ? 0 : (next - panel) * whole;
     const float *const bias = q->start + panel * accumulators[q->shape] * VL;
-    for (int m = 0; m < rows; m++, into += CA * VL) {
-        const float *const w = q->wa + panel * whole + q->ids[row + m] * C * VL;
+    const float *const wa = q->wa + panel * q->ka * vectors[q->shape] * VL;
+    for (int m = 0; m < rows; m++, into += CA * VL)
         UNROLL
-        for (int v = 0; v < CA; v++) {
-            const V start = V_LOAD(bias + v * VL);
-            V_STORE(into + v * VL, v < C ? V_ADD(start, V_LOAD(w + v * VL)) : start);
-            if (v < C)
-                __builtin_prefetch(w + ahead + v * VL);
-        }
+    for (int v = 0; v < CA; v++) {
+        const V start = V_LOAD(bias + v * VL);
+        V_STORE(into + v * VL, v < C ? V_ADD(start, V_LOAD(wa + (q->ids[row + m] * C + v) * VL)) : start);
     }
 }
-static const float *token_start(const Product *q, int shape, ptrdiff_t panel, int step, ptrdiff_t row, int rows,
-                                float *into) {
+static const float *token_start(const Product *q, int shape, ptrdiff_t panel, ptrdiff_t row, int rows, float *into) {
     if (shape == 4)
-        token_rows(q, 4, 4, panel, step, row, rows, into);
+        token_rows(q, 4, 4, panel, row, rows, into);
     else
-        token_rows(q, accumulators[shape], vectors[shape], panel, step, row, rows, into);
+        token_rows(q, accumulators[shape], vectors[shape], panel, row, rows, into);
     return into;
+}
+
+/* A token's row lies in pieces, one to a panel and far apart. Asks for those that the same rows of a tile want `step`
+ * panels on, be it in the next step. Between a product and its epilogue: the weights need not wait behind them there.
+ * (A function that is not inlined would be dropped by gcc, as one without effect.) */
+INLINE void fetch_token_rows(const Product *q, ptrdiff_t panel, int step, ptrdiff_t row, int rows) {
+    const ptrdiff_t on = panel + (q->backwards ? -step : step);
+    const int last = on < q->first_panel || on >= q->end_panel;
+    const int64_t *const ids = (last ? q->next_ids : q->ids) + row;
+    const ptrdiff_t wanted = last ? panel : on, piece = vectors[panel_shape(q, wanted)] * VL;
+    const float *const wa = q->wa + wanted * q->ka * vectors[q->shape] * VL;
+    for (int m = 0; m < rows; m++)
+        for (ptrdiff_t j = 0; j < piece; j += 16)
+            __builtin_prefetch(wa + ids[m] * piece + j);
 }
 
 /* All panels from `from` to `end`, n rows in tiles. */
@@ -167,7 +180,7 @@ static void tile_product(const Product *q, ptrdiff_t from, ptrdiff_t end, ptrdif
     const ptrdiff_t lda = q->a ? q->lda : 0, ldb = q->b ? q->ldb : 0;
     for (ptrdiff_t i = from; i < end; i++) {
         const ptrdiff_t p = q->backwards ? from + end - 1 - i : i;
-        const int shape = p == q->panels - 1 && q->shape ? (int)q->last_vectors : q->shape;
+        const int shape = panel_shape(q, p);
         Tile t = {.lda = lda,
                   .ka = q->ids ? 0 : q->ka,
                   .wa = q->wa ? q->wa + p * wa_panel : zeros,
@@ -181,8 +194,10 @@ static void tile_product(const Product *q, ptrdiff_t from, ptrdiff_t end, ptrdif
             t.a = a + r * lda, t.b = b + r * ldb;
             t.start = q->start ? q->start + r * q->ld_start + p * start_panel : zeros, t.ld_start = q->ld_start;
             if (q->ids)
-                t.start = token_start(q, shape, p, 1, r, rows, start), t.ld_start = t.ld_out;
+                t.start = token_start(q, shape, p, r, rows, start), t.ld_start = t.ld_out;
             tiles[rows][shape](&t);
+            if (q->ids)
+                fetch_token_rows(q, p, 1, r, rows);
             epilogue(context, out, p, r, rows);
             r += rows;
         }
@@ -211,7 +226,7 @@ INLINE void row_tile(const Product *q, const int P, const int CA, const int C, c
     if (q->ids) {
         start = out;
         for (int i = 0; i < P; i++)
-            token_start(q, q->shape, p + i, P, 0, 1, out + i * CA * VL);
+            token_start(q, q->shape, p + i, 0, 1, out + i * CA * VL);
     }
     V acc[2 * 4];
     UNROLL
@@ -224,6 +239,8 @@ INLINE void row_tile(const Product *q, const int P, const int CA, const int C, c
     UNROLL
     for (int v = 0; v < P * CA; v++)
         V_STORE(out + v * VL, acc[v]);
+    for (int i = 0; i < P && q->ids; i++)
+        fetch_token_rows(q, p + i, P, 0, 1);
     epilogue(context, out, p, 0, 1);
     if (P == 2)
         epilogue(context, out + CA * VL, p + 1, 0, 1);
@@ -647,10 +664,10 @@ static ptrdiff_t start_width(const fl_block *k) {
 /* Products of a step that wait for one another (Spec.phases). */
 static int phase_count(const fl_spec *s) { return 1 + (has_two_phases(s) || s->projected); }
 
-/* What a step reads: x (n, I), or ids (n), or start values (n, start_width). */
+/* What a step reads: x (n, I), or ids (n) and perhaps soon next_ids (n), or start values (n, start_width). */
 typedef struct {
     const float *x, *start;
-    const int64_t *ids;
+    const int64_t *ids, *next_ids;
 } Input;
 
 /* One phase of every step: its product with all that stays, and what completes its tiles. */
@@ -689,7 +706,7 @@ static void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, int
     if (p->hoisted && p->of_x)
         q->start = in->start + p->start_at;
     else if (p->of_x)
-        q->a = in->x, q->ids = in->ids;
+        q->a = in->x, q->ids = in->ids, q->next_ids = in->next_ids;
     q->backwards = backwards;
     product(q, n, p->epilogue, s);
 }
@@ -763,13 +780,25 @@ static Step step_at(const fl_forward_job *job, const fl_chunk *chunk, ptrdiff_t 
                   .tape_m = pass->tape_m ? pass->tape_m + row * H : NULL};
 }
 
-static Input input_at(const fl_rows *rows, ptrdiff_t I, ptrdiff_t row, const float *start) {
-    return (Input){.x = rows->x ? rows->x + row * I : NULL, .ids = rows->ids ? rows->ids + row : NULL, .start = start};
+/* Of packed rows from `row` on; the next step's begin at next_row. */
+static Input input_at(const fl_rows *rows, ptrdiff_t I, ptrdiff_t row, ptrdiff_t next_row, const float *start) {
+    return (Input){.x = rows->x ? rows->x + row * I : NULL,
+                   .ids = rows->ids ? rows->ids + row : NULL,
+                   .next_ids = rows->ids ? rows->ids + next_row : NULL,
+                   .start = start};
 }
 
 /* The step that a direction walks as its i-th, and a chunk's sequences alive at it. */
 static ptrdiff_t walked(const fl_pass *pass, ptrdiff_t T, ptrdiff_t i) { return pass->reverse ? T - 1 - i : i; }
 static ptrdiff_t alive(const fl_chunk *chunk, int64_t size) { return fl_max(0, fl_min(chunk->b1, size) - chunk->b0); }
+
+/* How many rows after step t those of the next one come, if that has as many; else 0. */
+static ptrdiff_t to_next(const fl_rows *rows, ptrdiff_t t, int reverse) {
+    const int64_t *const size = rows->batch_sizes + t;
+    if (reverse)
+        return t > 0 ? -size[-1] : 0;
+    return t + 1 < rows->T && size[1] == size[0] ? size[0] : 0;
+}
 
 /* Start values for a chunk's steps from the i-th on, in walking order, as many as there is room for. `first` is the
  * i-th step's first row. Returns the step that is next. */
@@ -831,7 +860,8 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
                 hoisted = hoist_stretch(job, chunk, i, first, start), used = 0;
             const ptrdiff_t row = first + chunk->b0;
             const Step s = step_at(job, chunk, t, row, h_new, h, chunk->c);
-            const Input in = input_at(job->rows, e->I, row, hoist ? start + used * width : NULL);
+            const Input in = input_at(job->rows, e->I, row, row + to_next(job->rows, t, pass->reverse),
+                                      hoist ? start + used * width : NULL);
             for (int p = 0; p < phases; p++)
                 run_phase(&phase[p], &s, n, &in, (i + job->turn) & 1);
             memcpy(h, h_new, (size_t)(n * e->R) * sizeof(float));
@@ -889,7 +919,8 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     float *const h = i & 1 ? chunk->scratch : pass->h, *const h_new = i & 1 ? pass->h : chunk->scratch;
     float *const c = chunk->c ? chunk->c + part * fl_team_c(B, e->H) : pass->c;
     const Step s = step_at(job, chunk, t, t * B, h_new, h, c);
-    const Input in = input_at(job->rows, e->I, t * B, hoist ? start + (t - t0) * B * width : NULL);
+    const Input in = input_at(job->rows, e->I, t * B, t * B + to_next(job->rows, t, pass->reverse),
+                              hoist ? start + (t - t0) * B * width : NULL);
     for (ptrdiff_t j = 0; j < fl_min(B * e->R, 2048); j += 16)
         __builtin_prefetch(h + j); /* the others' part is in their caches: all its lines at once, not one by one */
     Phase phase;
