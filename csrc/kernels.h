@@ -108,7 +108,7 @@ static const float zeros[2 * 4 * VL] __attribute__((aligned(64))) = {0}; /* star
 
 /* ---------------------------------------------------------------------------------------------------------- products */
 
-/* start + a wa + b wb for n rows and all panels; the epilogue receives it tile by tile. */
+/* start + a wa + b wb for n rows and all panels; tile by tile it is stored, or received by an epilogue. */
 typedef struct {
     int shape;              /* SHAPE_GRU, or vectors to a panel; with 4 the last panel may be narrower: */
     ptrdiff_t last_vectors; /* its vectors; elsewhere `shape` */
@@ -121,6 +121,8 @@ typedef struct {
     ptrdiff_t lda, ka;
     const float *b, *wb;
     ptrdiff_t ldb, kb;
+    float *out; /* (n, panels, CA, VL), or NULL where there is an epilogue */
+    ptrdiff_t ld_out;
     ptrdiff_t first_panel, end_panel; /* of `panels`, those wanted */
     int backwards;                    /* walk them from the last: what the step before read last is still near */
 } Product;
@@ -169,12 +171,12 @@ INLINE void fetch_token_rows(const Product *q, ptrdiff_t panel, int step, ptrdif
             __builtin_prefetch(wa + ids[m] * piece + j);
 }
 
-/* All panels from `from` to `end`, n rows in tiles. */
+/* All panels from `from` to `end`, n rows in tiles; no epilogue where q->out takes them. */
 static void tile_product(const Product *q, ptrdiff_t from, ptrdiff_t end, ptrdiff_t n, epilogue_fn *epilogue,
                          const void *context) {
-    float out[ROWS * 4 * VL] __attribute__((aligned(64))), start[ROWS * 4 * VL] __attribute__((aligned(64)));
+    float tile[ROWS * 4 * VL] __attribute__((aligned(64))), start[ROWS * 4 * VL] __attribute__((aligned(64)));
     const ptrdiff_t wa_panel = q->ka * vectors[q->shape] * VL, wb_panel = q->kb * vectors[q->shape] * VL;
-    const ptrdiff_t start_panel = accumulators[q->shape] * VL;
+    const ptrdiff_t panel = accumulators[q->shape] * VL; /* of start values and of results */
     /* An operand that a product does not have is of depth 0; its rows still need an address. */
     const float *const a = q->a ? q->a : zeros, *const b = q->b ? q->b : zeros;
     const ptrdiff_t lda = q->a ? q->lda : 0, ldb = q->b ? q->ldb : 0;
@@ -187,18 +189,21 @@ static void tile_product(const Product *q, ptrdiff_t from, ptrdiff_t end, ptrdif
                   .ldb = ldb,
                   .kb = q->kb,
                   .wb = q->wb ? q->wb + p * wb_panel : zeros,
-                  .out = out,
-                  .ld_out = accumulators[shape] * VL};
+                  .out = tile,
+                  .ld_out = q->out ? q->ld_out : accumulators[shape] * VL};
         for (ptrdiff_t r = 0, left = ceil_div(n, ROWS); r < n; left--) {
             const int rows = (int)ceil_div(n - r, left); /* about equally high tiles: low ones wait for the weights */
             t.a = a + r * lda, t.b = b + r * ldb;
-            t.start = q->start ? q->start + r * q->ld_start + p * start_panel : zeros, t.ld_start = q->ld_start;
+            if (q->out)
+                t.out = q->out + r * q->ld_out + p * panel;
+            t.start = q->start ? q->start + r * q->ld_start + p * panel : zeros, t.ld_start = q->ld_start;
             if (q->ids)
-                t.start = token_start(q, shape, p, r, rows, start), t.ld_start = t.ld_out;
+                t.start = token_start(q, shape, p, r, rows, start), t.ld_start = accumulators[shape] * VL;
             tiles[rows][shape](&t);
             if (q->ids)
                 fetch_token_rows(q, p, 1, r, rows);
-            epilogue(context, out, p, r, rows);
+            if (epilogue)
+                epilogue(context, tile, p, r, rows);
             r += rows;
         }
     }
@@ -272,21 +277,35 @@ INLINE void row_product(const Product *q, const int CA, const int C, const int t
     }
 }
 
-static void product(const Product *q, ptrdiff_t n, epilogue_fn *epilogue, const void *context) {
+/* What completes a product: tile by tile, or, for one row, within a walk of its own through the full panels, where it is
+ * inlined and the sums stay in registers. */
+typedef void row_fn(const Product *q, ptrdiff_t from, ptrdiff_t end, const void *context);
+typedef struct {
+    epilogue_fn *tile;
+    row_fn *row;
+} Epilogue;
+
+#define EPILOGUE(NAME, ROW, CA, C, THIRD)                                                                              \
+    static void NAME##_tile(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {        \
+        NAME(context, tile, panel, row, rows);                                                                         \
+    }                                                                                                                  \
+    static void NAME##_row(const Product *q, ptrdiff_t from, ptrdiff_t end, const void *context) {                     \
+        row_product(q, CA, C, THIRD, from, end, ROW, context);                                                         \
+    }                                                                                                                  \
+    static const Epilogue NAME##_epilogue = {NAME##_tile, NAME##_row};
+
+INLINE void product(const Product *q, ptrdiff_t n, const Epilogue *epilogue, const void *context) {
     const ptrdiff_t from = q->first_panel, end = q->end_panel;
     if (n > 1 || (q->shape != 4 && q->shape != SHAPE_GRU)) {
-        tile_product(q, from, end, n, epilogue, context);
+        tile_product(q, from, end, n, epilogue->tile, context);
         return;
     }
     const ptrdiff_t full = fl_max(from, fl_min(end, full_panels(q))); /* a narrow last panel is a tile of its own */
     if (q->backwards)
-        tile_product(q, full, end, 1, epilogue, context);
-    if (q->shape == 4)
-        row_product(q, 4, 4, 2, from, full, epilogue, context);
-    else
-        row_product(q, 4, 3, 3, from, full, epilogue, context);
+        tile_product(q, full, end, 1, epilogue->tile, context);
+    epilogue->row(q, from, full, context);
     if (!q->backwards)
-        tile_product(q, full, end, 1, epilogue, context);
+        tile_product(q, full, end, 1, epilogue->tile, context);
 }
 
 static void plain_shape(Product *q, ptrdiff_t outputs) {
@@ -318,12 +337,14 @@ INLINE void for_plain(const Destination *d, const float *tile, ptrdiff_t panel, 
         }
     }
 }
-static void store_plain(const void *d, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+INLINE void store_plain(const void *d, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
     for_plain(d, tile, panel, row, rows, 0);
 }
-static void add_plain(const void *d, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+INLINE void add_plain(const void *d, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
     for_plain(d, tile, panel, row, rows, 1);
 }
+EPILOGUE(store_plain, store_plain, 4, 4, 2)
+EPILOGUE(add_plain, add_plain, 4, 4, 2)
 
 /* ----------------------------------------------------------------------------------------------------------- packing */
 
@@ -460,15 +481,16 @@ static void pack(fl_block *k, const fl_params *w, int backward, float *to) {
 
 /* ----------------------------------------------------------------------------------------------------- forward, a step */
 
-/* The rows of one step of one chunk; every pointer is at the first of them. */
+/* The rows of one step of one chunk. */
 typedef struct {
     const fl_block *k;
     float *h, *c;         /* (n, R), (n, H) in and out */
     float *h_new, *m, *z; /* (n, R), (n, H), (n, H) scratch: h is still read while h_new is written */
-    float *y;             /* (n, ldy), or NULL */
+    float *y;             /* rows of ldy, or NULL */
     ptrdiff_t ldy;
-    const int64_t *y_rows;                   /* (n) which rows of y are theirs; NULL: the n first */
-    float *gates, *tape_c, *tape_h, *tape_m; /* tape rows, or NULL */
+    float *gates, *tape_c, *tape_h, *tape_m; /* rows of the tape, or NULL */
+    ptrdiff_t first, first_y;                /* which of the tape's rows, and of y's, are theirs: from here on, */
+    const int64_t *y_rows;                   /* (n) or, of y's, those so far on */
 } Step;
 
 /* h' of some units of one row, to wherever it is wanted. */
@@ -476,15 +498,15 @@ INLINE void give_h(const Step *s, ptrdiff_t row, ptrdiff_t u, V h, int count) {
     const ptrdiff_t R = s->k->spec.R;
     V_STOREN(s->h_new + row * R + u, h, count);
     if (s->y)
-        V_STOREN(s->y + (s->y_rows ? s->y_rows[row] : row) * s->ldy + u, h, count);
+        V_STOREN(s->y + (s->first_y + (s->y_rows ? s->y_rows[row] : row)) * s->ldy + u, h, count);
     if (s->tape_h)
-        V_STOREN(s->tape_h + row * R + u, h, count);
+        V_STOREN(s->tape_h + (s->first + row) * R + u, h, count);
 }
 
 INLINE void give_gate(const Step *s, ptrdiff_t row, ptrdiff_t gate, ptrdiff_t u, V v, int count) {
     const ptrdiff_t H = s->k->spec.H;
     if (s->gates)
-        V_STOREN(s->gates + row * 4 * H + gate * H + u, v, count);
+        V_STOREN(s->gates + (s->first + row) * 4 * H + gate * H + u, v, count);
 }
 
 /* h' = o h(c') of an LSTM cell. */
@@ -497,7 +519,7 @@ INLINE void lstm_h(const Step *s, ptrdiff_t row, ptrdiff_t u, V o, V c, fl_act o
     }
     V_STOREN(s->m + row * H + u, h, count);
     if (s->tape_m)
-        V_STOREN(s->tape_m + row * H + u, h, count);
+        V_STOREN(s->tape_m + (s->first + row) * H + u, h, count);
 }
 
 /* An LSTM cell of `count` units from u on, `lanes` to a gate, row by row; a row's h' is made while the next one's gates
@@ -539,7 +561,7 @@ INLINE void lstm_rows(const Step *s, const float *tile, ptrdiff_t u, int lanes, 
             give_gate(s, row, 1, u, f, count);
             give_gate(s, row, 2, u, g, count);
             give_gate(s, row, 3, u, o, count);
-            V_STOREN(s->tape_c + row * H + u, c, count);
+            V_STOREN(s->tape_c + (s->first + row) * H + u, c, count);
         }
         if (r)
             lstm_h(s, row - 1, u, o_before, c_before, output, count);
@@ -552,20 +574,35 @@ static int is_standard(const fl_block *k) {
     return !k->peep && act[0].id == FL_SIGMOID && act[1].id == FL_TANH && act[2].id == FL_TANH;
 }
 
-static void lstm_gates(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
-    const Step *s = context;
+INLINE void lstm_gates_of(const Step *s, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows,
+                          const int standard) {
     const ptrdiff_t u = panel * VL;
-    const int count = (int)fl_min(VL, s->k->spec.H - u), standard = is_standard(s->k);
+    const int count = (int)fl_min(VL, s->k->spec.H - u);
     if (standard && count == VL)
         lstm_rows(s, tile, u, VL, VL, row, rows, 1);
-    else if (standard)
-        lstm_rows(s, tile, u, gate_lanes(4, count), count, row, rows, 1);
     else
-        lstm_rows(s, tile, u, gate_lanes(4, count), count, row, rows, 0);
+        lstm_rows(s, tile, u, gate_lanes(4, count), count, row, rows, standard);
 }
+INLINE void lstm_gates(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    lstm_gates_of(context, tile, panel, row, rows, 1);
+}
+/* The same of a panel whose gates share no vectors, so that one row's stay in registers. */
+INLINE void lstm_full(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    const Step *s = context;
+    const ptrdiff_t u = panel * VL, left = s->k->spec.H - u;
+    if (left >= VL)
+        lstm_rows(s, tile, u, VL, VL, row, rows, 1);
+    else
+        lstm_rows(s, tile, u, VL, (int)left, row, rows, 1);
+}
+INLINE void lstm_other_gates(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    lstm_gates_of(context, tile, panel, row, rows, 0);
+}
+EPILOGUE(lstm_gates, lstm_full, 4, 4, 2)
+EPILOGUE(lstm_other_gates, lstm_other_gates, 4, 4, 2)
 
 /* reset_after: n = g(n_x + r n_h), h' = (1 - z) n + z h */
-static void gru_gates(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+INLINE void gru_gates(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
     const Step *s = context;
     const fl_spec *e = &s->k->spec;
     const ptrdiff_t H = e->H, u = panel * VL;
@@ -582,9 +619,10 @@ static void gru_gates(const void *context, const float *tile, ptrdiff_t panel, p
         give_h(s, row, u, V_FMA(z, h, V_MUL(V_SUB(V_SET1(1.0f), z), n)), count);
     }
 }
+EPILOGUE(gru_gates, gru_gates, 4, 3, 3)
 
 /* reset_after = 0, first phase: r, z, and r * h for the second. */
-static void gru_reset(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+INLINE void gru_reset(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
     const Step *s = context;
     const fl_spec *e = &s->k->spec;
     const ptrdiff_t H = e->H, first = panel * 2 * VL, end_unit = fl_min(H, first + 2 * VL);
@@ -600,6 +638,7 @@ static void gru_reset(const void *context, const float *tile, ptrdiff_t panel, p
             give_gate(s, row, 3, u, m, count);
         }
 }
+EPILOGUE(gru_reset, gru_reset, 4, 4, 2)
 
 /* Epilogues over plain panels: GRU's second phase, the projection (identity) and RNN. */
 INLINE void plain_h(const Step *s, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows, const int gru,
@@ -621,15 +660,18 @@ INLINE void plain_h(const Step *s, const float *tile, ptrdiff_t panel, ptrdiff_t
             give_h(s, row, u, h, count);
         }
 }
-static void gru_candidate(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+INLINE void gru_candidate(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
     plain_h(context, tile, panel, row, rows, 1, 0);
 }
-static void projection(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+INLINE void projection(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
     plain_h(context, tile, panel, row, rows, 0, 0);
 }
-static void rnn_output(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+INLINE void rnn_output(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
     plain_h(context, tile, panel, row, rows, 0, 1);
 }
+EPILOGUE(gru_candidate, gru_candidate, 4, 4, 2)
+EPILOGUE(projection, projection, 4, 4, 2)
+EPILOGUE(rnn_output, rnn_output, 4, 4, 2)
 
 /* The first phase's product of a block, without its operands. */
 static void first_phase(const fl_block *k, Product *q) {
@@ -673,16 +715,25 @@ typedef struct {
 /* One phase of every step: its product with all that stays, and what completes its tiles. */
 typedef struct {
     Product product;
-    epilogue_fn *epilogue;
+    const Epilogue *epilogue;
     ptrdiff_t start_at; /* where its start values begin in a row of them */
     int hoisted;        /* the input's product is done: it begins with start values */
     int of_m;           /* its operand is m, not h */
     int of_x;           /* it has the input as an operand, or start values made of it */
 } Phase;
 
+static const Epilogue *epilogue_of(const fl_block *k, int phase) {
+    if (phase)
+        return k->spec.projected ? &projection_epilogue : &gru_candidate_epilogue;
+    switch (k->spec.kind) {
+    case FL_LSTM: return is_standard(k) ? &lstm_gates_epilogue : &lstm_other_gates_epilogue;
+    case FL_GRU: return has_two_phases(&k->spec) ? &gru_reset_epilogue : &gru_gates_epilogue;
+    default: return &rnn_output_epilogue;
+    }
+}
+
 /* In place: a copy would read vectors of what was just stored in pieces, which has to wait. */
 static void make_phase(Phase *p, const fl_block *k, int phase, int hoisted, int part, int parts) {
-    static epilogue_fn *const first[] = {[FL_LSTM] = lstm_gates, [FL_GRU] = gru_gates, [FL_RNN] = rnn_output};
     const fl_spec *e = &k->spec;
     const int candidate = phase && has_two_phases(e), projects = phase && e->projected;
     Product *const q = &p->product;
@@ -692,7 +743,7 @@ static void make_phase(Phase *p, const fl_block *k, int phase, int hoisted, int 
     } else {
         (candidate ? candidate_phase : first_phase)(k, q);
     }
-    p->epilogue = projects ? projection : candidate ? gru_candidate : has_two_phases(e) ? gru_reset : first[e->kind];
+    p->epilogue = epilogue_of(k, phase);
     p->hoisted = hoisted, p->of_m = phase > 0, p->of_x = !projects;
     if (hoisted && !projects)
         q->ka = 0, q->ld_start = start_width(k), p->start_at = candidate ? first_width(k) : 0;
@@ -700,7 +751,7 @@ static void make_phase(Phase *p, const fl_block *k, int phase, int hoisted, int 
 }
 
 /* A phase of one step of n rows. */
-static void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, int backwards) {
+INLINE void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, int backwards) {
     Product *const q = &p->product;
     q->b = p->of_m ? s->m : s->h;
     if (p->hoisted && p->of_x)
@@ -729,23 +780,14 @@ static ptrdiff_t forward_scratch(const fl_block *k, ptrdiff_t B, const fl_rows *
     return hoists(of, B) ? state + fl_round16(rows * start_width(k)) + fl_round16(rows * k->spec.I) : state;
 }
 
-static void store_start(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
-    const Destination *d = context;
-    const ptrdiff_t width = fl_min(4 * VL, d->width - panel * 4 * VL);
-    for (int m = 0; m < rows; m++)
-        memcpy(d->rows + (row + m) * d->ld + panel * 4 * VL, tile + m * width, (size_t)width * sizeof(float));
-}
-
 /* Start values of n rows of input, of every phase that has some: the share `part` of the panels. */
 static void hoisted_product(const fl_block *k, const float *x, ptrdiff_t n, float *start, int part, int parts) {
     for (int phase = 0; phase < 1 + has_two_phases(&k->spec); phase++) {
         Product q;
         (phase ? candidate_phase : first_phase)(k, &q);
-        q.a = x, q.kb = 0;
+        q.a = x, q.kb = 0, q.out = start + (phase ? first_width(k) : 0), q.ld_out = start_width(k);
         share(q.panels, 1, part, parts, &q.first_panel, &q.end_panel);
-        const ptrdiff_t at = phase ? first_width(k) : 0, end = phase ? start_width(k) : first_width(k);
-        const Destination d = {start + at, start_width(k), end - at};
-        product(&q, n, store_start, &d);
+        tile_product(&q, q.first_panel, q.end_panel, n, NULL, NULL);
     }
 }
 
@@ -758,34 +800,34 @@ static float *scratch_start(const fl_chunk *c, const fl_spec *s) {
     return scratch_z(c, s) + fl_round16((c->b1 - c->b0) * s->H);
 }
 
-/* A chunk's step t, in which its first sequence is packed row `row`. */
-static Step step_at(const fl_forward_job *job, const fl_chunk *chunk, ptrdiff_t t, ptrdiff_t row, float *h_new,
-                    float *h, float *c) {
-    const ptrdiff_t y_row = job->places ? t * job->places->step : row;
+/* What all steps of a chunk have in common. */
+static void begin_steps(Step *s, const fl_forward_job *job, const fl_chunk *chunk) {
     const fl_pass *pass = &job->passes[chunk->direction];
     const fl_spec *e = &pass->block->spec;
-    const ptrdiff_t H = e->H, R = e->R;
-    return (Step){.k = pass->block,
-                  .h = h,
-                  .c = c,
-                  .h_new = h_new,
-                  .m = scratch_m(chunk, e),
-                  .z = scratch_z(chunk, e),
-                  .y = job->y ? job->y + y_row * job->ldy + chunk->direction * R : NULL,
-                  .ldy = job->ldy,
-                  .y_rows = job->places ? job->places->sequences + chunk->b0 : NULL,
-                  .gates = pass->gates ? pass->gates + row * 4 * H : NULL,
-                  .tape_c = pass->tape_c ? pass->tape_c + row * H : NULL,
-                  .tape_h = pass->tape_h ? pass->tape_h + row * R : NULL,
-                  .tape_m = pass->tape_m ? pass->tape_m + row * H : NULL};
+    *s = (Step){.k = pass->block,
+                .h = chunk->h,
+                .c = chunk->c,
+                .h_new = chunk->scratch,
+                .m = scratch_m(chunk, e),
+                .z = scratch_z(chunk, e),
+                .y = job->y ? job->y + chunk->direction * e->R : NULL,
+                .ldy = job->ldy,
+                .gates = pass->gates,
+                .tape_c = pass->tape_c,
+                .tape_h = pass->tape_h,
+                .tape_m = pass->tape_m,
+                .y_rows = job->places ? job->places->sequences + chunk->b0 : NULL};
 }
 
-/* Of packed rows from `row` on; the next step's begin at next_row. */
-static Input input_at(const fl_rows *rows, ptrdiff_t I, ptrdiff_t row, ptrdiff_t next_row, const float *start) {
-    return (Input){.x = rows->x ? rows->x + row * I : NULL,
-                   .ids = rows->ids ? rows->ids + row : NULL,
-                   .next_ids = rows->ids ? rows->ids + next_row : NULL,
-                   .start = start};
+/* Step t, in which the chunk's first sequence is packed row `row`. */
+INLINE void begin_step(Step *s, const fl_forward_job *job, ptrdiff_t t, ptrdiff_t row) {
+    s->first = row, s->first_y = job->places ? t * job->places->step : row;
+}
+
+/* What a step gave is what the next one takes. */
+INLINE void swap_states(Step *s) {
+    float *const h = s->h_new;
+    s->h_new = s->h, s->h = h;
 }
 
 /* The step that a direction walks as its i-th, and a chunk's sequences alive at it. */
@@ -798,6 +840,13 @@ static ptrdiff_t to_next(const fl_rows *rows, ptrdiff_t t, int reverse) {
     if (reverse)
         return t > 0 ? -size[-1] : 0;
     return t + 1 < rows->T && size[1] == size[0] ? size[0] : 0;
+}
+
+/* Packed rows from `row` on, of step t. */
+static Input input_at(const fl_rows *rows, ptrdiff_t I, ptrdiff_t row, ptrdiff_t t, int reverse) {
+    if (rows->x)
+        return (Input){.x = rows->x + row * I};
+    return (Input){.ids = rows->ids + row, .next_ids = rows->ids + row + to_next(rows, t, reverse)};
 }
 
 /* Start values for a chunk's steps from the i-th on, in walking order, as many as there is room for. `first` is the
@@ -843,11 +892,13 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
     const fl_spec *e = &pass->block->spec;
     const ptrdiff_t B = chunk->b1 - chunk->b0, T = job->rows->T, width = start_width(pass->block);
     const int64_t *sizes = job->rows->batch_sizes;
-    float *const h = chunk->h, *const h_new = chunk->scratch, *const start = scratch_start(chunk, e);
-    const int hoist = hoists(job->rows, B), phases = phase_count(e);
+    float *const start = scratch_start(chunk, e);
+    const int hoist = hoists(job->rows, B), phases = phase_count(e), dense = alive(chunk, sizes[T - 1]) == B;
     Phase phase[2];
     for (int p = 0; p < phases; p++)
         make_phase(&phase[p], pass->block, p, hoist, 0, 1);
+    Step s;
+    begin_steps(&s, job, chunk);
 
     ptrdiff_t first = pass->reverse ? job->N : 0; /* the first row of the step at hand */
     ptrdiff_t hoisted = 0, used = 0;              /* the step up to which start values are ready; rows of them used */
@@ -859,12 +910,15 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
             if (hoist && i >= hoisted)
                 hoisted = hoist_stretch(job, chunk, i, first, start), used = 0;
             const ptrdiff_t row = first + chunk->b0;
-            const Step s = step_at(job, chunk, t, row, h_new, h, chunk->c);
-            const Input in = input_at(job->rows, e->I, row, row + to_next(job->rows, t, pass->reverse),
-                                      hoist ? start + used * width : NULL);
+            begin_step(&s, job, t, row);
+            const Input in =
+                hoist ? (Input){.start = start + used * width} : input_at(job->rows, e->I, row, t, pass->reverse);
             for (int p = 0; p < phases; p++)
                 run_phase(&phase[p], &s, n, &in, (i + job->turn) & 1);
-            memcpy(h, h_new, (size_t)(n * e->R) * sizeof(float));
+            if (dense)
+                swap_states(&s);
+            else /* who ends, or begins later, has one place */
+                memcpy(s.h, s.h_new, (size_t)(n * e->R) * sizeof(float));
             used += n;
         }
         if (job->places)
@@ -872,6 +926,8 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
         if (!pass->reverse)
             first += sizes[t];
     }
+    if (s.h != chunk->h)
+        memcpy(chunk->h, s.h, (size_t)(B * e->R) * sizeof(float));
 }
 
 /* A team: every direction's panels are shared out, and all members meet after each phase. For dense batches too small
@@ -916,25 +972,28 @@ static void forward_team(void *arg, int index, int piece, int worker) {
         return;
     }
     const ptrdiff_t i = i0 + within / phases, t = pass->reverse ? T - 1 - i : i;
-    float *const h = i & 1 ? chunk->scratch : pass->h, *const h_new = i & 1 ? pass->h : chunk->scratch;
-    float *const c = chunk->c ? chunk->c + part * fl_team_c(B, e->H) : pass->c;
-    const Step s = step_at(job, chunk, t, t * B, h_new, h, c);
-    const Input in = input_at(job->rows, e->I, t * B, t * B + to_next(job->rows, t, pass->reverse),
-                              hoist ? start + (t - t0) * B * width : NULL);
+    Step s;
+    begin_steps(&s, job, chunk);
+    begin_step(&s, job, t, t * B);
+    if (i & 1)
+        swap_states(&s);
+    s.c = chunk->c ? chunk->c + part * fl_team_c(B, e->H) : pass->c;
+    const Input in =
+        hoist ? (Input){.start = start + (t - t0) * B * width} : input_at(job->rows, e->I, t * B, t, pass->reverse);
     for (ptrdiff_t j = 0; j < fl_min(B * e->R, 2048); j += 16)
-        __builtin_prefetch(h + j); /* the others' part is in their caches: all its lines at once, not one by one */
+        __builtin_prefetch(s.h + j); /* the others' part is in their caches: all its lines at once, not one by one */
     Phase phase;
     make_phase(&phase, k, (int)(within % phases), hoist, part, job->parts);
     const ptrdiff_t units = e->kind == FL_RNN || phases > 1 ? 4 * VL : VL; /* of a panel of the phase that gives h' */
     const ptrdiff_t end = within % phases == phases - 1 ? fl_min(e->R, phase.product.end_panel * units) : 0;
     for (ptrdiff_t u = phase.product.first_panel * units; u < end; u += 16)
-        __builtin_prefetch(h_new + u, 1); /* others have read the first row: they give it up while there is time */
-    const int of_c = c != pass->c && within % phases == 0;
+        __builtin_prefetch(s.h_new + u, 1); /* others have read the first row: they give it up while there is time */
+    const int of_c = s.c != pass->c && within % phases == 0;
     if (of_c && i == 0)
-        memcpy(c, pass->c, (size_t)(B * e->H) * sizeof *c);
+        memcpy(s.c, pass->c, (size_t)(B * e->H) * sizeof *s.c);
     run_phase(&phase, &s, B, &in, (i + job->turn) & 1);
     if (of_c && i == T - 1)
-        copy_columns(pass->c, c, B, e->H, phase.product.first_panel * VL, phase.product.end_panel * VL);
+        copy_columns(pass->c, s.c, B, e->H, phase.product.first_panel * VL, phase.product.end_panel * VL);
 }
 
 /* ---------------------------------------------------------------------------------------------------- backward, a step */
@@ -1060,7 +1119,7 @@ static void back_product(float *to, ptrdiff_t width, ptrdiff_t n, int add, const
     Product q = {.a = a, .lda = lda, .wa = wa, .ka = ka, .b = b, .ldb = ldb, .wb = wb, .kb = kb};
     plain_shape(&q, width);
     const Destination d = {to, width, width};
-    product(&q, n, add ? add_plain : store_plain, &d);
+    product(&q, n, add ? &add_plain_epilogue : &store_plain_epilogue, &d);
 }
 
 static void step_back(const Back *s, ptrdiff_t n) {

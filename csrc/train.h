@@ -40,7 +40,7 @@ static void dense_product(const fl_dense_job *job, ptrdiff_t n0, ptrdiff_t n1, i
     plain_shape(&q, k->U);
     share(q.panels, 1, part, parts, &q.first_panel, &q.end_panel);
     const Destination d = {job->y + n0 * k->U, k->U, k->U};
-    product(&q, n1 - n0, store_plain, &d);
+    product(&q, n1 - n0, &store_plain_epilogue, &d);
 }
 
 /* Rows are shared out or, where there are only a few, panels. */
