@@ -77,6 +77,9 @@ static const double LEAST_WORK = FL_LEAST * 4e5;
  * against a meeting of 0.1, or of 0.6 where cores share no cache. */
 static const double LEAST_STEP = FL_LEAST * 1e5;
 
+/* Multiply-adds of one sequence's input that are worth preparing on another thread. */
+static const double LEAST_INPUT = FL_LEAST * 1e6;
+
 /* Scratch memory that is handed out piece by piece; NULL where only its size is asked for. */
 typedef struct {
     float *memory;
@@ -103,10 +106,13 @@ static ptrdiff_t row_count(const fl_rows *rows) {
     return N;
 }
 
-/* Multiply-adds of one row of one direction. Token ids have no product with the input matrix. */
+/* Multiply-adds of one row of one direction: of its input, and in all. Token ids have no product with the input matrix. */
+static double gate_work(const fl_spec *s) {
+    return (s->kind == FL_LSTM ? 4 : s->kind == FL_GRU ? 3 : 1) * (double)s->H;
+}
+static double input_work(const fl_spec *s) { return gate_work(s) * (double)s->I; }
 static double row_work(const fl_spec *s, int of_ids) {
-    const double gates = s->kind == FL_LSTM ? 4 : s->kind == FL_GRU ? 3 : 1;
-    return gates * (double)s->H * (double)(of_ids ? s->R : s->I + s->R);
+    return gate_work(s) * (double)s->R + (of_ids ? 0 : input_work(s));
 }
 
 /* Threads worth waking for N rows of D directions. */
@@ -188,7 +194,10 @@ static void cut_forward(fl_forward_job *job, int D, int threads) {
     const double of_row = row_work(&k->spec, of_ids);
     if (dense && threads >= 2 * D && too_few(B / each, isa, of_row) && most >= 2 && (double)B * of_row >= LEAST_STEP)
         job->parts = (int)fl_min(threads / D, most);
-    job->chunk_count = cut(job->chunks, rows, N, D, job->parts ? 1 : each);
+    else if (threads > 1 && D == 1 && B == 1 && rows->T > 1 && rows->x &&
+             (double)N * input_work(&k->spec) >= LEAST_INPUT)
+        job->pair = 1;
+    job->chunk_count = cut(job->chunks, rows, N, D, job->parts || job->pair ? 1 : each);
 }
 
 static fl_pass make_pass(const fl_block *block, float *h, float *c, const fl_tape *tape) {
@@ -218,6 +227,10 @@ static ptrdiff_t forward(fl_forward_job *job, int D, int threads, float *scratch
     }
     if (from.used > size)
         return from.used;
+    if (job->pair) {
+        fl_run(isa->forward_pair, job, isa->pair_steps(job), 2, 2);
+        return from.used;
+    }
     if (!job->parts) {
         copy_states(job->chunks, job->chunk_count, passes, 0);
         fl_run(isa->forward_chunk, job, 1, job->chunk_count, job->chunk_count > 1 ? threads : 1);

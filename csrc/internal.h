@@ -80,6 +80,7 @@ typedef struct {
     int chunk_count;
     fl_chunk *chunks; /* (FL_MAX_CHUNKS) outside, so that a short call does not fill it with zeros */
     int parts;        /* a team's members for each direction; 0: chunks go each its own way */
+    int pair;         /* or one thread walks, and one prepares */
     int turn;         /* 1: the first step walks the panels backwards; else the second does */
 } fl_forward_job;
 
@@ -146,6 +147,8 @@ typedef struct {
     fl_piece_fn forward_chunk; /* arg: fl_forward_job; piece: a chunk, through all time */
     fl_piece_fn forward_team;  /* arg: fl_forward_job; step: one of team_steps; piece: direction, part */
     int (*team_steps)(const fl_forward_job *job);
+    fl_piece_fn forward_pair; /* arg: fl_forward_job; step: one of pair_steps; piece: walking or preparing */
+    int (*pair_steps)(const fl_forward_job *job);
     ptrdiff_t (*backward_scratch)(const fl_spec *spec, ptrdiff_t B);
     ptrdiff_t (*gradient_scratch)(const fl_spec *spec); /* of each worker */
     fl_piece_fn backward; /* arg: fl_backward_job; step: a stretch's walk, then its sums; piece: a chunk or a share */

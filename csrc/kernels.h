@@ -25,7 +25,7 @@
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
-enum { GRAD_PACK = 16, GRAD_C = 3, GRAD_BLOCK = FL_GRAD_BLOCK, START_FLOATS = 131072 };
+enum { GRAD_PACK = 16, GRAD_C = 3, GRAD_BLOCK = FL_GRAD_BLOCK, START_FLOATS = 131072, PAIR_WORK = 400000 };
 
 static inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 
@@ -768,10 +768,10 @@ INLINE void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, int
  * once. Token ids have none. */
 static int hoists(const fl_rows *rows, ptrdiff_t B) { return rows->T > 1 && rows->x && B <= 2 * ROWS; }
 
-/* Rows whose input's product is taken at once, at least a step's: so many that neither their start values nor their
+/* Rows whose input's product is taken at once, at least two steps': so many that neither their start values nor their
  * inputs, should these have to be gathered, take more than START_FLOATS. */
 static ptrdiff_t hoisted_rows(const fl_block *k, ptrdiff_t B) {
-    return fl_max(B, START_FLOATS / fl_max(start_width(k), k->spec.I));
+    return fl_max(2 * B, START_FLOATS / fl_max(start_width(k), k->spec.I));
 }
 
 /* Scratch of one chunk: h_new, m, z, then start values and gathered inputs where the input's product is hoisted. */
@@ -834,19 +834,19 @@ INLINE void swap_states(Step *s) {
 static ptrdiff_t walked(const fl_pass *pass, ptrdiff_t T, ptrdiff_t i) { return pass->reverse ? T - 1 - i : i; }
 static ptrdiff_t alive(const fl_chunk *chunk, int64_t size) { return fl_max(0, fl_min(chunk->b1, size) - chunk->b0); }
 
-/* How many rows after step t those of the next one come, if that has as many; else 0. */
+/* How many rows after those of step t, the next one's lie. */
 static ptrdiff_t to_next(const fl_rows *rows, ptrdiff_t t, int reverse) {
     const int64_t *const size = rows->batch_sizes + t;
-    if (reverse)
-        return t > 0 ? -size[-1] : 0;
-    return t + 1 < rows->T && size[1] == size[0] ? size[0] : 0;
+    return !reverse ? size[0] : t > 0 ? -size[-1] : 0;
 }
 
 /* Packed rows from `row` on, of step t. */
 static Input input_at(const fl_rows *rows, ptrdiff_t I, ptrdiff_t row, ptrdiff_t t, int reverse) {
     if (rows->x)
         return (Input){.x = rows->x + row * I};
-    return (Input){.ids = rows->ids + row, .next_ids = rows->ids + row + to_next(rows, t, reverse)};
+    const int64_t *const size = rows->batch_sizes + t, *const ids = rows->ids + row;
+    const int as_many = reverse || (t + 1 < rows->T && size[1] == size[0]); /* in the next step */
+    return (Input){.ids = ids, .next_ids = ids + (as_many ? to_next(rows, t, reverse) : 0)};
 }
 
 /* Start values for a chunk's steps from the i-th on, in walking order, as many as there is room for. `first` is the
@@ -869,7 +869,7 @@ static ptrdiff_t hoist_stretch(const fl_forward_job *job, const fl_chunk *chunk,
         if (!touch)
             memcpy(x + count * I, rows->x + at * I, (size_t)(n * I) * sizeof *x);
         count += n;
-        at += !pass->reverse ? sizes[t] : t > 0 ? -sizes[t - 1] : 0;
+        at += to_next(rows, t, pass->reverse);
     }
     hoisted_product(pass->block, touch ? rows->x + first * I : x, count, start, 0, 1);
     return next;
@@ -883,51 +883,121 @@ static void give_zeros(const fl_forward_job *job, const fl_chunk *chunk, ptrdiff
                (size_t)R * sizeof(float));
 }
 
+/* A chunk's way through time. */
+typedef struct {
+    const fl_forward_job *job;
+    const fl_chunk *chunk;
+    int hoist, phases, dense;
+    int fetches; /* the next step's start values, which another thread made */
+    Phase phase[2];
+    Step s;
+    ptrdiff_t first; /* the first packed row of the step that is next */
+} Walk;
+
+static void begin_walk(Walk *w, const fl_forward_job *job, const fl_chunk *chunk) {
+    const fl_pass *pass = &job->passes[chunk->direction];
+    const ptrdiff_t B = chunk->b1 - chunk->b0, T = job->rows->T;
+    const int64_t *sizes = job->rows->batch_sizes;
+    w->job = job, w->chunk = chunk;
+    w->hoist = hoists(job->rows, B), w->phases = phase_count(&pass->block->spec);
+    w->dense = alive(chunk, sizes[T - 1]) == B, w->fetches = 0;
+    w->first = pass->reverse ? job->N - sizes[T - 1] : 0;
+    for (int p = 0; p < w->phases; p++)
+        make_phase(&w->phase[p], pass->block, p, w->hoist, 0, 1);
+    begin_steps(&w->s, job, chunk);
+}
+
+/* Steps i0..i1. Their start values, if hoisted: row by row from `start` on, `by` floats apart. */
+static void walk(Walk *w, ptrdiff_t i0, ptrdiff_t i1, const float *start, ptrdiff_t by) {
+    const fl_forward_job *job = w->job;
+    const fl_rows *rows = job->rows;
+    const fl_chunk *chunk = w->chunk;
+    const fl_pass *pass = &job->passes[chunk->direction];
+    const fl_spec *e = &pass->block->spec;
+    Step *const s = &w->s;
+    for (ptrdiff_t i = i0; i < i1; i++) {
+        const ptrdiff_t t = walked(pass, rows->T, i), n = alive(chunk, rows->batch_sizes[t]);
+        if (n > 0) {
+            const ptrdiff_t row = w->first + chunk->b0;
+            const Input in = w->hoist ? (Input){.start = start} : input_at(rows, e->I, row, t, pass->reverse);
+            begin_step(s, job, t, row);
+            for (ptrdiff_t j = 0; w->fetches && j < n * fl_max(by, -by); j += 16)
+                __builtin_prefetch(start + n * by + j);
+            for (int p = 0; p < w->phases; p++)
+                run_phase(&w->phase[p], s, n, &in, (i + job->turn) & 1);
+            if (w->dense)
+                swap_states(s);
+            else /* who ends, or begins later, has one place */
+                memcpy(s->h, s->h_new, (size_t)(n * e->R) * sizeof(float));
+            start += w->hoist ? n * by : 0;
+        }
+        if (job->places)
+            give_zeros(job, chunk, t, n);
+        w->first += to_next(rows, t, pass->reverse);
+    }
+}
+
+static void end_walk(Walk *w) {
+    const fl_chunk *chunk = w->chunk;
+    if (w->s.h != chunk->h)
+        memcpy(chunk->h, w->s.h, (size_t)((chunk->b1 - chunk->b0) * w->s.k->spec.R) * sizeof(float));
+}
+
 /* One chunk through all time. */
 static void forward_chunk(void *arg, int step_index, int piece, int worker) {
     (void)step_index, (void)worker;
     const fl_forward_job *job = arg;
     const fl_chunk *chunk = &job->chunks[piece];
-    const fl_pass *pass = &job->passes[chunk->direction];
-    const fl_spec *e = &pass->block->spec;
-    const ptrdiff_t B = chunk->b1 - chunk->b0, T = job->rows->T, width = start_width(pass->block);
-    const int64_t *sizes = job->rows->batch_sizes;
-    float *const start = scratch_start(chunk, e);
-    const int hoist = hoists(job->rows, B), phases = phase_count(e), dense = alive(chunk, sizes[T - 1]) == B;
-    Phase phase[2];
-    for (int p = 0; p < phases; p++)
-        make_phase(&phase[p], pass->block, p, hoist, 0, 1);
-    Step s;
-    begin_steps(&s, job, chunk);
-
-    ptrdiff_t first = pass->reverse ? job->N : 0; /* the first row of the step at hand */
-    ptrdiff_t hoisted = 0, used = 0;              /* the step up to which start values are ready; rows of them used */
-    for (ptrdiff_t i = 0; i < T; i++) {
-        const ptrdiff_t t = walked(pass, T, i), n = alive(chunk, sizes[t]);
-        if (pass->reverse)
-            first -= sizes[t];
-        if (n > 0) {
-            if (hoist && i >= hoisted)
-                hoisted = hoist_stretch(job, chunk, i, first, start), used = 0;
-            const ptrdiff_t row = first + chunk->b0;
-            begin_step(&s, job, t, row);
-            const Input in =
-                hoist ? (Input){.start = start + used * width} : input_at(job->rows, e->I, row, t, pass->reverse);
-            for (int p = 0; p < phases; p++)
-                run_phase(&phase[p], &s, n, &in, (i + job->turn) & 1);
-            if (dense)
-                swap_states(&s);
-            else /* who ends, or begins later, has one place */
-                memcpy(s.h, s.h_new, (size_t)(n * e->R) * sizeof(float));
-            used += n;
-        }
-        if (job->places)
-            give_zeros(job, chunk, t, n);
-        if (!pass->reverse)
-            first += sizes[t];
+    const fl_block *k = job->passes[chunk->direction].block;
+    float *const start = scratch_start(chunk, &k->spec);
+    Walk w;
+    begin_walk(&w, job, chunk);
+    for (ptrdiff_t i = 0, next = job->rows->T; i < job->rows->T; i = next) {
+        if (w.hoist)
+            next = hoist_stretch(job, chunk, i, w.first, start);
+        walk(&w, i, next, start, start_width(k));
     }
-    if (s.h != chunk->h)
-        memcpy(chunk->h, s.h, (size_t)(B * e->R) * sizeof(float));
+    end_walk(&w);
+}
+
+/* A pair: one thread walks one sequence through a stretch of time, while another takes the input's product for the
+ * stretch after it. For steps too short for a team. */
+static ptrdiff_t pair_stretch(const fl_block *k, ptrdiff_t T) {
+    const ptrdiff_t width = start_width(k), most = hoisted_rows(k, 1) / 2;
+    return fl_min(fl_min(T, most), fl_max(1, PAIR_WORK / (width * (k->spec.I + k->spec.R))));
+}
+
+static int pair_steps(const fl_forward_job *job) {
+    const ptrdiff_t T = job->rows->T;
+    return 1 + (int)ceil_div(T, pair_stretch(job->passes[0].block, T));
+}
+
+static void forward_pair(void *arg, int index, int piece, int worker) {
+    (void)worker;
+    const fl_forward_job *job = arg;
+    const fl_pass *pass = &job->passes[0];
+    const fl_chunk *chunk = &job->chunks[0];
+    const fl_block *k = pass->block;
+    const fl_spec *e = &k->spec;
+    const ptrdiff_t T = job->rows->T, width = start_width(k), stretch = pair_stretch(k, T);
+    const int walks = index > 0 && piece == 0, reverse = pass->reverse;
+    const ptrdiff_t at = index - walks, i0 = at * stretch, count = fl_min(T - i0, stretch);
+    float *const start = scratch_start(chunk, e) + at % 2 * stretch * width;
+    if (!walks) { /* the first stretch's by both */
+        if (count > 0)
+            hoisted_product(k, job->rows->x + (reverse ? T - i0 - count : i0) * e->I, count, start, index ? 0 : piece,
+                            index ? 1 : 2);
+        return;
+    }
+    Walk w;
+    begin_walk(&w, job, chunk);
+    w.fetches = 1;
+    w.first = walked(pass, T, i0);
+    if (i0 & 1)
+        swap_states(&w.s);
+    walk(&w, i0, i0 + count, reverse ? start + (count - 1) * width : start, reverse ? -width : width);
+    if (i0 + count == T)
+        end_walk(&w);
 }
 
 /* A team: every direction's panels are shared out, and all members meet after each phase. For dense batches too small
@@ -1421,6 +1491,8 @@ const fl_isa JOIN(fl_isa_, ISA) = {
     .forward_chunk = forward_chunk,
     .forward_team = forward_team,
     .team_steps = team_steps,
+    .forward_pair = forward_pair,
+    .pair_steps = pair_steps,
     .backward_scratch = backward_scratch,
     .gradient_scratch = gradient_scratch,
     .backward = backward,
