@@ -149,10 +149,10 @@ typedef struct {
     const int64_t *ids;
     float *h, *c, *scratch;
     int turn; /* 0 at first; changed by every step */
-    /* Short steps only, all 0 at first: when the last one ended, how many followed one another, and nanoseconds spent
-     * on those tried alone and with all threads. */
+    /* Short steps only, all 0 at first: when the last one ended, how many followed one another, after how many both ways
+     * are tried again if alone was quicker, and nanoseconds spent on those tried alone and with all threads. */
     uint64_t ended;
-    int followed;
+    int followed, alone;
     uint64_t spent[2];
 } fl_stream;
 

@@ -530,9 +530,10 @@ static void take_step(fl_stream *s, int threads) {
 void fl_step(fl_stream *stream) { take_step(stream, stream->threads); }
 
 /* A short step gains from threads that are awake, which they are while one step follows the other, and loses where they
- * must be woken, or share their processor with a neighbour. So the first steps of every ROUND are timed: some with all
- * threads, of which the first wake them and do not count, then some alone; the rest go the quicker way. */
-enum { WAKING = 16, TRIED_WITH_ALL = 20, TRIED = 24, ROUND = 4096 };
+ * must be woken, or share their processor with a neighbour. So the first steps of every round are timed: some with all
+ * threads, of which the first wake them and do not count, then some alone; the rest go the quicker way. Threads that did
+ * not help, perhaps for a moment only, are tried again soon, and then less and less often. */
+enum { WAKING = 16, TRIED_WITH_ALL = 20, TRIED = 24, LEAST_ROUND = 256, MOST_ROUND = 4096 };
 void flq_step(fl_stream *stream) {
     if (worthwhile(&stream->blocks[0]->spec, stream->ids != NULL, stream->B, 1, stream->threads) == 1) {
         take_step(stream, 1);
@@ -550,5 +551,8 @@ void flq_step(fl_stream *stream) {
         stream->spent[0] = stream->spent[1] = 0;
     if (at >= WAKING && at < TRIED)
         stream->spent[all] += stream->ended - begin;
-    stream->followed = (at + 1) % ROUND;
+    if (at == TRIED)
+        stream->alone = quicker ? 0 : (int)fl_max(LEAST_ROUND, fl_min(MOST_ROUND, 2 * stream->alone));
+    const int round = stream->alone ? stream->alone : MOST_ROUND;
+    stream->followed = at < TRIED || at + 1 < round ? at + 1 : 0;
 }
