@@ -1223,6 +1223,20 @@ static void step_back(const Back *s, ptrdiff_t n) {
 
 static ptrdiff_t backward_scratch(const fl_spec *s, ptrdiff_t B) { return fl_round16(B * s->H); }
 
+/* dx of rows whose gate gradients are there. */
+static void input_gradient(const fl_backward_job *job, ptrdiff_t row, ptrdiff_t n) {
+    const fl_block *k = job->pass->block;
+    const ptrdiff_t I = k->spec.I, ld = job->ld_gates;
+    back_product(job->dx + row * I, I, n, 1, job->dgates + row * ld, ld, k->v_x, gate_count(&k->spec) * k->spec.H, NULL,
+                 0, NULL, 0);
+}
+
+/* Whether chunks make dx of their own rows, step by step, while they walk: another thread would have to fetch the gate
+ * gradients first. Not for so few rows that the input's panels would be read for little. */
+static int walks_with_dx(const fl_backward_job *job) {
+    return job->dx && job->chunk_count > 1 && job->rows->batch_sizes[0] >= 2 * ROWS * job->chunk_count;
+}
+
 /* One chunk back through one stretch of time. */
 static void backward_chunk(const fl_backward_job *job, const fl_chunk *chunk, const fl_stretch *stretch) {
     const fl_pass *pass = job->pass;
@@ -1250,6 +1264,8 @@ static void backward_chunk(const fl_backward_job *job, const fl_chunk *chunk, co
                             .h_prev = job->h_prev + row,
                             .m = chunk->scratch};
             step_back(&s, n);
+            if (walks_with_dx(job))
+                input_gradient(job, row, n);
         }
         if (pass->reverse)
             first += sizes[t];
@@ -1460,11 +1476,10 @@ static void gradients_of_rows(const fl_backward_job *job, int piece, float *work
         product_sums(g->weight_peep + H + j0, d + H + j0, ld, j1 - j0, &c_prev, j0, n0, n1);
         product_sums(g->weight_peep + 2 * H + j0, d + 3 * H + j0, ld, j1 - j0, &c, j0, n0, n1);
     }
-    if (job->dx) {
+    if (job->dx && !walks_with_dx(job)) {
         share(n1 - n0, ROWS, piece, job->pieces, &j0, &j1);
         if (j1 > j0)
-            back_product(job->dx + (n0 + j0) * I, I, j1 - j0, 1, d + (n0 + j0) * ld, ld, pass->block->v_x, GH, NULL, 0,
-                         NULL, 0);
+            input_gradient(job, n0 + j0, j1 - j0);
     }
 }
 
