@@ -215,7 +215,8 @@ BITS = [
     Case("rnn", 5, 19, 31, 100, {"num_layers": 2}),
     Case("lstm", 4, 19, 50, 16, ids=True),
 ]
-# Large enough for several threads, whichever way the work is split: by directions, rows or hidden units.
+# Large enough for several threads, whichever way the work is split: by directions, rows or hidden units, or one thread
+# walking while another prepares its input.
 THREADED = [
     Case("lstm", 6, 64, 64, 128),
     Case("lstm", 6, 33, 40, 129, TWO, tuple(b % 7 for b in range(33))),
@@ -226,6 +227,8 @@ THREADED = [
     Case("gru", 6, 40, 64, 200, {"reset_after": False}),
     Case("rnn", 12, 64, 64, 256, TWO),
     Case("lstm", 9, 40, 300, 128, ids=True),
+    Case("lstm", 99, 1, 48, 64),
+    Case("gru", 120, 1, 60, 50, {"reset_after": False}),
 ]
 
 
