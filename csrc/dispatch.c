@@ -107,12 +107,9 @@ static ptrdiff_t row_count(const fl_rows *rows) {
 }
 
 /* Multiply-adds of one row of one direction: of its input, and in all. Token ids have no product with the input matrix. */
-static double gate_work(const fl_spec *s) {
-    return (s->kind == FL_LSTM ? 4 : s->kind == FL_GRU ? 3 : 1) * (double)s->H;
-}
-static double input_work(const fl_spec *s) { return gate_work(s) * (double)s->I; }
+static double input_work(const fl_spec *s) { return fl_gate_count(s) * (double)s->H * (double)s->I; }
 static double row_work(const fl_spec *s, int of_ids) {
-    return gate_work(s) * (double)s->R + (of_ids ? 0 : input_work(s));
+    return fl_gate_count(s) * (double)s->H * (double)s->R + (of_ids ? 0 : input_work(s));
 }
 
 /* Threads worth waking for N rows of D directions. */

@@ -43,6 +43,8 @@ enum {
     FL_APART = 1024      /* floats between what two threads write again and again; see take_apart */
 };
 
+INLINE int fl_gate_count(const fl_spec *s) { return s->kind == FL_LSTM ? 4 : s->kind == FL_GRU ? 3 : 1; }
+
 /* Packed rows: float input (N, I), or integers (N); the other is NULL. */
 typedef struct {
     const float *x;

@@ -419,10 +419,8 @@ static ptrdiff_t padded(ptrdiff_t n) { return ceil_div(n, VL) * VL; }
 
 static int has_two_phases(const fl_spec *s) { return s->kind == FL_GRU && !s->reset_after; }
 
-static int gate_count(const fl_spec *s) { return s->kind == FL_LSTM ? 4 : s->kind == FL_GRU ? 3 : 1; }
-
 static ptrdiff_t pack_size(const fl_spec *s, int backward) {
-    const ptrdiff_t G = gate_count(s), Hp = padded(s->H), projection = s->projected ? s->H * padded(s->R) : 0;
+    const ptrdiff_t G = fl_gate_count(s), Hp = padded(s->H), projection = s->projected ? s->H * padded(s->R) : 0;
     if (backward)
         return G * s->H * ((backward == FL_BACKWARD) * padded(s->I) + padded(s->R)) + (s->projected ? s->R * Hp : 0);
     return (G * (s->I + s->R) + 4) * Hp + projection + 3 * Hp;
@@ -448,7 +446,7 @@ static float *pack_bias(float *to, const fl_spec *s, const fl_params *w, int fir
 
 static void pack(fl_block *k, const fl_params *w, int backward, float *to) {
     const fl_spec *s = &k->spec;
-    const int G = gate_count(s), two_phases = has_two_phases(s), plain = s->kind == FL_RNN;
+    const int G = fl_gate_count(s), two_phases = has_two_phases(s), plain = s->kind == FL_RNN;
     const ptrdiff_t I = s->I, H = s->H, R = s->R;
     const int C = two_phases ? 2 : G, blocks = two_phases ? 2 : 1; /* gates of the first phase, blocks to a panel */
     if (backward) {
@@ -830,8 +828,12 @@ INLINE void swap_states(Step *s) {
     s->h_new = s->h, s->h = h;
 }
 
-/* The step that a direction walks as its i-th, and a chunk's sequences alive at it. */
+/* The step that a direction walks as its i-th, the earliest that it walks as i0..i1, and a chunk's sequences alive at one
+ * of so many. */
 static ptrdiff_t walked(const fl_pass *pass, ptrdiff_t T, ptrdiff_t i) { return pass->reverse ? T - 1 - i : i; }
+static ptrdiff_t earliest(const fl_pass *pass, ptrdiff_t T, ptrdiff_t i0, ptrdiff_t i1) {
+    return pass->reverse ? T - i1 : i0;
+}
 static ptrdiff_t alive(const fl_chunk *chunk, int64_t size) { return fl_max(0, fl_min(chunk->b1, size) - chunk->b0); }
 
 /* How many rows after those of step t, the next one's lie. */
@@ -961,7 +963,7 @@ static void forward_chunk(void *arg, int step_index, int piece, int worker) {
 }
 
 /* A pair: one thread walks one sequence through a stretch of time, while another takes the input's product for the
- * stretch after it. For steps too short for a team. */
+ * stretch after it, of about PAIR_WORK multiply-adds. For steps too short for a team. */
 static ptrdiff_t pair_stretch(const fl_block *k, ptrdiff_t T) {
     const ptrdiff_t width = start_width(k), most = hoisted_rows(k, 1) / 2;
     return fl_min(fl_min(T, most), fl_max(1, PAIR_WORK / (width * (k->spec.I + k->spec.R))));
@@ -980,12 +982,12 @@ static void forward_pair(void *arg, int index, int piece, int worker) {
     const fl_block *k = pass->block;
     const fl_spec *e = &k->spec;
     const ptrdiff_t T = job->rows->T, width = start_width(k), stretch = pair_stretch(k, T);
-    const int walks = index > 0 && piece == 0, reverse = pass->reverse;
-    const ptrdiff_t at = index - walks, i0 = at * stretch, count = fl_min(T - i0, stretch);
+    const int walks = index > 0 && piece == 0;
+    const ptrdiff_t at = index - walks, i0 = at * stretch, i1 = fl_min(T, i0 + stretch), count = i1 - i0;
     float *const start = scratch_start(chunk, e) + at % 2 * stretch * width;
     if (!walks) { /* the first stretch's by both */
         if (count > 0)
-            hoisted_product(k, job->rows->x + (reverse ? T - i0 - count : i0) * e->I, count, start, index ? 0 : piece,
+            hoisted_product(k, job->rows->x + earliest(pass, T, i0, i1) * e->I, count, start, index ? 0 : piece,
                             index ? 1 : 2);
         return;
     }
@@ -995,8 +997,11 @@ static void forward_pair(void *arg, int index, int piece, int worker) {
     w.first = walked(pass, T, i0);
     if (i0 & 1)
         swap_states(&w.s);
-    walk(&w, i0, i0 + count, reverse ? start + (count - 1) * width : start, reverse ? -width : width);
-    if (i0 + count == T)
+    if (pass->reverse)
+        walk(&w, i0, i1, start + (count - 1) * width, -width);
+    else
+        walk(&w, i0, i1, start, width);
+    if (i1 == T)
         end_walk(&w);
 }
 
@@ -1035,13 +1040,13 @@ static void forward_team(void *arg, int index, int piece, int worker) {
 
     const ptrdiff_t per_stretch = hoist + stretch * phases;
     const ptrdiff_t i0 = index / per_stretch * stretch, i1 = fl_min(T, i0 + stretch); /* the stretch's steps */
-    const ptrdiff_t t0 = pass->reverse ? T - i1 : i0;                                 /* the earliest of them */
+    const ptrdiff_t t0 = earliest(pass, T, i0, i1);
     ptrdiff_t within = index % per_stretch;
     if (hoist && within-- == 0) {
         hoisted_product(k, job->rows->x + t0 * B * e->I, (i1 - i0) * B, start, part, job->parts);
         return;
     }
-    const ptrdiff_t i = i0 + within / phases, t = pass->reverse ? T - 1 - i : i;
+    const ptrdiff_t i = i0 + within / phases, t = walked(pass, T, i);
     Step s;
     begin_steps(&s, job, chunk);
     begin_step(&s, job, t, t * B);
@@ -1227,8 +1232,8 @@ static ptrdiff_t backward_scratch(const fl_spec *s, ptrdiff_t B) { return fl_rou
 static void input_gradient(const fl_backward_job *job, ptrdiff_t row, ptrdiff_t n) {
     const fl_block *k = job->pass->block;
     const ptrdiff_t I = k->spec.I, ld = job->ld_gates;
-    back_product(job->dx + row * I, I, n, 1, job->dgates + row * ld, ld, k->v_x, gate_count(&k->spec) * k->spec.H, NULL,
-                 0, NULL, 0);
+    back_product(job->dx + row * I, I, n, 1, job->dgates + row * ld, ld, k->v_x, fl_gate_count(&k->spec) * k->spec.H,
+                 NULL, 0, NULL, 0);
 }
 
 /* Whether chunks make dx of their own rows, step by step, while they walk: another thread would have to fetch the gate
@@ -1243,12 +1248,11 @@ static void backward_chunk(const fl_backward_job *job, const fl_chunk *chunk, co
     const fl_spec *e = &pass->block->spec;
     const ptrdiff_t b0 = chunk->b0, B = chunk->b1 - b0, H = e->H, R = e->R;
     const int64_t *sizes = job->rows->batch_sizes;
-    ptrdiff_t first = pass->reverse ? stretch->row0 : stretch->row1; /* the walk goes against the direction's own */
+    const int forth = pass->reverse; /* the walk goes against the direction's own */
+    ptrdiff_t first = forth ? stretch->row0 : stretch->row1 - sizes[stretch->t1 - 1];
     for (ptrdiff_t i = stretch->t0; i < stretch->t1; i++) {
-        const ptrdiff_t t = pass->reverse ? i : stretch->t0 + stretch->t1 - 1 - i;
-        if (!pass->reverse)
-            first -= sizes[t];
-        const ptrdiff_t n = fl_min(B, sizes[t] - b0), row = first + b0;
+        const ptrdiff_t t = forth ? i : stretch->t0 + stretch->t1 - 1 - i, n = fl_min(B, sizes[t] - b0),
+                        row = first + b0;
         if (n > 0) {
             const Back s = {.k = pass->block,
                             .dh = chunk->h,
@@ -1267,8 +1271,7 @@ static void backward_chunk(const fl_backward_job *job, const fl_chunk *chunk, co
             if (walks_with_dx(job))
                 input_gradient(job, row, n);
         }
-        if (pass->reverse)
-            first += sizes[t];
+        first += to_next(job->rows, t, !forth);
     }
 }
 
@@ -1428,7 +1431,7 @@ static void gradients_of_rows(const fl_backward_job *job, int piece, float *work
     const fl_pass *pass = job->pass;
     const fl_spec *e = &pass->block->spec;
     const fl_grads *g = job->grads;
-    const ptrdiff_t H = e->H, R = e->R, I = e->I, ld = job->ld_gates, GH = gate_count(e) * H;
+    const ptrdiff_t H = e->H, R = e->R, I = e->I, ld = job->ld_gates, GH = fl_gate_count(e) * H;
     const float *const d = job->dgates;
     const Source x = {job->rows->x, I, NULL}, h_prev = {NULL, 0, job->h_prev}, c_prev = {NULL, 0, job->c_prev};
     const Source rh = {pass->gates + 3 * H, ld, NULL}, m = {pass->tape_m, H, NULL}, c = {pass->tape_c, H, NULL};
