@@ -209,12 +209,17 @@ static void tile_product(const Product *q, ptrdiff_t from, ptrdiff_t end, ptrdif
     }
 }
 
-/* acc (P panels, CA vectors) += a w for one row; w (P, K, C, VL). */
+/* acc (P panels, CA vectors) += a w for one row; w (P, K, C, VL). With `ahead`, weights are asked for 1 KiB ahead. */
 INLINE void multiply_row(V *acc, const int P, const int CA, const int C, const int third, const float *a,
-                         const float *w, ptrdiff_t K) {
+                         const float *w, ptrdiff_t K, const int ahead) {
     const ptrdiff_t next = K * C * VL;
     for (ptrdiff_t k = 0; k < K; k++, w += C * VL) {
         const V av = V_SET1(a[k]);
+        if (ahead) {
+            UNROLL
+            for (int v = 0; v < P * C * VL; v += 16)
+                __builtin_prefetch(w + 256 + v / (C * VL) * next + v % (C * VL));
+        }
         UNROLL
         for (int v = 0; v < P * C; v++) {
             V *const s = &acc[v / C * CA + (v % C == 2 ? third : v % C)];
@@ -224,7 +229,7 @@ INLINE void multiply_row(V *acc, const int P, const int CA, const int C, const i
 }
 
 /* One row of panel p, or of the pair that begins with it. */
-INLINE void row_tile(const Product *q, const int P, const int CA, const int C, const int third, ptrdiff_t p,
+INLINE void row_tile(const Product *q, const int P, const int CA, const int C, const int third, ptrdiff_t p, int ahead,
                      epilogue_fn *epilogue, const void *context) {
     float out[2 * 4 * VL] __attribute__((aligned(64)));
     const float *start = q->start ? q->start + p * CA * VL : zeros;
@@ -237,10 +242,15 @@ INLINE void row_tile(const Product *q, const int P, const int CA, const int C, c
     UNROLL
     for (int v = 0; v < P * CA; v++)
         acc[v] = V_LOAD(start + v * VL);
-    if (q->a)
-        multiply_row(acc, P, CA, C, 2, q->a, q->wa + p * q->ka * C * VL, q->ka);
-    if (q->b)
-        multiply_row(acc, P, CA, C, third, q->b, q->wb + p * q->kb * C * VL, q->kb);
+    if (ahead) {
+        multiply_row(acc, P, CA, C, 2, q->a, q->wa + p * q->ka * C * VL, q->ka, 1);
+        multiply_row(acc, P, CA, C, third, q->b, q->wb + p * q->kb * C * VL, q->kb, 1);
+    } else {
+        if (q->a)
+            multiply_row(acc, P, CA, C, 2, q->a, q->wa + p * q->ka * C * VL, q->ka, 0);
+        if (q->b)
+            multiply_row(acc, P, CA, C, third, q->b, q->wb + p * q->kb * C * VL, q->kb, 0);
+    }
     UNROLL
     for (int v = 0; v < P * CA; v++)
         V_STORE(out + v * VL, acc[v]);
@@ -254,22 +264,26 @@ INLINE void row_tile(const Product *q, const int P, const int CA, const int C, c
 /* Whether a single row takes two panels at once: its 4 accumulators wait for one another. With vectors of 64 bytes they
  * nevertheless take as much as the second-level cache gives, and from there one stream comes quicker than two; the step
  * after finds a panel in the first-level cache, but no pair. (Beyond that cache two streams are quicker again.) */
-static int in_pairs(const Product *q) {
-    const ptrdiff_t bytes = (q->ids ? q->kb : q->ka + q->kb) * vectors[q->shape] * VL * (ptrdiff_t)sizeof(float);
-    return VL < 16 || bytes < 24 * 1024 || bytes > 96 * 1024;
+static int in_pairs(ptrdiff_t panel) { return VL < 16 || panel < 24 * 1024 || panel > 96 * 1024; }
+
+/* Whether a single row asks for the weights of `bytes` ahead: those of a step that comes alone, input and state at once,
+ * from the third-level cache. The hardware may fetch them as early, or a fifth slower, for a whole process. */
+static int asks_ahead(const Product *q, ptrdiff_t bytes) {
+    return q->a && q->b && bytes >= 1 << 20 && bytes <= 14 << 20;
 }
 
 /* Panels of full width from `from` to `end` for one row. */
 INLINE void row_product(const Product *q, const int CA, const int C, const int third, ptrdiff_t from, ptrdiff_t end,
                         epilogue_fn *epilogue, const void *context) {
-    const int pairs = in_pairs(q);
+    const ptrdiff_t panel = (q->ids ? q->kb : q->ka + q->kb) * C * VL * (ptrdiff_t)sizeof(float);
+    const int pairs = in_pairs(panel), ahead = asks_ahead(q, (end - from) * panel);
     while (from < end) {
         const int pair = pairs && end - from > 1;
         const ptrdiff_t p = q->backwards ? end - 1 - pair : from;
         if (pair)
-            row_tile(q, 2, CA, C, third, p, epilogue, context);
+            row_tile(q, 2, CA, C, third, p, ahead, epilogue, context);
         else
-            row_tile(q, 1, CA, C, third, p, epilogue, context);
+            row_tile(q, 1, CA, C, third, p, ahead, epilogue, context);
         if (q->backwards)
             end = p;
         else
