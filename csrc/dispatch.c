@@ -217,10 +217,10 @@ static ptrdiff_t forward(fl_forward_job *job, int D, int threads, float *scratch
         fl_chunk *chunk = &job->chunks[i];
         const fl_pass *pass = &passes[chunk->direction];
         const ptrdiff_t B = chunk->b1 - chunk->b0;
-        place_state(chunk, pass, many && !job->parts && job->chunk_count > 1, &from);
+        place_state(chunk, pass, many && (job->parts || job->chunk_count > 1), &from);
         if (job->parts)
             chunk->c = many && pass->c ? take_apart(&from, job->parts * fl_team_c(B, pass->block->spec.H)) : NULL;
-        chunk->scratch = take_apart(&from, isa->forward_scratch(pass->block, B, rows));
+        chunk->scratch = take_apart(&from, isa->forward_scratch(pass->block, B, rows, job->parts));
     }
     if (from.used > size)
         return from.used;
@@ -234,10 +234,12 @@ static ptrdiff_t forward(fl_forward_job *job, int D, int threads, float *scratch
         copy_states(job->chunks, job->chunk_count, passes, 1);
         return from.used;
     }
-    fl_run(isa->forward_team, job, isa->team_steps(job), D * job->parts, threads);
     const size_t state = (size_t)(rows->batch_sizes[0] * passes[0].block->spec.R) * sizeof(float);
-    for (int d = 0; d < D && rows->T % 2; d++) /* an odd number of steps leaves the state in the scratch memory */
-        memcpy(passes[d].h, job->chunks[d].scratch, state);
+    for (int d = 0; d < D && many; d++)
+        memcpy(job->chunks[d].h, passes[d].h, state);
+    fl_run(isa->forward_team, job, isa->team_steps(job), D * job->parts, threads);
+    for (int d = 0; d < D && (many || rows->T % 2); d++) /* an odd number of steps leaves it in the scratch memory */
+        memcpy(passes[d].h, rows->T % 2 ? job->chunks[d].scratch : job->chunks[d].h, state);
     return from.used;
 }
 

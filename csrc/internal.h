@@ -145,7 +145,7 @@ typedef struct {
     int rows; /* of a tile */
     ptrdiff_t (*pack_size)(const fl_spec *spec, int backward);
     void (*pack)(fl_block *block, const fl_params *params, int backward, float *memory);
-    ptrdiff_t (*forward_scratch)(const fl_block *block, ptrdiff_t B, const fl_rows *rows); /* of a chunk */
+    ptrdiff_t (*forward_scratch)(const fl_block *block, ptrdiff_t B, const fl_rows *rows, int parts); /* of a chunk */
     fl_piece_fn forward_chunk; /* arg: fl_forward_job; piece: a chunk, through all time */
     fl_piece_fn forward_team;  /* arg: fl_forward_job; step: one of team_steps; piece: direction, part */
     int (*team_steps)(const fl_forward_job *job);

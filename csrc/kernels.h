@@ -705,20 +705,44 @@ static void candidate_phase(const fl_block *k, Product *q) {
     plain_shape(q, H);
 }
 
-/* Width of a row of start values: of the first phase, then of a candidate that has its own. */
-static ptrdiff_t first_width(const fl_block *k) {
+/* Floats of a row of start values of panels from..end, and of all: of the first phase, then of a candidate that has its
+ * own. */
+static ptrdiff_t panels_width(const Product *q, ptrdiff_t from, ptrdiff_t end) {
+    const ptrdiff_t narrower = q->shape && from < end && end == q->panels ? q->shape - q->last_vectors : 0;
+    return ((end - from) * accumulators[q->shape] - narrower) * VL;
+}
+
+static ptrdiff_t start_width(const fl_block *k) {
     Product q;
     first_phase(k, &q);
-    return (q.panels * accumulators[q.shape] + (q.shape ? q.last_vectors - q.shape : 0)) * VL;
+    return panels_width(&q, 0, q.panels) + (has_two_phases(&k->spec) ? padded(k->spec.H) : 0);
 }
-static ptrdiff_t start_width(const fl_block *k) {
-    return first_width(k) + (has_two_phases(&k->spec) ? padded(k->spec.H) : 0);
+
+/* Where the start values of a share of the panels lie, row by row. */
+typedef struct {
+    ptrdiff_t width, before; /* of a row, and of a row of the shares before */
+    ptrdiff_t at[2];         /* where in a row a phase's panel 0 would be */
+} Starts;
+
+static Starts starts_of(const fl_block *k, int part, int parts) {
+    Starts s = {0};
+    for (int phase = 0; phase < 1 + has_two_phases(&k->spec); phase++) {
+        Product q;
+        ptrdiff_t from, end;
+        (phase ? candidate_phase : first_phase)(k, &q);
+        share(q.panels, 1, part, parts, &from, &end);
+        const ptrdiff_t before = panels_width(&q, 0, from);
+        s.at[phase] = s.width - before;
+        s.before += before;
+        s.width += panels_width(&q, from, end);
+    }
+    return s;
 }
 
 /* Products of a step that wait for one another (Spec.phases). */
 static int phase_count(const fl_spec *s) { return 1 + (has_two_phases(s) || s->projected); }
 
-/* What a step reads: x (n, I), or ids (n) and perhaps soon next_ids (n), or start values (n, start_width). */
+/* What a step reads: x (n, I), or ids (n) and perhaps soon next_ids (n), or start values. */
 typedef struct {
     const float *x, *start;
     const int64_t *ids, *next_ids;
@@ -728,7 +752,7 @@ typedef struct {
 typedef struct {
     Product product;
     const Epilogue *epilogue;
-    ptrdiff_t start_at; /* where its start values begin in a row of them */
+    ptrdiff_t start_at; /* see Starts */
     int hoisted;        /* the input's product is done: it begins with start values */
     int of_m;           /* its operand is m, not h */
     int of_x;           /* it has the input as an operand, or start values made of it */
@@ -745,7 +769,7 @@ static const Epilogue *epilogue_of(const fl_block *k, int phase) {
 }
 
 /* In place: a copy would read vectors of what was just stored in pieces, which has to wait. */
-static void make_phase(Phase *p, const fl_block *k, int phase, int hoisted, int part, int parts) {
+static void make_phase(Phase *p, const fl_block *k, int phase, const Starts *starts, int part, int parts) {
     const fl_spec *e = &k->spec;
     const int candidate = phase && has_two_phases(e), projects = phase && e->projected;
     Product *const q = &p->product;
@@ -756,9 +780,9 @@ static void make_phase(Phase *p, const fl_block *k, int phase, int hoisted, int 
         (candidate ? candidate_phase : first_phase)(k, q);
     }
     p->epilogue = epilogue_of(k, phase);
-    p->hoisted = hoisted, p->of_m = phase > 0, p->of_x = !projects;
-    if (hoisted && !projects)
-        q->ka = 0, q->ld_start = start_width(k), p->start_at = candidate ? first_width(k) : 0;
+    p->hoisted = starts != NULL, p->of_m = phase > 0, p->of_x = !projects;
+    if (p->hoisted && !projects)
+        q->ka = 0, q->ld_start = starts->width, p->start_at = starts->at[phase];
     share(q->panels, 1, part, parts, &q->first_panel, &q->end_panel);
 }
 
@@ -787,17 +811,19 @@ static ptrdiff_t hoisted_rows(const fl_block *k, ptrdiff_t B) {
 }
 
 /* Scratch of one chunk: h_new, m, z, then start values and gathered inputs where the input's product is hoisted. */
-static ptrdiff_t forward_scratch(const fl_block *k, ptrdiff_t B, const fl_rows *of) {
+static ptrdiff_t forward_scratch(const fl_block *k, ptrdiff_t B, const fl_rows *of, int parts) {
     const ptrdiff_t state = fl_round16(B * k->spec.R) + 2 * fl_round16(B * k->spec.H), rows = hoisted_rows(k, B);
-    return hoists(of, B) ? state + fl_round16(rows * start_width(k)) + fl_round16(rows * k->spec.I) : state;
+    const ptrdiff_t start = fl_round16(rows * start_width(k)) + (parts > 1 ? parts * FL_APART : 0);
+    return hoists(of, B) ? state + start + fl_round16(rows * k->spec.I) : state;
 }
 
 /* Start values of n rows of input, of every phase that has some: the share `part` of the panels. */
-static void hoisted_product(const fl_block *k, const float *x, ptrdiff_t n, float *start, int part, int parts) {
+static void hoisted_product(const fl_block *k, const float *x, ptrdiff_t n, float *start, const Starts *starts,
+                            int part, int parts) {
     for (int phase = 0; phase < 1 + has_two_phases(&k->spec); phase++) {
         Product q;
         (phase ? candidate_phase : first_phase)(k, &q);
-        q.a = x, q.kb = 0, q.out = start + (phase ? first_width(k) : 0), q.ld_out = start_width(k);
+        q.a = x, q.kb = 0, q.out = start + starts->at[phase], q.ld_out = starts->width;
         share(q.panels, 1, part, parts, &q.first_panel, &q.end_panel);
         tile_product(&q, q.first_panel, q.end_panel, n, NULL, NULL);
     }
@@ -887,7 +913,8 @@ static ptrdiff_t hoist_stretch(const fl_forward_job *job, const fl_chunk *chunk,
         count += n;
         at += to_next(rows, t, pass->reverse);
     }
-    hoisted_product(pass->block, touch ? rows->x + first * I : x, count, start, 0, 1);
+    const Starts starts = starts_of(pass->block, 0, 1);
+    hoisted_product(pass->block, touch ? rows->x + first * I : x, count, start, &starts, 0, 1);
     return next;
 }
 
@@ -918,8 +945,9 @@ static void begin_walk(Walk *w, const fl_forward_job *job, const fl_chunk *chunk
     w->hoist = hoists(job->rows, B), w->phases = phase_count(&pass->block->spec);
     w->dense = alive(chunk, sizes[T - 1]) == B, w->fetches = 0;
     w->first = pass->reverse ? job->N - sizes[T - 1] : 0;
+    const Starts starts = starts_of(pass->block, 0, 1);
     for (int p = 0; p < w->phases; p++)
-        make_phase(&w->phase[p], pass->block, p, w->hoist, 0, 1);
+        make_phase(&w->phase[p], pass->block, p, w->hoist ? &starts : NULL, 0, 1);
     begin_steps(&w->s, job, chunk);
 }
 
@@ -1000,9 +1028,10 @@ static void forward_pair(void *arg, int index, int piece, int worker) {
     const ptrdiff_t at = index - walks, i0 = at * stretch, i1 = fl_min(T, i0 + stretch), count = i1 - i0;
     float *const start = scratch_start(chunk, e) + at % 2 * stretch * width;
     if (!walks) { /* the first stretch's by both */
+        const Starts starts = starts_of(k, 0, 1);
         if (count > 0)
-            hoisted_product(k, job->rows->x + earliest(pass, T, i0, i1) * e->I, count, start, index ? 0 : piece,
-                            index ? 1 : 2);
+            hoisted_product(k, job->rows->x + earliest(pass, T, i0, i1) * e->I, count, start, &starts,
+                            index ? 0 : piece, index ? 1 : 2);
         return;
     }
     Walk w;
@@ -1048,16 +1077,17 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     const fl_pass *pass = &job->passes[chunk->direction];
     const fl_block *k = pass->block;
     const fl_spec *e = &k->spec;
-    const ptrdiff_t T = job->rows->T, B = chunk->b1, width = start_width(k), stretch = team_stretch(k, job->rows);
+    const ptrdiff_t T = job->rows->T, B = chunk->b1, stretch = team_stretch(k, job->rows);
     const int part = piece % job->parts, hoist = team_hoists(job), phases = phase_count(e);
-    float *const start = scratch_start(chunk, e);
+    const Starts starts = starts_of(k, part, job->parts); /* each member's apart */
+    float *const start = scratch_start(chunk, e) + stretch * B * starts.before + part * FL_APART;
 
     const ptrdiff_t per_stretch = hoist + stretch * phases;
     const ptrdiff_t i0 = index / per_stretch * stretch, i1 = fl_min(T, i0 + stretch); /* the stretch's steps */
     const ptrdiff_t t0 = earliest(pass, T, i0, i1);
     ptrdiff_t within = index % per_stretch;
     if (hoist && within-- == 0) {
-        hoisted_product(k, job->rows->x + t0 * B * e->I, (i1 - i0) * B, start, part, job->parts);
+        hoisted_product(k, job->rows->x + t0 * B * e->I, (i1 - i0) * B, start, &starts, part, job->parts);
         return;
     }
     const ptrdiff_t i = i0 + within / phases, t = walked(pass, T, i);
@@ -1067,12 +1097,12 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     if (i & 1)
         swap_states(&s);
     s.c = chunk->c ? chunk->c + part * fl_team_c(B, e->H) : pass->c;
-    const Input in =
-        hoist ? (Input){.start = start + (t - t0) * B * width} : input_at(job->rows, e->I, t * B, t, pass->reverse);
+    const Input in = hoist ? (Input){.start = start + (t - t0) * B * starts.width}
+                           : input_at(job->rows, e->I, t * B, t, pass->reverse);
     for (ptrdiff_t j = 0; j < fl_min(B * e->R, 2048); j += 16)
         __builtin_prefetch(s.h + j); /* the others' part is in their caches: all its lines at once, not one by one */
     Phase phase;
-    make_phase(&phase, k, (int)(within % phases), hoist, part, job->parts);
+    make_phase(&phase, k, (int)(within % phases), hoist ? &starts : NULL, part, job->parts);
     const ptrdiff_t units = e->kind == FL_RNN || phases > 1 ? 4 * VL : VL; /* of a panel of the phase that gives h' */
     const ptrdiff_t end = within % phases == phases - 1 ? fl_min(e->R, phase.product.end_panel * units) : 0;
     for (ptrdiff_t u = phase.product.first_panel * units; u < end; u += 16)

@@ -16,7 +16,7 @@
  * A thread that slept through steps, or through whole calls, does no harm and delays nobody: it tries no ticks but those
  * of the call that it knows, and as ticks are unique, a successful swap proves that this call still waits for the unit.
  *
- * What is written in every step lies in a cache line of its own, which is read by others only where they wait for it:
+ * What is written in every step lies in cache lines of its own, which are read by others only where they wait for it:
  * between cores that share no cache, a line takes 250 ns to come, and a step waits for one only, beside its data. So
  * others' claims are looked at only after a while, or where they were not there in the step before.
  *
@@ -65,7 +65,7 @@
 enum {
     MAX_THREADS = 256,
     MAX_UNITS = 1024, /* 12 bits of the word each are more than enough for both */
-    CACHE_LINE = 64,
+    APART = 128,      /* bytes: hardware fetches cache lines in pairs */
 #if defined(__linux__)
     CALLER_SPIN_NS = 50000, /* about what a worker on an idle processor needs to come; see make_room */
 #else
@@ -82,10 +82,10 @@ enum {
 /* ---- the pool: the only state of this library that outlives a call, beside the chosen instruction set ---- */
 
 typedef struct {
-    _Alignas(CACHE_LINE) atomic_uint_least64_t finished; /* written by the participant only, at every step */
-    _Alignas(CACHE_LINE) atomic_uint asleep;             /* 1: sleeping, or about to look once more and then sleep */
-    atomic_int id;                                       /* the system's number of the thread; 0 until it runs */
-    int avoided;                                         /* the processor that it keeps off; the owner's own */
+    _Alignas(APART) atomic_uint_least64_t finished; /* written by the participant only, at every step */
+    _Alignas(APART) atomic_uint asleep;             /* 1: sleeping, or about to look once more and then sleep */
+    atomic_int id;                                  /* the system's number of the thread; 0 until it runs */
+    int avoided;                                    /* the processor that it keeps off; the owner's own */
 #if !FUTEX
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -93,20 +93,20 @@ typedef struct {
 } slot_t;
 
 typedef struct {
-    _Alignas(CACHE_LINE) atomic_uint_least64_t tick;
+    _Alignas(APART) atomic_uint_least64_t tick;
 } claim_t;
 
 static struct {
     /* The call under way, in one line: a worker gets all of it at once. Written by the owner between calls; fn, arg and
      * pieces are read by holders of a claimed unit, the others by whoever then finds the same word again. */
-    _Alignas(CACHE_LINE) atomic_uint_least64_t word;
+    _Alignas(APART) atomic_uint_least64_t word;
     atomic_uint_least64_t base; /* the sum of `finished` before it */
     atomic_int steps;
     int pieces;
     fl_piece_fn fn;
     void *arg;
 
-    _Alignas(CACHE_LINE) atomic_bool owned; /* a call is using the pool */
+    _Alignas(APART) atomic_bool owned; /* a call is using the pool */
 
     /* The owner's own. */
     uint64_t tick; /* of the next call's first step */
