@@ -141,12 +141,12 @@ static int cut(fl_chunk *chunks, const fl_rows *rows, ptrdiff_t N, int D, ptrdif
 /* Fewer steps do not gain by copies of the state. */
 enum { LEAST_STEPS = 4 };
 
-/* Gives a chunk its rows of the state: the pass's own or, where several threads write theirs, copies. */
-static void place_state(fl_chunk *chunk, const fl_pass *pass, int apart, supply *from) {
+/* Gives a chunk its rows of the state: the pass's own or, where several threads write theirs, copies, of c so many. */
+static void place_state(fl_chunk *chunk, const fl_pass *pass, int copies, supply *from) {
     const fl_spec *s = &pass->block->spec;
     const ptrdiff_t n = chunk->b1 - chunk->b0;
-    chunk->h = apart ? take_apart(from, n * s->R) : pass->h + chunk->b0 * s->R;
-    chunk->c = !pass->c ? NULL : apart ? take(from, n * s->H) : pass->c + chunk->b0 * s->H;
+    chunk->h = copies ? take_apart(from, n * s->R) : pass->h + chunk->b0 * s->R;
+    chunk->c = !pass->c ? NULL : copies ? take(from, copies * fl_copy_of_c(n, s->H)) : pass->c + chunk->b0 * s->H;
 }
 
 /* Copies the passes' rows of the state to such copies, or back. */
@@ -190,11 +190,11 @@ static void cut_forward(fl_forward_job *job, int D, int threads) {
     const ptrdiff_t most = k->spec.H / (4 * isa->vl); /* parts that still have some panels each */
     const double of_row = row_work(&k->spec, of_ids);
     if (dense && threads >= 2 * D && too_few(B / each, isa, of_row) && most >= 2 && (double)B * of_row >= LEAST_STEP)
-        job->parts = (int)fl_min(threads / D, most);
+        job->way = FL_TEAM, job->parts = (int)fl_min(threads / D, most);
     else if (threads > 1 && D == 1 && B == 1 && rows->T > 1 && rows->x &&
              (double)N * input_work(&k->spec) >= LEAST_INPUT)
-        job->pair = 1;
-    job->chunk_count = cut(job->chunks, rows, N, D, job->parts || job->pair ? 1 : each);
+        job->way = FL_PAIR;
+    job->chunk_count = cut(job->chunks, rows, N, D, job->way == FL_CHUNKS ? each : 1);
 }
 
 static fl_pass make_pass(const fl_block *block, float *h, float *c, const fl_tape *tape) {
@@ -206,40 +206,44 @@ static fl_pass make_pass(const fl_block *block, float *h, float *c, const fl_tap
     return pass;
 }
 
+/* A team: h in copies, if so, of which the second is the chunk's scratch memory, where an odd number of steps ends. */
+static void run_team(fl_forward_job *job, int D, int threads, int copies) {
+    const fl_spec *s = &job->passes[0].block->spec;
+    const fl_isa *isa = isas[job->passes[0].block->isa];
+    const size_t state = (size_t)(job->rows->batch_sizes[0] * s->R) * sizeof(float);
+    const int odd = job->rows->T % 2;
+    for (int d = 0; d < D && copies; d++)
+        memcpy(job->chunks[d].h, job->passes[d].h, state);
+    fl_run(isa->forward_team, job, isa->team_steps(job), D * job->parts, threads);
+    for (int d = 0; d < D && (copies || odd); d++)
+        memcpy(job->passes[d].h, odd ? job->chunks[d].scratch : job->chunks[d].h, state);
+}
+
 /* Does the job, cut into chunks, if there is so much scratch memory as it needs, which it returns. */
 static ptrdiff_t forward(fl_forward_job *job, int D, int threads, float *scratch, ptrdiff_t size) {
     const fl_pass *passes = job->passes;
     const fl_isa *isa = isas[passes[0].block->isa];
     const fl_rows *rows = job->rows;
-    const int many = threads > 1 && rows->T >= LEAST_STEPS;
+    const int count = job->chunk_count;
+    const int copies = threads == 1 || rows->T < LEAST_STEPS ? 0 : job->way == FL_TEAM ? job->parts : count > 1;
     supply from = {scratch, 0};
-    for (int i = 0; i < job->chunk_count; i++) {
+    for (int i = 0; i < count; i++) {
         fl_chunk *chunk = &job->chunks[i];
         const fl_pass *pass = &passes[chunk->direction];
-        const ptrdiff_t B = chunk->b1 - chunk->b0;
-        place_state(chunk, pass, many && (job->parts || job->chunk_count > 1), &from);
-        if (job->parts)
-            chunk->c = many && pass->c ? take_apart(&from, job->parts * fl_team_c(B, pass->block->spec.H)) : NULL;
-        chunk->scratch = take_apart(&from, isa->forward_scratch(pass->block, B, rows, job->parts));
+        place_state(chunk, pass, copies, &from);
+        chunk->scratch = take_apart(&from, isa->forward_scratch(pass->block, chunk->b1 - chunk->b0, rows, job->parts));
     }
     if (from.used > size)
         return from.used;
-    if (job->pair) {
-        fl_run(isa->forward_pair, job, isa->pair_steps(job), 2, 2);
-        return from.used;
+    switch (job->way) {
+    case FL_CHUNKS:
+        copy_states(job->chunks, count, passes, 0);
+        fl_run(isa->forward_chunk, job, 1, count, count > 1 ? threads : 1);
+        copy_states(job->chunks, count, passes, 1);
+        break;
+    case FL_PAIR: fl_run(isa->forward_pair, job, isa->pair_steps(job), 2, 2); break;
+    default: run_team(job, D, threads, copies);
     }
-    if (!job->parts) {
-        copy_states(job->chunks, job->chunk_count, passes, 0);
-        fl_run(isa->forward_chunk, job, 1, job->chunk_count, job->chunk_count > 1 ? threads : 1);
-        copy_states(job->chunks, job->chunk_count, passes, 1);
-        return from.used;
-    }
-    const size_t state = (size_t)(rows->batch_sizes[0] * passes[0].block->spec.R) * sizeof(float);
-    for (int d = 0; d < D && many; d++)
-        memcpy(job->chunks[d].h, passes[d].h, state);
-    fl_run(isa->forward_team, job, isa->team_steps(job), D * job->parts, threads);
-    for (int d = 0; d < D && (many || rows->T % 2); d++) /* an odd number of steps leaves it in the scratch memory */
-        memcpy(passes[d].h, rows->T % 2 ? job->chunks[d].scratch : job->chunks[d].h, state);
     return from.used;
 }
 

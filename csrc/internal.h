@@ -66,11 +66,12 @@ typedef struct {
 typedef struct {
     int direction;
     ptrdiff_t b0, b1;
-    float *h, *c; /* its rows of the state; a team's c: NULL, or a copy for each member, fl_team_c apart */
+    float *h, *c; /* its rows of the state: the pass's own, or copies; then a team has one of c for each member */
     float *scratch;
 } fl_chunk;
 
-INLINE ptrdiff_t fl_team_c(ptrdiff_t B, ptrdiff_t H) { return fl_round16(B * H) + FL_APART; }
+/* Floats from one copy of c to the next. */
+INLINE ptrdiff_t fl_copy_of_c(ptrdiff_t B, ptrdiff_t H) { return fl_round16(B * H) + FL_APART; }
 
 typedef struct {
     const fl_pass *passes;
@@ -81,9 +82,9 @@ typedef struct {
     const fl_places *places; /* NULL: packed */
     int chunk_count;
     fl_chunk *chunks; /* (FL_MAX_CHUNKS) outside, so that a short call does not fill it with zeros */
-    int parts;        /* a team's members for each direction; 0: chunks go each its own way */
-    int pair;         /* or one thread walks, and one prepares */
-    int turn;         /* 1: the first step walks the panels backwards; else the second does */
+    enum { FL_CHUNKS, FL_PAIR, FL_TEAM } way; /* each its own; one thread walks and one prepares; units shared out */
+    int parts;                                /* a team's members for each direction */
+    int turn;                                 /* 1: the first step walks the panels backwards; else the second does */
 } fl_forward_job;
 
 /* Steps t0..t1, packed rows row0..row1. */

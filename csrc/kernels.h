@@ -1096,7 +1096,8 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     begin_step(&s, job, t, t * B);
     if (i & 1)
         swap_states(&s);
-    s.c = chunk->c ? chunk->c + part * fl_team_c(B, e->H) : pass->c;
+    const int copied = s.c != pass->c;
+    s.c += copied ? part * fl_copy_of_c(B, e->H) : 0;
     const Input in = hoist ? (Input){.start = start + (t - t0) * B * starts.width}
                            : input_at(job->rows, e->I, t * B, t, pass->reverse);
     for (ptrdiff_t j = 0; j < fl_min(B * e->R, 2048); j += 16)
@@ -1107,7 +1108,7 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     const ptrdiff_t end = within % phases == phases - 1 ? fl_min(e->R, phase.product.end_panel * units) : 0;
     for (ptrdiff_t u = phase.product.first_panel * units; u < end; u += 16)
         __builtin_prefetch(s.h_new + u, 1); /* others have read the first row: they give it up while there is time */
-    const int of_c = s.c != pass->c && within % phases == 0;
+    const int of_c = copied && within % phases == 0;
     if (of_c && i == 0)
         memcpy(s.c, pass->c, (size_t)(B * e->H) * sizeof *s.c);
     run_phase(&phase, &s, B, &in, (i + job->turn) & 1);
