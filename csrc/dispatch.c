@@ -206,7 +206,7 @@ static fl_pass make_pass(const fl_block *block, float *h, float *c, const fl_tap
     return pass;
 }
 
-/* A team: h in copies, if so, of which the second is the chunk's scratch memory, where an odd number of steps ends. */
+/* A team's h alternates between the pass's own, or a copy, and the scratch memory, where an odd number of steps ends. */
 static void run_team(fl_forward_job *job, int D, int threads, int copies) {
     const fl_spec *s = &job->passes[0].block->spec;
     const fl_isa *isa = isas[job->passes[0].block->isa];

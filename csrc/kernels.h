@@ -266,8 +266,9 @@ INLINE void row_tile(const Product *q, const int P, const int CA, const int C, c
  * after finds a panel in the first-level cache, but no pair. (Beyond that cache two streams are quicker again.) */
 static int in_pairs(ptrdiff_t panel) { return VL < 16 || panel < 24 * 1024 || panel > 96 * 1024; }
 
-/* Whether a single row asks for the weights of `bytes` ahead: those of a step that comes alone, input and state at once,
- * from the third-level cache. The hardware may fetch them as early, or a fifth slower, for a whole process. */
+/* Whether a single row asks for its weights, so many bytes, ahead: those of a step that comes alone (input and state at
+ * once) and lie in the third-level cache. Hardware may fetch them as early, or, by what it has learnt, a fifth slower.
+ * (From main memory they come later by it.) */
 static int asks_ahead(const Product *q, ptrdiff_t bytes) {
     return q->a && q->b && bytes >= 1 << 20 && bytes <= 14 << 20;
 }
@@ -810,10 +811,11 @@ static ptrdiff_t hoisted_rows(const fl_block *k, ptrdiff_t B) {
     return fl_max(2 * B, START_FLOATS / fl_max(start_width(k), k->spec.I));
 }
 
-/* Scratch of one chunk: h_new, m, z, then start values and gathered inputs where the input's product is hoisted. */
+/* Scratch of one chunk: h_new, m, z, then start values and gathered inputs where the input's product is hoisted. A team
+ * has `parts` members, else 0. */
 static ptrdiff_t forward_scratch(const fl_block *k, ptrdiff_t B, const fl_rows *of, int parts) {
     const ptrdiff_t state = fl_round16(B * k->spec.R) + 2 * fl_round16(B * k->spec.H), rows = hoisted_rows(k, B);
-    const ptrdiff_t start = fl_round16(rows * start_width(k)) + (parts > 1 ? parts * FL_APART : 0);
+    const ptrdiff_t start = fl_round16(rows * start_width(k)) + parts * FL_APART;
     return hoists(of, B) ? state + start + fl_round16(rows * k->spec.I) : state;
 }
 
