@@ -149,8 +149,8 @@ static void place_state(fl_chunk *chunk, const fl_pass *pass, int copies, supply
     chunk->c = !pass->c ? NULL : copies ? take(from, copies * fl_copy_of_c(n, s->H)) : pass->c + chunk->b0 * s->H;
 }
 
-/* Copies the passes' rows of the state to such copies, or back. */
-static void copy_states(const fl_chunk *chunks, int count, const fl_pass *passes, int back) {
+/* Copies the passes' rows of h, and of c if so, to such copies, or back. */
+static void copy_states(const fl_chunk *chunks, int count, const fl_pass *passes, int of_c, int back) {
     for (const fl_chunk *k = chunks; k < chunks + count; k++) {
         const fl_pass *pass = &passes[k->direction];
         const fl_spec *s = &pass->block->spec;
@@ -158,7 +158,7 @@ static void copy_states(const fl_chunk *chunks, int count, const fl_pass *passes
         float *const h = pass->h + k->b0 * s->R, *const c = pass->c ? pass->c + k->b0 * s->H : NULL;
         if (k->h != h)
             memcpy(back ? h : k->h, back ? k->h : h, n * (size_t)s->R * sizeof *h);
-        if (k->c != c)
+        if (of_c && k->c != c)
             memcpy(back ? c : k->c, back ? k->c : c, n * (size_t)s->H * sizeof *c);
     }
 }
@@ -206,21 +206,8 @@ static fl_pass make_pass(const fl_block *block, float *h, float *c, const fl_tap
     return pass;
 }
 
-/* A team's h alternates between the pass's own, or a copy, and the scratch memory, where an odd number of steps ends. */
-static void run_team(fl_forward_job *job, int D, int threads, int copies) {
-    const fl_spec *s = &job->passes[0].block->spec;
-    const fl_isa *isa = isas[job->passes[0].block->isa];
-    const size_t state = (size_t)(job->rows->batch_sizes[0] * s->R) * sizeof(float);
-    const int odd = job->rows->T % 2;
-    for (int d = 0; d < D && copies; d++)
-        memcpy(job->chunks[d].h, job->passes[d].h, state);
-    fl_run(isa->forward_team, job, isa->team_steps(job), D * job->parts, threads);
-    for (int d = 0; d < D && (copies || odd); d++)
-        memcpy(job->passes[d].h, odd ? job->chunks[d].scratch : job->chunks[d].h, state);
-}
-
 /* Does the job, cut into chunks, if there is so much scratch memory as it needs, which it returns. */
-static ptrdiff_t forward(fl_forward_job *job, int D, int threads, float *scratch, ptrdiff_t size) {
+static ptrdiff_t forward(fl_forward_job *job, int threads, float *scratch, ptrdiff_t size) {
     const fl_pass *passes = job->passes;
     const fl_isa *isa = isas[passes[0].block->isa];
     const fl_rows *rows = job->rows;
@@ -235,15 +222,17 @@ static ptrdiff_t forward(fl_forward_job *job, int D, int threads, float *scratch
     }
     if (from.used > size)
         return from.used;
-    switch (job->way) {
-    case FL_CHUNKS:
-        copy_states(job->chunks, count, passes, 0);
+    const int team = job->way == FL_TEAM; /* whose members copy c themselves */
+    copy_states(job->chunks, count, passes, !team, 0);
+    if (team)
+        fl_run(isa->forward_team, job, isa->team_steps(job), count * job->parts, threads);
+    else if (job->way == FL_PAIR)
+        fl_run(isa->forward_pair, job, isa->pair_steps(job), 2, 2);
+    else
         fl_run(isa->forward_chunk, job, 1, count, count > 1 ? threads : 1);
-        copy_states(job->chunks, count, passes, 1);
-        break;
-    case FL_PAIR: fl_run(isa->forward_pair, job, isa->pair_steps(job), 2, 2); break;
-    default: run_team(job, D, threads, copies);
-    }
+    for (int i = 0; i < count && team && rows->T % 2; i++) /* an odd number of steps ends in the scratch memory */
+        job->chunks[i].h = job->chunks[i].scratch;
+    copy_states(job->chunks, count, passes, !team, 1);
     return from.used;
 }
 
@@ -260,7 +249,7 @@ ptrdiff_t flq_forward(const fl_block *first, const fl_block *second, const float
     fl_chunk chunks[FL_MAX_CHUNKS];
     fl_forward_job job = {.passes = passes, .rows = &rows, .y = y, .ldy = D * s->R, .places = places, .chunks = chunks};
     cut_forward(&job, D, threads);
-    return forward(&job, D, threads, scratch, size);
+    return forward(&job, threads, scratch, size);
 }
 
 ptrdiff_t fl_forward(const fl_block *first, const fl_block *second, const float *x, const int64_t *ids,
@@ -367,9 +356,9 @@ ptrdiff_t fl_backward(const fl_block *block, const float *x, const int64_t *ids,
     if (s->kind == FL_LSTM)
         find_previous(job.c_prev, &rows, pass.reverse, pass.tape_c, pass.c0, s->H);
     job.stretch_count = find_stretches(job.stretches, &rows, job.N, pass.reverse);
-    copy_states(chunks, job.chunk_count, &pass, 0);
+    copy_states(chunks, job.chunk_count, &pass, 1, 0);
     fl_run(isa->backward, &job, 2 * job.stretch_count, job.pieces, threads);
-    copy_states(chunks, job.chunk_count, &pass, 1);
+    copy_states(chunks, job.chunk_count, &pass, 1, 1);
     return from.used;
 }
 
@@ -514,7 +503,7 @@ static ptrdiff_t step(const fl_stream *s, int threads, ptrdiff_t size) {
         fl_chunk chunks[FL_MAX_CHUNKS];
         fl_forward_job job = {.passes = &pass, .rows = &rows, .chunks = chunks, .turn = s->turn};
         cut_forward(&job, 1, threads);
-        most = fl_max(most, forward(&job, 1, threads, s->scratch, size));
+        most = fl_max(most, forward(&job, threads, s->scratch, size));
         rows.x = h, rows.ids = NULL;
         h += B * of->R;
         if (c)

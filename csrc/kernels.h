@@ -211,7 +211,7 @@ static void tile_product(const Product *q, ptrdiff_t from, ptrdiff_t end, ptrdif
 
 /* acc (P panels, CA vectors) += a w for one row; w (P, K, C, VL). With `ahead`, weights are asked for 1 KiB ahead. */
 INLINE void multiply_row(V *acc, const int P, const int CA, const int C, const int third, const float *a,
-                         const float *w, ptrdiff_t K, const int ahead) {
+                         const float *w, ptrdiff_t K, int ahead) {
     const ptrdiff_t next = K * C * VL;
     for (ptrdiff_t k = 0; k < K; k++, w += C * VL) {
         const V av = V_SET1(a[k]);
@@ -242,15 +242,10 @@ INLINE void row_tile(const Product *q, const int P, const int CA, const int C, c
     UNROLL
     for (int v = 0; v < P * CA; v++)
         acc[v] = V_LOAD(start + v * VL);
-    if (ahead) {
-        multiply_row(acc, P, CA, C, 2, q->a, q->wa + p * q->ka * C * VL, q->ka, 1);
-        multiply_row(acc, P, CA, C, third, q->b, q->wb + p * q->kb * C * VL, q->kb, 1);
-    } else {
-        if (q->a)
-            multiply_row(acc, P, CA, C, 2, q->a, q->wa + p * q->ka * C * VL, q->ka, 0);
-        if (q->b)
-            multiply_row(acc, P, CA, C, third, q->b, q->wb + p * q->kb * C * VL, q->kb, 0);
-    }
+    if (q->a)
+        multiply_row(acc, P, CA, C, 2, q->a, q->wa + p * q->ka * C * VL, q->ka, ahead);
+    if (q->b)
+        multiply_row(acc, P, CA, C, third, q->b, q->wb + p * q->kb * C * VL, q->kb, ahead);
     UNROLL
     for (int v = 0; v < P * CA; v++)
         V_STORE(out + v * VL, acc[v]);
@@ -947,7 +942,7 @@ static void begin_walk(Walk *w, const fl_forward_job *job, const fl_chunk *chunk
     w->hoist = hoists(job->rows, B), w->phases = phase_count(&pass->block->spec);
     w->dense = alive(chunk, sizes[T - 1]) == B, w->fetches = 0;
     w->first = pass->reverse ? job->N - sizes[T - 1] : 0;
-    const Starts starts = starts_of(pass->block, 0, 1);
+    const Starts starts = w->hoist ? starts_of(pass->block, 0, 1) : (Starts){0};
     for (int p = 0; p < w->phases; p++)
         make_phase(&w->phase[p], pass->block, p, w->hoist ? &starts : NULL, 0, 1);
     begin_steps(&w->s, job, chunk);
@@ -1081,8 +1076,8 @@ static void forward_team(void *arg, int index, int piece, int worker) {
     const fl_spec *e = &k->spec;
     const ptrdiff_t T = job->rows->T, B = chunk->b1, stretch = team_stretch(k, job->rows);
     const int part = piece % job->parts, hoist = team_hoists(job), phases = phase_count(e);
-    const Starts starts = starts_of(k, part, job->parts); /* each member's apart */
-    float *const start = scratch_start(chunk, e) + stretch * B * starts.before + part * FL_APART;
+    const Starts starts = hoist ? starts_of(k, part, job->parts) : (Starts){0}; /* each member's apart */
+    float *const start = scratch_start(chunk, e) + (hoist ? stretch * B * starts.before + part * FL_APART : 0);
 
     const ptrdiff_t per_stretch = hoist + stretch * phases;
     const ptrdiff_t i0 = index / per_stretch * stretch, i1 = fl_min(T, i0 + stretch); /* the stretch's steps */

@@ -214,6 +214,8 @@ BITS = [
     Case("gru", 5, 19, 9, 33, {"reset_after": False}),
     Case("rnn", 5, 19, 31, 100, {"num_layers": 2}),
     Case("lstm", 4, 19, 50, 16, ids=True),
+    Case("lstm", 4, 19, 190, 200),  # a step of one row asks for such weights ahead
+    Case("gru", 4, 19, 200, 240),
 ]
 # Large enough for several threads, whichever way the work is split: by directions, rows or hidden units, or one thread
 # walking while another prepares its input.
