@@ -1127,6 +1127,8 @@ typedef struct {
     const float *c, *h;                         /* (n, H), (n, R) tape */
     const float *const *c_prev, *const *h_prev; /* (n) rows */
     float *m;                                   /* (n, H) scratch */
+    int alone;                                  /* of one sequence, so that there is one row in every step, */
+    int backwards;                              /* whose products then begin, in every second step, with the last k */
 } Back;
 
 /* dh + dy of some units of one row. */
@@ -1239,6 +1241,57 @@ static void back_product(float *to, ptrdiff_t width, ptrdiff_t n, int add, const
     product(&q, n, add ? &add_plain_epilogue : &store_plain_epilogue, &d);
 }
 
+/* acc (2, C vectors) += a w of one row and one panel (K, C, VL), in two halves of k: the C sums alone would wait for one
+ * another. From their ends where `backwards`: what the step before read last is still in the first-level cache. */
+INLINE void multiply_halves(V *acc, const int C, const float *a, const float *w, ptrdiff_t K, int backwards) {
+    const ptrdiff_t half = K / 2, row = C * VL;
+    for (ptrdiff_t i = 0; i < half; i++) {
+        const ptrdiff_t k = backwards ? half - 1 - i : i;
+        const V first = V_SET1(a[k]), second = V_SET1(a[half + k]);
+        UNROLL
+        for (int v = 0; v < C; v++) {
+            acc[v] = V_FMA(first, V_LOAD(w + k * row + v * VL), acc[v]);
+            acc[C + v] = V_FMA(second, V_LOAD(w + (half + k) * row + v * VL), acc[C + v]);
+        }
+    }
+    for (int v = 0; v < C && K % 2; v++)
+        acc[v] = V_FMA(V_SET1(a[K - 1]), V_LOAD(w + (K - 1) * row + v * VL), acc[v]);
+}
+
+INLINE void lone_panel(const Product *q, const int C, float *out) {
+    V acc[2 * 4];
+    UNROLL
+    for (int v = 0; v < 2 * C; v++)
+        acc[v] = V_SET1(0.0f);
+    multiply_halves(acc, C, q->a, q->wa, q->ka, q->backwards);
+    multiply_halves(acc, C, q->b, q->wb, q->kb, q->backwards);
+    UNROLL
+    for (int v = 0; v < C; v++)
+        V_STORE(out + v * VL, V_ADD(acc[v], acc[C + v]));
+}
+
+/* The recurrent product: dh stored, or added to. */
+static void recurrent_back(const Back *s, ptrdiff_t n, int add, ptrdiff_t ka, const float *b, const float *wb,
+                           ptrdiff_t kb) {
+    const fl_block *k = s->k;
+    const ptrdiff_t R = k->spec.R, ld = s->ld_gates;
+    if (!s->alone || R > 4 * VL) {
+        back_product(s->dh, R, n, add, s->gates, ld, k->v_h, ka, b, ld, wb, kb);
+        return;
+    }
+    float out[4 * VL] __attribute__((aligned(64)));
+    Product q = {.a = s->gates, .wa = k->v_h, .ka = ka, .b = b, .wb = wb, .kb = kb, .backwards = s->backwards};
+    plain_shape(&q, R);
+    switch (q.shape) {
+    case 1: lone_panel(&q, 1, out); break;
+    case 2: lone_panel(&q, 2, out); break;
+    case 3: lone_panel(&q, 3, out); break;
+    default: lone_panel(&q, 4, out);
+    }
+    const Destination d = {s->dh, R, R};
+    for_plain(&d, out, 0, 0, 1, add);
+}
+
 static void step_back(const Back *s, ptrdiff_t n) {
     const fl_block *k = s->k;
     const fl_spec *e = &k->spec;
@@ -1254,7 +1307,7 @@ static void step_back(const Back *s, ptrdiff_t n) {
             back_product(s->m, H, n, 0, s->dh_all, R, k->v_r, R, NULL, 0, NULL, 0);
         }
         lstm_back(s, n);
-        back_product(s->dh, R, n, 0, s->gates, ld, k->v_h, 4 * H, NULL, 0, NULL, 0);
+        recurrent_back(s, n, 0, 4 * H, NULL, NULL, 0);
         break;
     case FL_GRU:
         gru_back(s, n);
@@ -1262,9 +1315,9 @@ static void step_back(const Back *s, ptrdiff_t n) {
             back_product(s->m, H, n, 0, s->gates + 2 * H, ld, k->v_n, H, NULL, 0, NULL, 0);
             gru_reset_back(s, n);
         }
-        back_product(s->dh, R, n, 1, s->gates, ld, k->v_h, 2 * H, s->gates + 3 * H, ld, k->v_n, e->reset_after ? H : 0);
+        recurrent_back(s, n, 1, 2 * H, s->gates + 3 * H, k->v_n, e->reset_after ? H : 0);
         break;
-    default: rnn_back(s, n); back_product(s->dh, R, n, 0, s->gates, ld, k->v_h, H, NULL, 0, NULL, 0);
+    default: rnn_back(s, n); recurrent_back(s, n, 0, H, NULL, NULL, 0);
     }
 }
 
@@ -1308,7 +1361,9 @@ static void backward_chunk(const fl_backward_job *job, const fl_chunk *chunk, co
                             .h = pass->tape_h + row * R,
                             .c_prev = job->c_prev ? job->c_prev + row : NULL,
                             .h_prev = job->h_prev + row,
-                            .m = chunk->scratch};
+                            .m = chunk->scratch,
+                            .alone = sizes[0] == 1,
+                            .backwards = i & 1};
             step_back(&s, n);
             if (walks_with_dx(job))
                 input_gradient(job, row, n);
