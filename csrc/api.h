@@ -64,15 +64,6 @@ typedef struct {
     float *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr, *weight_peep;
 } fl_grads;
 
-/* What forward keeps of one direction for backward, see Spec.tape. Backward turns `gates` into their gradients in place. */
-typedef struct {
-    float *gates;         /* (N, 4H) */
-    float *c;             /* (N, H) */
-    float *h;             /* (N, R) */
-    float *m;             /* (N, H) */
-    const float *h0, *c0; /* (B, R), (B, H): the initial state; backward only */
-} fl_tape;
-
 /* Packed weights of a fully connected layer, y = x weight' + bias, of U outputs. */
 typedef struct {
     ptrdiff_t I, U;
@@ -121,22 +112,22 @@ typedef struct {
 
 /* The D directions of one layer, second being NULL where there is but one. Packed rows: batch_sizes (T) never grow, each
  * is >= 1, and the input is x (N, I) or ids (N), the other NULL. h (D, B, R) and, for LSTM, c (D, B, H): the initial
- * state, overwritten with the final one. tapes (D), or NULL in inference. y (N, D*R) or NULL;
+ * state, overwritten with the final one. tapes (D, Spec.tape_size), or NULL in inference. y (N, D*R) or NULL;
  * with places, its rows are where these say, and steps after a sequence's last, up to T, become zeros.
  * Both functions return how many floats of scratch memory (64-byte aligned) such a call needs. Where `size` is less,
  * they do nothing else. The flq_ form keeps Python's lock: for calls below about 50 us. */
 ptrdiff_t fl_forward(const fl_block *first, const fl_block *second, const float *x, const int64_t *ids,
-                     const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, const fl_tape *tapes, float *y,
+                     const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, float *tapes, float *y,
                      const fl_places *places, int threads, float *scratch, ptrdiff_t size);
 ptrdiff_t flq_forward(const fl_block *first, const fl_block *second, const float *x, const int64_t *ids,
-                      const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, const fl_tape *tapes, float *y,
+                      const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, float *tapes, float *y,
                       const fl_places *places, int threads, float *scratch, ptrdiff_t size);
 
 /* One direction of one layer, one stretch of time. h (B, R) and c (B, H): the final state's gradient, overwritten with
  * the initial one's. dy (N, R) with row stride ldy, or NULL; dx (N, I) or NULL. For token ids, ids holds each row's row
  * of grads->weight_ih. */
 ptrdiff_t fl_backward(const fl_block *block, const float *x, const int64_t *ids, const int64_t *batch_sizes,
-                      ptrdiff_t T, float *h, float *c, const fl_tape *tape, const float *dy, ptrdiff_t ldy, float *dx,
+                      ptrdiff_t T, float *h, float *c, float *tape, const float *dy, ptrdiff_t ldy, float *dx,
                       const fl_grads *grads, int threads, float *scratch, ptrdiff_t size);
 
 /* A stream: a block of each layer, x (B, I) or ids (B), read at every step, the state h (L, B, R) and c (L, B, H), and

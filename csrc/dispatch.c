@@ -182,7 +182,7 @@ static void cut_forward(fl_forward_job *job, int D, int threads) {
     const fl_block *k = job->passes[0].block;
     const fl_isa *isa = isas[k->isa];
     const fl_rows *rows = job->rows;
-    const ptrdiff_t N = job->N = row_count(rows), B = rows->batch_sizes[0];
+    const ptrdiff_t N = job->N, B = rows->batch_sizes[0];
     const int dense = rows->batch_sizes[rows->T - 1] == B;
     const int of_ids = rows->ids != NULL;
     threads = worthwhile(&k->spec, of_ids, N, D, threads);
@@ -197,13 +197,40 @@ static void cut_forward(fl_forward_job *job, int D, int threads) {
     job->chunk_count = cut(job->chunks, rows, N, D, job->way == FL_CHUNKS ? each : 1);
 }
 
-static fl_pass make_pass(const fl_block *block, float *h, float *c, const fl_tape *tape) {
+/* Takes a part of a tape, if it has that part. */
+static float *next_part(float **tape, int has, ptrdiff_t floats) {
+    float *const part = has ? *tape : NULL;
+    *tape += has ? floats : 0;
+    return part;
+}
+
+/* With the parts of its tape, which lie as Spec.tape and Spec.initial say; *tape, if not NULL, is then at their end. */
+static fl_pass make_pass(const fl_block *block, float *h, float *c, float **tape, ptrdiff_t N, ptrdiff_t B) {
+    const fl_spec *s = &block->spec;
+    const int lstm = s->kind == FL_LSTM;
     fl_pass pass = {.block = block, .reverse = block->reverse, .h = h, .c = c};
-    if (tape) {
-        pass.gates = tape->gates, pass.tape_c = tape->c, pass.tape_h = tape->h, pass.tape_m = tape->m;
-        pass.h0 = tape->h0, pass.c0 = tape->c0;
-    }
+    if (!*tape)
+        return pass;
+    pass.gates = next_part(tape, s->kind != FL_RNN, N * 4 * s->H);
+    pass.tape_c = next_part(tape, lstm, N * s->H);
+    pass.tape_h = next_part(tape, 1, N * s->R);
+    pass.tape_m = next_part(tape, s->projected, N * s->H);
+    pass.h0 = next_part(tape, 1, B * s->R);
+    pass.c0 = next_part(tape, lstm, B * s->H);
     return pass;
+}
+
+/* Puts the chunks' rows of the initial state on the tape, if there is one. */
+static void keep_initial(const fl_chunk *chunks, int count, const fl_pass *passes) {
+    for (const fl_chunk *k = chunks; k < chunks + count; k++) {
+        const fl_pass *pass = &passes[k->direction];
+        const ptrdiff_t H = pass->block->spec.H, R = pass->block->spec.R;
+        const size_t n = (size_t)(k->b1 - k->b0);
+        if (pass->h0)
+            memcpy(pass->h0 + k->b0 * R, pass->h + k->b0 * R, n * (size_t)R * sizeof(float));
+        if (pass->c0)
+            memcpy(pass->c0 + k->b0 * H, pass->c + k->b0 * H, n * (size_t)H * sizeof(float));
+    }
 }
 
 /* Does the job, cut into chunks, if there is so much scratch memory as it needs, which it returns. */
@@ -222,6 +249,7 @@ static ptrdiff_t forward(fl_forward_job *job, int threads, float *scratch, ptrdi
     }
     if (from.used > size)
         return from.used;
+    keep_initial(job->chunks, count, passes);
     const int team = job->way == FL_TEAM; /* whose members copy c themselves */
     copy_states(job->chunks, count, passes, !team, 0);
     if (team)
@@ -237,23 +265,24 @@ static ptrdiff_t forward(fl_forward_job *job, int threads, float *scratch, ptrdi
 }
 
 ptrdiff_t flq_forward(const fl_block *first, const fl_block *second, const float *x, const int64_t *ids,
-                      const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, const fl_tape *tapes, float *y,
+                      const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, float *tapes, float *y,
                       const fl_places *places, int threads, float *scratch, ptrdiff_t size) {
     const fl_spec *s = &first->spec;
-    const ptrdiff_t B = batch_sizes[0];
-    const int D = second ? 2 : 1;
-    const fl_pass passes[2] = {
-        make_pass(first, h, c, tapes),
-        second ? make_pass(second, h + B * s->R, c ? c + B * s->H : NULL, tapes ? tapes + 1 : NULL) : (fl_pass){0}};
     const fl_rows rows = {.x = x, .ids = ids, .batch_sizes = batch_sizes, .T = T};
+    const ptrdiff_t N = row_count(&rows), B = batch_sizes[0];
+    const int D = second ? 2 : 1;
+    fl_pass passes[2] = {make_pass(first, h, c, &tapes, N, B)};
+    if (second)
+        passes[1] = make_pass(second, h + B * s->R, c ? c + B * s->H : NULL, &tapes, N, B);
     fl_chunk chunks[FL_MAX_CHUNKS];
-    fl_forward_job job = {.passes = passes, .rows = &rows, .y = y, .ldy = D * s->R, .places = places, .chunks = chunks};
+    fl_forward_job job = {
+        .passes = passes, .rows = &rows, .N = N, .y = y, .ldy = D * s->R, .places = places, .chunks = chunks};
     cut_forward(&job, D, threads);
     return forward(&job, threads, scratch, size);
 }
 
 ptrdiff_t fl_forward(const fl_block *first, const fl_block *second, const float *x, const int64_t *ids,
-                     const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, const fl_tape *tapes, float *y,
+                     const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, float *tapes, float *y,
                      const fl_places *places, int threads, float *scratch, ptrdiff_t size) {
     return flq_forward(first, second, x, ids, batch_sizes, T, h, c, tapes, y, places, threads, scratch, size);
 }
@@ -318,21 +347,16 @@ static void find_previous(const float **previous, const fl_rows *rows, int rever
 }
 
 ptrdiff_t fl_backward(const fl_block *block, const float *x, const int64_t *ids, const int64_t *batch_sizes,
-                      ptrdiff_t T, float *h, float *c, const fl_tape *tape, const float *dy, ptrdiff_t ldy, float *dx,
+                      ptrdiff_t T, float *h, float *c, float *tape, const float *dy, ptrdiff_t ldy, float *dx,
                       const fl_grads *grads, int threads, float *scratch, ptrdiff_t size) {
     const fl_spec *s = &block->spec;
     const fl_isa *isa = isas[block->isa];
-    const fl_pass pass = make_pass(block, h, c, tape);
     const fl_rows rows = {.x = x, .ids = ids, .batch_sizes = batch_sizes, .T = T};
+    const ptrdiff_t N = row_count(&rows);
+    const fl_pass pass = make_pass(block, h, c, &tape, N, batch_sizes[0]);
     fl_chunk chunks[FL_MAX_CHUNKS];
-    fl_backward_job job = {.pass = &pass,
-                           .rows = &rows,
-                           .N = row_count(&rows),
-                           .dy = dy,
-                           .ldy = ldy,
-                           .dx = dx,
-                           .grads = grads,
-                           .chunks = chunks};
+    fl_backward_job job = {
+        .pass = &pass, .rows = &rows, .N = N, .dy = dy, .ldy = ldy, .dx = dx, .grads = grads, .chunks = chunks};
     cut_backward(&job, threads);
     supply from = {scratch, 0};
     job.h_prev = (const float **)take(&from, floats_of(job.N, sizeof(float *)));
@@ -495,13 +519,13 @@ void fl_update_columns(float *p, ptrdiff_t J, ptrdiff_t V, const int64_t *ids, p
 static ptrdiff_t step(const fl_stream *s, int threads, ptrdiff_t size) {
     const int64_t B = s->B;
     fl_rows rows = {.x = s->x, .ids = s->ids, .batch_sizes = &B, .T = 1};
-    float *h = s->h, *c = s->c;
+    float *h = s->h, *c = s->c, *no_tape = NULL;
     ptrdiff_t most = 0;
     for (int l = 0; l < s->L; l++) {
         const fl_spec *of = &s->blocks[l]->spec;
-        const fl_pass pass = make_pass(s->blocks[l], h, c, NULL);
+        const fl_pass pass = make_pass(s->blocks[l], h, c, &no_tape, B, B);
         fl_chunk chunks[FL_MAX_CHUNKS];
-        fl_forward_job job = {.passes = &pass, .rows = &rows, .chunks = chunks, .turn = s->turn};
+        fl_forward_job job = {.passes = &pass, .rows = &rows, .N = B, .chunks = chunks, .turn = s->turn};
         cut_forward(&job, 1, threads);
         most = fl_max(most, forward(&job, threads, s->scratch, size));
         rows.x = h, rows.ids = NULL;

@@ -58,8 +58,8 @@ typedef struct {
     const fl_block *block;
     int reverse;
     float *h, *c;                            /* (B, R), (B, H); c: LSTM only */
-    float *gates, *tape_c, *tape_h, *tape_m; /* fl_tape's; NULL in inference */
-    const float *h0, *c0;
+    float *gates, *tape_c, *tape_h, *tape_m; /* (N, 4H), (N, H), (N, R), (N, H): the tape; NULL in inference */
+    float *h0, *c0;                          /* (B, R), (B, H): its end, the initial state */
 } fl_pass;
 
 /* A stretch of batch rows of one direction: no other piece reads or writes them. */

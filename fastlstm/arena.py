@@ -18,7 +18,6 @@ from .layout import Array
 from .locks import Lock
 
 LARGE = 1 << 17  # bytes; below, NumPy's own memory is quick enough: malloc keeps what is given back
-WIDEST = 8  # bytes of a number, at most
 LINE = 64  # bytes of a cache line: every array from here begins with one
 MOST = 64  # pieces of memory that are watched; what goes beyond comes from NumPy
 MOST_FREE = 16  # pieces that wait for use
@@ -34,19 +33,18 @@ class Arena:
         self._lock = Lock()
         self._unused = _references((0, 0, np.empty(1)))  # what memory counts that only its piece refers to
 
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An uninitialised C-contiguous array."""
-        count = math.prod(shape)
-        if count < LARGE // WIDEST:  # asked first, as it is the quickest answer
+        size = math.prod(shape) * dtype.itemsize
+        if size < LARGE:
             return np.empty(shape, dtype)
-        size = count * np.dtype(dtype).itemsize
         with self._lock:
             _, skip, memory = self._piece(size)
             return np.ndarray(shape, dtype, memory, skip)
 
-    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """The same, filled with zeros."""
-        if math.prod(shape) * np.dtype(dtype).itemsize < LARGE:
+        if math.prod(shape) * dtype.itemsize < LARGE:
             return np.zeros(shape, dtype)
         array = self.empty(shape, dtype)
         array.fill(0)

@@ -197,3 +197,12 @@ class Spec:
             widths = {"gates": 4 * H, "c": H, "h": self.R}
             return widths | {"m": H} if self.proj_size else widths
         return {"gates": 4 * H, "h": H} if self.kind == "gru" else {"h": H}
+
+    @cached_property
+    def initial(self) -> dict[str, int]:
+        """Width of every array of the initial state, by the names that these have on a tape."""
+        return {"h0": self.R} | ({"c0": self.H} if self.kind == "lstm" else {})
+
+    def tape_size(self, N: int, B: int) -> int:
+        """How many numbers the tape of N rows of B sequences holds."""
+        return N * sum(self.tape.values()) + B * sum(self.initial.values())

@@ -21,6 +21,8 @@ from .layout import Array, Rows, draw, suffix
 from .parameters import Layer, RowGradient, Tape
 from .stream import Stream
 
+INT64 = np.dtype(np.int64)  # of token ids inside
+
 State = Any  # (h, c) for LSTM, h for GRU and RNN
 
 
@@ -158,7 +160,7 @@ class Recurrent(Layer):
         batch = Batch.of(T, B, self._check_lengths(lengths, T, B, unbatched), self.batch_first and not unbatched)
         if not ids:
             return batch.pack(x, self.dtype), batch, unbatched
-        rows = batch.pack(x, np.int64).reshape(batch.rows.N)
+        rows = batch.pack(x, INT64).reshape(batch.rows.N)
         check_ids(rows, self.input_size)
         return rows, batch, unbatched
 
@@ -241,19 +243,11 @@ class Recurrent(Layer):
         return y, h if c is None else (h, c)
 
     # ------------------------------------------------------------------------------------------------------- forward
-    def _tape(self, block: Any, N: int, h: Array, c: Array | None) -> dict[str, Array]:
-        """Room for the tape of a direction that is about to run over N rows, and a copy of its initial state."""
-        tape = {name: arena.empty((N, width), self.dtype) for name, width in block.spec.tape.items()}
-        tape["h0"] = h.copy()
-        if c is not None:
-            tape["c0"] = c.copy()
-        return tape
-
     def _forward_whole(
         self, blocks: list[Any], x: Array, rows: Rows, h: Array, c: Array | None, y: Array, at: int, every: int
-    ) -> list[dict[str, Array]]:
-        """Run a layer, the first of its states being h[at]; what each direction kept: everything."""
-        tapes = [self._tape(block, rows.N, h[i], _part(c, i)) for i, block in enumerate(blocks, at)]
+    ) -> Array:
+        """Run a layer, the first of its states being h[at]; what each direction kept: everything, (D, its tape)."""
+        tapes = arena.empty((len(blocks), blocks[0].spec.tape_size(rows.N, rows.B)), self.dtype)
         if rows.N:
             self._module.forward(blocks, x, rows, h, c, y, tapes, at)
         return tapes
@@ -294,11 +288,11 @@ class Recurrent(Layer):
         x is the input; x_back is what backward takes for it: the same or, for token ids, their places.
         """
         for (rows, at), (h0, c0) in zip(reversed(walk), reversed(states), strict=True):
-            tape = self._tape(block, rows.N, h0, c0)
-            self._module.forward([block], x[at], rows, h0[None], _part(c0, None), None, [tape])
+            tapes = arena.empty((1, block.spec.tape_size(rows.N, rows.B)), self.dtype)
+            self._module.forward([block], x[at], rows, h0[None], _part(c0, None), None, tapes)
             alive = slice(rows.B)
             h_now, c_now = h[alive], _part(c, alive)
-            self._module.backward(block, x_back[at], rows, h_now, c_now, tape, _part(dy, at), _part(dx, at), into)
+            self._module.backward(block, x_back[at], rows, h_now, c_now, tapes[0], _part(dy, at), _part(dx, at), into)
 
     def _mask(self, shape: tuple[int, ...]) -> Array | None:
         """Fresh dropout factors: 0 with probability p, else 1/(1-p) (Srivastava et al. 2014, inverted)."""

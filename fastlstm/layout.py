@@ -91,6 +91,26 @@ class Places:
         return at
 
 
+def parts_of_tape(spec: Spec, tape: Array, rows: Rows) -> dict[str, Array]:
+    """Views of a tape, one after the other: ``spec.tape``'s, (N, width) each, and ``spec.initial``'s, (B, width)."""
+    parts: dict[str, Array] = {}
+    at = 0
+    for count, widths in ((rows.N, spec.tape), (rows.B, spec.initial)):
+        for name, width in widths.items():
+            parts[name] = tape[at : at + count * width].reshape(count, width)
+            at += count * width
+    return parts
+
+
+def begin_tape(spec: Spec, tape: Array, rows: Rows, h: Array, c: Array | None) -> dict[str, Array]:
+    """The same parts, of which the initial state, h (B, R) and c (B, H), is written now and the rest is to be."""
+    parts = parts_of_tape(spec, tape, rows)
+    parts["h0"][...] = h
+    if c is not None:
+        parts["c0"][...] = c
+    return parts
+
+
 def suffix(layer: int, direction: int) -> str:
     """PyTorch's ending of the parameter names of one direction of one layer."""
     return f"_l{layer}_reverse" if direction else f"_l{layer}"

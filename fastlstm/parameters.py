@@ -136,7 +136,7 @@ class Tape:
     batch: Batch
     unbatched: bool
     x: list[Array]  # of each layer: its input rows (N, I)
-    kept: list[list[Any]]  # of each layer and direction: Spec.tape's arrays or, for each stretch, the state before it
+    kept: list[Any]  # of each layer: (D, ...) its directions' tapes or, of each, the states before its stretches
     masks: list[Array | None]  # of each layer: dropout's factors on its output, (N, D*R)
     checkpoint_every: int | None = None  # steps of a stretch
     used: bool = False

@@ -29,7 +29,7 @@ import fastlstm as fl
 from fastlstm.backends import NAMES, module
 from fastlstm.backends import numpy as reference
 from fastlstm.cells import ACTIVATIONS
-from fastlstm.layout import Places, Rows
+from fastlstm.layout import Places, Rows, parts_of_tape
 
 _expected: dict[str, dict[str, Any]] = {}
 
@@ -110,13 +110,12 @@ def test_backward_goes_through_time_in_pieces_and_adds(case: Case, reverse: bool
     rows = Rows.dense(T, B)
     y = np.full((T * B, spec.R), np.nan, np.float32)
 
-    def ran() -> tuple[dict[str, Any], Any, Any]:
+    def ran() -> tuple[Any, Any, Any]:
         """The tape of a forward call, and the gradients of the final state."""
-        tape = {name: np.full((rows.N, width), np.nan, np.float32) for name, width in spec.tape.items()}
-        tape |= {"h0": h.copy()} | ({} if c is None else {"c0": c.copy()})
-        m.forward([block], x, rows, h.copy()[None], None if c is None else c.copy()[None], y, [tape])
-        assert all(np.isfinite(array).all() for array in (y, *tape.values())), "something was not written"
-        return tape, dh.copy(), None if dc is None else dc.copy()
+        tape = np.full((1, spec.tape_size(rows.N, B)), np.nan, np.float32)
+        m.forward([block], x, rows, h.copy()[None], None if c is None else c.copy()[None], y, tape)
+        assert np.isfinite(y).all() and np.isfinite(tape).all(), "something was not written"
+        return tape[0], dh.copy(), None if dc is None else dc.copy()
 
     def gradients() -> tuple[dict[str, Any], Any]:
         return {name: np.full_like(p, 0.5) for name, p in params.items()}, np.full_like(x, 0.25)
@@ -130,10 +129,11 @@ def test_backward_goes_through_time_in_pieces_and_adds(case: Case, reverse: bool
         early, late = slice(0, cut * B), slice(cut * B, None)
         first, last = (late, early) if reverse else (early, late)  # in walking order
         border = slice(cut * B, (cut + 1) * B) if reverse else slice((cut - 1) * B, cut * B)
-        initial = {"h0": tape["h"][border].copy()} | ({"c0": tape["c"][border].copy()} if "c" in tape else {})
-        started = {name: tape[name] for name in ("h0", "c0") if name in tape}
-        for part, begins in ((last, initial), (first, started)):
-            piece = {name: tape[name][part] for name in spec.tape} | begins
+        kept = parts_of_tape(spec, tape, rows)
+        started = [kept[name] for name in spec.initial]
+        between = [kept[name[0]][border] for name in spec.initial]
+        for part, begins in ((last, between), (first, started)):
+            piece = np.concatenate([a.ravel() for a in (*(kept[name][part] for name in spec.tape), *begins)])
             stretch = Rows.dense(len(range(T * B)[part]) // B, B)
             m.backward(block, x[part], stretch, got_dh, got_dc, piece, dy[part], got_dx[part], got)
         pieces = {"dx": got_dx, "dh": got_dh, **got} | ({} if c is None else {"dc": got_dc})

@@ -78,17 +78,16 @@ def exercise(case: Case, at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for reverse in (False, True):
         block = c.pack(spec, params, "float32", reverse)
         h, cell = state()
-        tape = {name: guard(np.zeros((rows.N, width), np.float32)) for name, width in spec.tape.items()}
-        tape |= {"h0": guard(h[0])} | ({"c0": guard(cell[0])} if is_lstm else {})
+        tape = guard(np.zeros((1, spec.tape_size(rows.N, rows.B)), np.float32))
         y = guard(np.zeros((rows.N, spec.R), np.float32))
         c.forward([block], x, rows, *state(), y)
-        c.forward([block], x, rows, h, cell, y, [tape])
+        c.forward([block], x, rows, h, cell, y, tape)
         grads = {name: guard(np.zeros_like(p)) for name, p in params.items()}
         if case.ids:
             grads["weight_ih"] = guard(np.zeros(params["weight_ih"].shape[::-1], np.float32))
         dx = None if case.ids else guard(np.zeros_like(x))
         dy = guard(np.ones((rows.N, spec.R), np.float32))
-        c.backward(block, x, rows, h[0], cell[0] if is_lstm else None, tape, dy, dx, grads)
+        c.backward(block, x, rows, h[0], cell[0] if is_lstm else None, tape[0], dy, dx, grads)
         assert y.any() and all(np.isfinite(g).all() and g.any() for g in grads.values())
     block = c.pack(spec, params, "float32")
     state_h = guard(np.zeros((1, rows.B, spec.R), np.float32))

@@ -30,11 +30,12 @@ except ImportError as error:
 
 DTYPES = ("float32",)
 STORAGES = ("float32",)
+FLOAT32 = np.dtype(np.float32)
 
 if ffi is not None:  # by names of our own, which are found sooner than attributes: a short call looks up many
     NULL, new, from_buffer = ffi.NULL, ffi.new, ffi.from_buffer
     FLOATS, INTS, DOUBLES = ffi.typeof("float[]"), ffi.typeof("int64_t[]"), ffi.typeof("double[]")
-    TAPES, GRADS, PLACES = ffi.typeof("fl_tape[]"), ffi.typeof("fl_grads *"), ffi.typeof("fl_places *")
+    GRADS, PLACES = ffi.typeof("fl_grads *"), ffi.typeof("fl_places *")
 KINDS = ("lstm", "gru", "rnn")  # enum fl_kind
 ACTIVATION_IDS = {name: i for i, name in enumerate(ACTIVATIONS)}  # enum fl_activation
 
@@ -108,7 +109,7 @@ def forced_isa_problem() -> str | None:
 # -------------------------------------------------------------------------------------------------------------- memory
 def aligned(floats: int) -> Array:
     """Uninitialised float32 memory that begins at a cache line."""
-    return arena.empty((floats,), np.float32) if 4 * floats >= LARGE else of_its_own(floats)
+    return arena.empty((floats,), FLOAT32) if 4 * floats >= LARGE else of_its_own(floats)
 
 
 def of_its_own(floats: int) -> Array:
@@ -210,11 +211,6 @@ def _sizes(rows: Rows) -> Any:
     return sizes
 
 
-def _tapes(tapes: list[dict[str, Array]]) -> Any:
-    """fl_tape[] of them."""
-    return new(TAPES, [{name: from_buffer(FLOATS, a) for name, a in tape.items()} for tape in tapes])
-
-
 def forward(
     blocks: list[Block],
     x: Array,
@@ -222,7 +218,7 @@ def forward(
     h: Array,
     c: Array | None,
     y: Array | None,
-    tapes: list[dict[str, Array]] | None = None,
+    tapes: Array | None = None,
     at: int = 0,
     places: Places | None = None,
 ) -> None:
@@ -239,7 +235,7 @@ def forward(
         rows.T,
         from_buffer(FLOATS, h[at:] if at else h),
         NULL if c is None else from_buffer(FLOATS, c[at:] if at else c),
-        NULL if tapes is None else _tapes(tapes),
+        NULL if tapes is None else from_buffer(FLOATS, tapes),
         NULL if y is None else from_buffer(FLOATS, y),
         NULL if places is None else new(PLACES, (places.step, from_buffer(INTS, places.sequences))),
         get_num_threads(),
@@ -261,7 +257,7 @@ def backward(
     rows: Rows,
     h: Array,
     c: Array | None,
-    tape: dict[str, Array],
+    tape: Array,
     dy: Array | None,
     dx: Array | None,
     grads: dict[str, Array],
@@ -282,7 +278,7 @@ def backward(
         rows.T,
         from_buffer(FLOATS, h),
         pointer(c),
-        _tapes([tape]),
+        from_buffer(FLOATS, tape),
         *_rows_apart(dy),
         pointer(dx),
         new(GRADS, {name: from_buffer(FLOATS, g) for name, g in grads.items()}),
@@ -334,7 +330,7 @@ def _dense_pack(block: DenseBlock, bias: Array | None, backward: int) -> None:
 
 def dense_forward(block: DenseBlock, x: Array) -> Array:
     """See `backends.numpy.dense_forward`."""
-    y = arena.empty((len(x), block.handle.U), np.float32)
+    y = arena.empty((len(x), block.handle.U), FLOAT32)
     if len(x):
         lib.fl_dense_forward(block.handle, pointer(x), len(x), pointer(y), get_num_threads())
     return y
@@ -352,7 +348,7 @@ def dense_cross_entropy(
     block: DenseBlock, x: Array, targets: Array, factor: float
 ) -> tuple[Array, Array, dict[str, Array]]:
     """See `backends.numpy.dense_cross_entropy`."""
-    losses, logits = np.empty(len(x)), arena.empty((len(x), block.handle.U), np.float32)
+    losses, logits = np.empty(len(x)), arena.empty((len(x), block.handle.U), FLOAT32)
     dx, grads = _dense_gradients(block, x)
     if len(x):
         data = from_buffer(INTS, targets), factor, pointer(logits), from_buffer(DOUBLES, losses)
@@ -363,8 +359,8 @@ def dense_cross_entropy(
 def _dense_gradients(block: DenseBlock, x: Array) -> tuple[Array, dict[str, Array]]:
     """Room for dx, and zeros for the parameters' gradients."""
     shapes = {"weight": block.weight.shape} | ({"bias": (block.handle.U,)} if block.handle.bias != NULL else {})
-    grads = {name: arena.zeros(shape, np.float32) for name, shape in shapes.items()}
-    return arena.empty(x.shape, np.float32), grads
+    grads = {name: arena.zeros(shape, FLOAT32) for name, shape in shapes.items()}
+    return arena.empty(x.shape, FLOAT32), grads
 
 
 def _dense_call(

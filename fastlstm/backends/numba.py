@@ -31,7 +31,7 @@ import numpy as np
 from ..arena import arena
 from ..cells import Spec
 from ..cpu import get_num_threads
-from ..layout import Array, Places, Rows
+from ..layout import Array, Places, Rows, begin_tape, parts_of_tape
 from ..locks import Lock
 from . import numpy as reference
 
@@ -228,7 +228,7 @@ def forward(
     h: Array,
     c: Array | None,
     y: Array | None,
-    tapes: list[dict[str, Array]] | None = None,
+    tapes: Array | None = None,
     at: int = 0,
     places: Places | None = None,
 ) -> None:
@@ -238,8 +238,9 @@ def forward(
     y = None if y is None else y.reshape(-1, y.shape[-1])
     with team(rows.B * spec.H) as threads:
         for d, block in enumerate(blocks):
-            c_d, tape = None if c is None else c[at + d], {} if tapes is None else tapes[d]
-            run(block, x, rows.offsets, h[at + d], c_d, y, d * spec.R, places or PACKED, tape, threads)
+            h_d, c_d = h[at + d], None if c is None else c[at + d]
+            tape = {} if tapes is None else begin_tape(spec, tapes[d], rows, h_d, c_d)
+            run(block, x, rows.offsets, h_d, c_d, y, d * spec.R, places or PACKED, tape, threads)
 
 
 def run(
@@ -280,7 +281,7 @@ def backward(
     rows: Rows,
     h: Array,
     c: Array | None,
-    tape: dict[str, Array],
+    tape: Array,
     dy: Array | None,
     dx: Array | None,
     grads: dict[str, Array],
@@ -289,7 +290,7 @@ def backward(
     dy = nothing(h.dtype) if dy is None else plain(dy)
     back = {"lstm": lstm_backward, "gru": gru_backward, "rnn": rnn_backward}[block.spec.kind]
     with team(rows.B * block.spec.H) as threads:
-        for part in back(threads, block, h, c, tape, rows.offsets, dy, grads):
+        for part in back(threads, block, h, c, parts_of_tape(block.spec, tape, rows), rows.offsets, dy, grads):
             add_up(part, block, plain(x), dx, grads)
 
 

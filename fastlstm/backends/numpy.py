@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..cells import Activation, Spec
-from ..layout import Array, Places, Rows
+from ..layout import Array, Places, Rows, begin_tape, parts_of_tape
 
 DTYPES = ("float32", "float64")
 STORAGES = ("float32", "float64", "float16")
@@ -221,7 +221,7 @@ def forward(
     h: Array,
     c: Array | None,
     y: Array | None,
-    tapes: list[dict[str, Array]] | None = None,
+    tapes: Array | None = None,
     at: int = 0,
     places: Places | None = None,
 ) -> None:
@@ -236,8 +236,8 @@ def forward(
         The initial states, overwritten in place with the final ones. Those of this layer are `at` and the following.
     y : (N, D*R) or (T, B, D*R) array, contiguous, optional
         Overwritten with the outputs, the directions side by side. With `places` of any shape (..., D*R).
-    tapes : list of D dicts of arrays, optional
-        ``spec.tape``'s arrays, (N, width) each, to be written.
+    tapes : (D, ``spec.tape_size(N, B)``) array, optional
+        Overwritten with what backward needs: of each direction the parts that `parts_of_tape` names.
     at : int
     places : Places, optional
         The rows of y where the outputs go, instead of packed: steps after a sequence's last, up to the longest one's,
@@ -247,6 +247,7 @@ def forward(
     y = None if y is None else y.reshape(-1, y.shape[-1])
     for d, k in enumerate(blocks):
         h_d, c_d, R = h[at + d], None if c is None else c[at + d], k.spec.R
+        tape = None if tapes is None else begin_tape(k.spec, tapes[d], rows, h_d, c_d)
         for t, now, a in input_products(k, x, rows):
             b = rows.batch_sizes[t]
             h_t, c_t, kept = step(k, a, h_d[:b], None if c_d is None else c_d[:b])
@@ -255,9 +256,9 @@ def forward(
                 c_d[:b] = c_t
             if y is not None:
                 put(h_t, y[:, d * R : (d + 1) * R], now, t, places)
-            if tapes is not None:
+            if tape is not None:
                 for name in k.spec.tape:
-                    tapes[d][name][now] = kept[name]
+                    tape[name][now] = kept[name]
 
 
 # ------------------------------------------------------------------------------------------------------------ backward
@@ -316,7 +317,7 @@ def backward(
     rows: Rows,
     h: Array,
     c: Array | None,
-    tape: dict[str, Array],
+    tape: Array,
     dy: Array | None,
     dx: Array | None,
     grads: dict[str, Array],
@@ -331,8 +332,8 @@ def backward(
     rows : Rows
     h, c : (B, R) and (B, H) arrays, c None but for LSTM
         The final state's gradient, overwritten in place with the initial one's.
-    tape : dict of arrays
-        What forward wrote, and the initial state: ``h0`` (B, R), ``c0`` (B, H).
+    tape : (``spec.tape_size(N, B)``,) array
+        What forward wrote of this direction.
     dy : (N, R) array, optional
         Gradient of this direction's columns of the output.
     dx : (N, I) array, optional
@@ -341,24 +342,25 @@ def backward(
         Added to: ``spec.parameters``' names and shapes, but for token ids ``weight_ih`` is (rows, G*H).
     """
     k, spec, H = block, block.spec, block.spec.H
-    h_prev = np.empty_like(tape["h"])  # (N, R)
-    c_prev = np.empty_like(tape["c"]) if spec.kind == "lstm" else None
-    dgates = tape["gates"] if "gates" in tape else np.empty_like(tape["h"])
-    dh_all = np.empty_like(tape["h"])  # (N, R) the gradient of every h
+    kept = parts_of_tape(spec, tape, rows)
+    h_prev = np.empty_like(kept["h"])  # (N, R)
+    c_prev = np.empty_like(kept["c"]) if spec.kind == "lstm" else None
+    dgates = kept["gates"] if "gates" in kept else np.empty_like(kept["h"])
+    dh_all = np.empty_like(kept["h"])  # (N, R) the gradient of every h
 
     for t in reversed(rows.steps(k.reverse)):
         b, at = rows.batch_sizes[t], slice(rows.offsets[t], rows.offsets[t + 1])
-        h_prev[at] = previous(rows, k.reverse, t, tape["h"], tape["h0"])
+        h_prev[at] = previous(rows, k.reverse, t, kept["h"], kept["h0"])
         dh = h[:b] if dy is None else h[:b] + dy[at]
         dh_all[at] = dh
         if spec.kind == "lstm":
             assert c_prev is not None and c is not None
-            c_prev[at] = previous(rows, k.reverse, t, tape["c"], tape["c0"])
-            dgates[at], h[:b], c[:b] = lstm_step_backward(k, tape, at, c_prev[at], dh, c[:b])
+            c_prev[at] = previous(rows, k.reverse, t, kept["c"], kept["c0"])
+            dgates[at], h[:b], c[:b] = lstm_step_backward(k, kept, at, c_prev[at], dh, c[:b])
         elif spec.kind == "gru":
-            dgates[at], h[:b] = gru_step_backward(k, tape, at, h_prev[at], dh)
+            dgates[at], h[:b] = gru_step_backward(k, kept, at, h_prev[at], dh)
         else:
-            dgates[at] = dh * dact(spec.activations[0], tape["h"][at])
+            dgates[at] = dh * dact(spec.activations[0], kept["h"][at])
             h[:b] = dgates[at] @ k.W_h.T
 
     # Parameters: sums over all rows at once. d_x and d_h belong to the input's and the recurrent product.
@@ -381,9 +383,9 @@ def backward(
         grads["bias_ih"] += d_x.sum(axis=0)
         grads["bias_hh"] += d_h.sum(axis=0)
     if spec.proj_size:
-        grads["weight_hr"] += dh_all.T @ tape["m"]
+        grads["weight_hr"] += dh_all.T @ kept["m"]
     if spec.peepholes:
-        for row, gate, c in ((0, 0, c_prev), (1, 1, c_prev), (2, 3, tape["c"])):
+        for row, gate, c in ((0, 0, c_prev), (1, 1, c_prev), (2, 3, kept["c"])):
             grads["weight_peep"][row] += (d_x[:, gate * H : (gate + 1) * H] * c).sum(axis=0)
     if dx is not None:
         dx += d_x @ k.W_x.T

@@ -265,18 +265,14 @@ static Given given(const Case *k) {
                    .c = all_directions(k, k->c, k->spec.H)};
 }
 
-static fl_tape make_tape(const Case *k, int d) {
-    const ptrdiff_t H = k->spec.H, R = k->spec.R, N = k->N;
-    return (fl_tape){.gates = k->spec.kind == FL_RNN ? NULL : floats(NULL, N * 4 * H),
-                     .c = k->spec.kind == FL_LSTM ? floats(NULL, N * H) : NULL,
-                     .h = floats(NULL, N * R),
-                     .m = k->spec.projected ? floats(NULL, N * H) : NULL,
-                     .h0 = floats(k->h[d], k->B * R),
-                     .c0 = maybe_floats(k->c[d], k->B * H)};
+static ptrdiff_t tape_size(const Case *k) {
+    const ptrdiff_t H = k->spec.H, R = k->spec.R, lstm = k->spec.kind == FL_LSTM;
+    const ptrdiff_t of_row = (k->spec.kind == FL_RNN ? 0 : 4 * H) + lstm * H + R + k->spec.projected * H;
+    return k->N * of_row + k->B * (R + lstm * H);
 }
 
-static void run_backward(const Case *k, int d, How how, const fl_block *block, const fl_tape *tape, const Given *of,
-                         float *dx, Result *r) {
+static void run_backward(const Case *k, int d, How how, const fl_block *block, float *tape, const Given *of, float *dx,
+                         Result *r) {
     const ptrdiff_t H = k->spec.H, R = k->spec.R, ldy = k->manner->D * R;
     float *h = floats(k->dh[d], k->B * R), *c = of->c ? floats(k->dc[d], k->B * H) : NULL;
     float *g[PARAMS];
@@ -328,36 +324,29 @@ static Result run(const Case *k, How how) {
     const int D = k->manner->D;
     Result r = {.count = 0};
     fl_block blocks[MOST_D];
-    fl_tape tapes[MOST_D] = {{0}};
     begin_guarded(how.at_start);
     const Given of = given(k);
-    for (int d = 0; d < D; d++) {
+    for (int d = 0; d < D; d++)
         pack_block(k, d, how, &blocks[d]);
-        if (how.train)
-            tapes[d] = make_tape(k, d);
-    }
     fl_places at;
     const fl_places *places = make_places(k, how, &at);
     float *y = floats(NULL, (places ? k->T * k->B : N) * D * R);
     const fl_block *second = D > 1 ? &blocks[1] : NULL;
-    const fl_tape *kept = how.train ? tapes : NULL;
-    const ptrdiff_t size =
-        fl_forward(&blocks[0], second, of.x, of.ids, of.sizes, k->T, of.h, of.c, kept, y, places, how.threads, NULL, 0);
-    fl_forward(&blocks[0], second, of.x, of.ids, of.sizes, k->T, of.h, of.c, kept, y, places, how.threads,
+    float *tapes = how.train ? floats(NULL, D * tape_size(k)) : NULL;
+    const ptrdiff_t size = fl_forward(&blocks[0], second, of.x, of.ids, of.sizes, k->T, of.h, of.c, tapes, y, places,
+                                      how.threads, NULL, 0);
+    fl_forward(&blocks[0], second, of.x, of.ids, of.sizes, k->T, of.h, of.c, tapes, y, places, how.threads,
                aligned_floats(size), size);
     record(&r, "y", 0, places ? packed_rows(k, places, y) : y, N * D * R, 0);
     for (int d = 0; d < D; d++) {
         record(&r, "h", d, of.h + d * k->B * R, k->B * R, 0);
         record(&r, "c", d, of.c ? of.c + d * k->B * H : NULL, k->B * H, 0);
-        record(&r, "tape's gates", d, tapes[d].gates, N * 4 * H, 0);
-        record(&r, "tape's c", d, tapes[d].c, N * H, 0);
-        record(&r, "tape's h", d, tapes[d].h, N * R, 0);
-        record(&r, "tape's m", d, tapes[d].m, N * H, 0);
+        record(&r, "tape", d, tapes ? tapes + d * tape_size(k) : NULL, tape_size(k), 0);
     }
     if (how.train) {
         float *dx = k->x && k->number % 3 != 2 ? floats(constant_floats(N * k->spec.I, 0.25f), N * k->spec.I) : NULL;
         for (int d = 0; d < D; d++)
-            run_backward(k, d, how, &blocks[d], &tapes[d], &of, dx, &r);
+            run_backward(k, d, how, &blocks[d], tapes + d * tape_size(k), &of, dx, &r);
         record(&r, "x", 0, dx, N * k->spec.I, 1);
     }
     end_guarded();
