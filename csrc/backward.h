@@ -149,6 +149,7 @@ INLINE void multiply_halves(V *acc, const int C, const float *a, const float *w,
         acc[v] = V_FMA(V_SET1(a[K - 1]), V_LOAD(w + (K - 1) * row + v * VL), acc[v]);
 }
 
+/* out (C vectors) = the product of one row with its only panel, from zeros. */
 INLINE void lone_panel(const Product *q, const int C, float *out) {
     V acc[2 * 4];
     UNROLL
