@@ -94,9 +94,11 @@ INLINE void lstm_rows(const Step *s, const float *tile, ptrdiff_t u, int lanes, 
     lstm_h(s, row - 1, u, o, c, output, count);
 }
 
+/* Whether the gates are what nearly everybody's are: sigmoids, with tanh elsewhere and without peepholes. */
 static int is_standard(const fl_block *k) {
     const fl_act *act = k->spec.act;
-    return !k->peep && act[0].id == FL_SIGMOID && act[1].id == FL_TANH && act[2].id == FL_TANH;
+    return !k->peep && act[0].id == FL_SIGMOID && act[1].id == FL_TANH &&
+           (k->spec.kind != FL_LSTM || act[2].id == FL_TANH);
 }
 
 INLINE void lstm_gates_of(const Step *s, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows,
@@ -126,16 +128,21 @@ INLINE void lstm_other_gates(const void *context, const float *tile, ptrdiff_t p
 EPILOGUE(lstm_gates, lstm_full, 4, 4, 2)
 EPILOGUE(lstm_other_gates, lstm_other_gates, 4, 4, 2)
 
-/* reset_after: n = g(n_x + r n_h), h' = (1 - z) n + z h */
-INLINE void gru_gates(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
-    const Step *s = context;
+/* Sigmoid or tanh, or what stands in its place. */
+INLINE V gru_act(const fl_spec *e, const int id, V x, const int standard) {
+    return standard ? v_act((fl_act){.id = id}, x) : v_act(e->act[id == FL_TANH], x);
+}
+
+/* reset_after: n = g(n_x + r n_h), h' = (1 - z) n + z h. `standard` as in lstm_rows. */
+INLINE void gru_rows(const Step *s, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows, const int standard) {
     const fl_spec *e = &s->k->spec;
     const ptrdiff_t H = e->H, u = panel * VL;
     const int count = (int)fl_min(VL, H - u);
     for (const ptrdiff_t end = row + rows; row < end; row++, tile += 4 * VL) {
-        const V r = v_act(e->act[0], V_LOAD(tile)), z = v_act(e->act[0], V_LOAD(tile + VL));
+        const V r = gru_act(e, FL_SIGMOID, V_LOAD(tile), standard),
+                z = gru_act(e, FL_SIGMOID, V_LOAD(tile + VL), standard);
         const V m = V_LOAD(tile + 3 * VL);
-        const V n = v_act(e->act[1], V_FMA(r, m, V_LOAD(tile + 2 * VL)));
+        const V n = gru_act(e, FL_TANH, V_FMA(r, m, V_LOAD(tile + 2 * VL)), standard);
         const V h = V_LOADN(s->h + row * H + u, count);
         give_gate(s, row, 0, u, r, count);
         give_gate(s, row, 1, u, z, count);
@@ -144,7 +151,14 @@ INLINE void gru_gates(const void *context, const float *tile, ptrdiff_t panel, p
         give_h(s, row, u, V_FMA(z, h, V_MUL(V_SUB(V_SET1(1.0f), z), n)), count);
     }
 }
+INLINE void gru_gates(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    gru_rows(context, tile, panel, row, rows, 1);
+}
+INLINE void gru_other_gates(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    gru_rows(context, tile, panel, row, rows, 0);
+}
 EPILOGUE(gru_gates, gru_gates, 4, 3, 3)
+EPILOGUE(gru_other_gates, gru_other_gates_tile, 4, 3, 3) /* called: sums that outlive a call are kept in memory */
 
 /* reset_after = 0, first phase: r, z, and r * h for the second. */
 INLINE void gru_reset(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
@@ -272,13 +286,16 @@ typedef struct {
 } Phase;
 
 static const Epilogue *epilogue_of(const fl_block *k, int phase) {
+    const int standard = is_standard(k);
     if (phase)
         return k->spec.projected ? &projection_epilogue : &gru_candidate_epilogue;
-    switch (k->spec.kind) {
-    case FL_LSTM: return is_standard(k) ? &lstm_gates_epilogue : &lstm_other_gates_epilogue;
-    case FL_GRU: return has_two_phases(&k->spec) ? &gru_reset_epilogue : &gru_gates_epilogue;
-    default: return &rnn_output_epilogue;
-    }
+    if (k->spec.kind == FL_LSTM)
+        return standard ? &lstm_gates_epilogue : &lstm_other_gates_epilogue;
+    if (k->spec.kind == FL_RNN)
+        return &rnn_output_epilogue;
+    if (has_two_phases(&k->spec))
+        return &gru_reset_epilogue;
+    return standard ? &gru_gates_epilogue : &gru_other_gates_epilogue;
 }
 
 /* In place: a copy would read vectors of what was just stored in pieces, which has to wait. */
