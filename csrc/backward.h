@@ -61,17 +61,27 @@ INLINE void lstm_unit_back(const Back *s, ptrdiff_t row, ptrdiff_t u, const int 
 }
 
 static void lstm_back(const Back *s, ptrdiff_t n) {
-    const ptrdiff_t H = s->k->spec.H, whole = is_standard(s->k) ? H - H % VL : 0;
-    for (ptrdiff_t row = 0; row < n; row++) {
-        for (ptrdiff_t u = 0; u < whole; u += VL)
-            lstm_unit_back(s, row, u, VL, 1);
-        for (ptrdiff_t u = whole; u < H; u += VL)
-            lstm_unit_back(s, row, u, (int)fl_min(VL, H - u), 0);
-    }
+    const ptrdiff_t H = s->k->spec.H;
+    const int standard = is_standard(s->k);
+    for (ptrdiff_t row = 0; row < n; row++)
+        for (ptrdiff_t u = 0; u < H; u += VL) {
+            const int count = (int)fl_min(VL, H - u);
+            if (!standard)
+                lstm_unit_back(s, row, u, count, 0);
+            else if (count == VL)
+                lstm_unit_back(s, row, u, VL, 1);
+            else
+                lstm_unit_back(s, row, u, count, 1);
+        }
+}
+
+/* As known_act, the derivative. */
+INLINE V known_dact(const fl_spec *e, int number, const int id, V y, const int standard) {
+    return standard ? v_dact((fl_act){.id = id}, y) : v_dact(e->act[number], y);
 }
 
 /* dz, dn, the part of dh that passes by the gates; with reset_after also dr and the gradient of n_h in m's place. */
-static void gru_back(const Back *s, ptrdiff_t n) {
+INLINE void gru_rows_back(const Back *s, ptrdiff_t n, const int standard) {
     const fl_spec *e = &s->k->spec;
     const ptrdiff_t H = e->H;
     for (ptrdiff_t row = 0; row < n; row++) {
@@ -81,11 +91,12 @@ static void gru_back(const Back *s, ptrdiff_t n) {
             const int count = (int)fl_min(VL, H - u);
             const V r = V_LOADN(gates + u, count), z = V_LOADN(gates + H + u, count);
             const V cand = V_LOADN(gates + 2 * H + u, count), dh = whole_dh(s, row, u, count);
-            const V dz = V_MUL(V_MUL(dh, V_SUB(V_LOADN(h_prev + u, count), cand)), v_dact(e->act[0], z));
-            const V dn = V_MUL(V_MUL(dh, V_SUB(V_SET1(1.0f), z)), v_dact(e->act[1], cand));
+            const V dz =
+                V_MUL(V_MUL(dh, V_SUB(V_LOADN(h_prev + u, count), cand)), known_dact(e, 0, FL_SIGMOID, z, standard));
+            const V dn = V_MUL(V_MUL(dh, V_SUB(V_SET1(1.0f), z)), known_dact(e, 1, FL_TANH, cand, standard));
             if (e->reset_after) {
                 const V m = V_LOADN(gates + 3 * H + u, count);
-                V_STOREN(gates + u, V_MUL(V_MUL(dn, m), v_dact(e->act[0], r)), count);
+                V_STOREN(gates + u, V_MUL(V_MUL(dn, m), known_dact(e, 0, FL_SIGMOID, r, standard)), count);
                 V_STOREN(gates + 3 * H + u, V_MUL(dn, r), count);
             }
             V_STOREN(gates + H + u, dz, count);
@@ -93,6 +104,13 @@ static void gru_back(const Back *s, ptrdiff_t n) {
             V_STOREN(s->dh + row * H + u, V_MUL(dh, z), count);
         }
     }
+}
+
+static void gru_back(const Back *s, ptrdiff_t n) {
+    if (is_standard(s->k))
+        gru_rows_back(s, n, 1);
+    else
+        gru_rows_back(s, n, 0);
 }
 
 /* reset_after = 0: from the gradient of r * h (s->m) to dr, and dh's part that came through it. */
@@ -112,15 +130,23 @@ static void gru_reset_back(const Back *s, ptrdiff_t n) {
     }
 }
 
-static void rnn_back(const Back *s, ptrdiff_t n) {
+INLINE void rnn_rows_back(const Back *s, ptrdiff_t n, const int standard) {
     const fl_spec *e = &s->k->spec;
     const ptrdiff_t H = e->H;
     for (ptrdiff_t row = 0; row < n; row++)
         for (ptrdiff_t u = 0; u < H; u += VL) {
             const int count = (int)fl_min(VL, H - u);
-            const V d = V_MUL(whole_dh(s, row, u, count), v_dact(e->act[0], V_LOADN(s->h + row * H + u, count)));
+            const V h = V_LOADN(s->h + row * H + u, count);
+            const V d = V_MUL(whole_dh(s, row, u, count), known_dact(e, 0, FL_TANH, h, standard));
             V_STOREN(s->gates + row * s->ld_gates + u, d, count);
         }
+}
+
+static void rnn_back(const Back *s, ptrdiff_t n) {
+    if (is_standard(s->k))
+        rnn_rows_back(s, n, 1);
+    else
+        rnn_rows_back(s, n, 0);
 }
 
 /* to (n, width), stored or added to, from up to two products with plain panels. */

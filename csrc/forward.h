@@ -94,11 +94,14 @@ INLINE void lstm_rows(const Step *s, const float *tile, ptrdiff_t u, int lanes, 
     lstm_h(s, row - 1, u, o, c, output, count);
 }
 
-/* Whether the gates are what nearly everybody's are: sigmoids, with tanh elsewhere and without peepholes. */
+/* Whether all is sigmoid and tanh as usual, without peepholes. */
 static int is_standard(const fl_block *k) {
     const fl_act *act = k->spec.act;
-    return !k->peep && act[0].id == FL_SIGMOID && act[1].id == FL_TANH &&
-           (k->spec.kind != FL_LSTM || act[2].id == FL_TANH);
+    switch (k->spec.kind) {
+    case FL_LSTM: return !k->peep && act[0].id == FL_SIGMOID && act[1].id == FL_TANH && act[2].id == FL_TANH;
+    case FL_GRU: return act[0].id == FL_SIGMOID && act[1].id == FL_TANH;
+    default: return act[0].id == FL_TANH;
+    }
 }
 
 INLINE void lstm_gates_of(const Step *s, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows,
@@ -128,9 +131,9 @@ INLINE void lstm_other_gates(const void *context, const float *tile, ptrdiff_t p
 EPILOGUE(lstm_gates, lstm_full, 4, 4, 2)
 EPILOGUE(lstm_other_gates, lstm_other_gates, 4, 4, 2)
 
-/* Sigmoid or tanh, or what stands in its place. */
-INLINE V gru_act(const fl_spec *e, const int id, V x, const int standard) {
-    return standard ? v_act((fl_act){.id = id}, x) : v_act(e->act[id == FL_TANH], x);
+/* The activation of that number, which is `id`, sigmoid or tanh, where `standard`. */
+INLINE V known_act(const fl_spec *e, int number, const int id, V x, const int standard) {
+    return standard ? v_act((fl_act){.id = id}, x) : v_act(e->act[number], x);
 }
 
 /* reset_after: n = g(n_x + r n_h), h' = (1 - z) n + z h. `standard` as in lstm_rows. */
@@ -139,10 +142,10 @@ INLINE void gru_rows(const Step *s, const float *tile, ptrdiff_t panel, ptrdiff_
     const ptrdiff_t H = e->H, u = panel * VL;
     const int count = (int)fl_min(VL, H - u);
     for (const ptrdiff_t end = row + rows; row < end; row++, tile += 4 * VL) {
-        const V r = gru_act(e, FL_SIGMOID, V_LOAD(tile), standard),
-                z = gru_act(e, FL_SIGMOID, V_LOAD(tile + VL), standard);
+        const V r = known_act(e, 0, FL_SIGMOID, V_LOAD(tile), standard),
+                z = known_act(e, 0, FL_SIGMOID, V_LOAD(tile + VL), standard);
         const V m = V_LOAD(tile + 3 * VL);
-        const V n = gru_act(e, FL_TANH, V_FMA(r, m, V_LOAD(tile + 2 * VL)), standard);
+        const V n = known_act(e, 1, FL_TANH, V_FMA(r, m, V_LOAD(tile + 2 * VL)), standard);
         const V h = V_LOADN(s->h + row * H + u, count);
         give_gate(s, row, 0, u, r, count);
         give_gate(s, row, 1, u, z, count);
@@ -179,9 +182,9 @@ INLINE void gru_reset(const void *context, const float *tile, ptrdiff_t panel, p
 }
 EPILOGUE(gru_reset, gru_reset, 4, 4, 2)
 
-/* Epilogues over plain panels: GRU's second phase, the projection (identity) and RNN. */
-INLINE void plain_h(const Step *s, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows, const int gru,
-                    const int rnn) {
+/* Epilogues over plain panels: the projection, GRU's second phase, and RNN with tanh or another activation. */
+enum { PROJECTION, CANDIDATE, TANH, ACTIVATION };
+INLINE void plain_h(const Step *s, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows, const int what) {
     const fl_spec *e = &s->k->spec;
     const ptrdiff_t first = panel * 4 * VL, R = e->R, width = fl_min(4 * VL, padded(R - first));
     for (const ptrdiff_t end = row + rows; row < end; row++, tile += width)
@@ -189,9 +192,11 @@ INLINE void plain_h(const Step *s, const float *tile, ptrdiff_t panel, ptrdiff_t
             const ptrdiff_t u = first + v;
             const int count = (int)fl_min(VL, R - u);
             V h = V_LOAD(tile + v);
-            if (rnn)
+            if (what == TANH)
+                h = v_tanh(h);
+            if (what == ACTIVATION)
                 h = v_act(e->act[0], h);
-            if (gru) {
+            if (what == CANDIDATE) {
                 const V n = v_act(e->act[1], h), z = V_LOADN(s->z + row * R + u, count);
                 give_gate(s, row, 2, u, n, count);
                 h = V_FMA(z, V_LOADN(s->h + row * R + u, count), V_MUL(V_SUB(V_SET1(1.0f), z), n));
@@ -200,17 +205,21 @@ INLINE void plain_h(const Step *s, const float *tile, ptrdiff_t panel, ptrdiff_t
         }
 }
 INLINE void gru_candidate(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
-    plain_h(context, tile, panel, row, rows, 1, 0);
+    plain_h(context, tile, panel, row, rows, CANDIDATE);
 }
 INLINE void projection(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
-    plain_h(context, tile, panel, row, rows, 0, 0);
+    plain_h(context, tile, panel, row, rows, PROJECTION);
 }
 INLINE void rnn_output(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
-    plain_h(context, tile, panel, row, rows, 0, 1);
+    plain_h(context, tile, panel, row, rows, TANH);
+}
+INLINE void rnn_other_output(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    plain_h(context, tile, panel, row, rows, ACTIVATION);
 }
 EPILOGUE(gru_candidate, gru_candidate, 4, 4, 2)
 EPILOGUE(projection, projection, 4, 4, 2)
 EPILOGUE(rnn_output, rnn_output, 4, 4, 2)
+EPILOGUE(rnn_other_output, rnn_other_output_tile, 4, 4, 2)
 
 /* The first phase's product of a block, without its operands. */
 static void first_phase(const fl_block *k, Product *q) {
@@ -292,7 +301,7 @@ static const Epilogue *epilogue_of(const fl_block *k, int phase) {
     if (k->spec.kind == FL_LSTM)
         return standard ? &lstm_gates_epilogue : &lstm_other_gates_epilogue;
     if (k->spec.kind == FL_RNN)
-        return &rnn_output_epilogue;
+        return standard ? &rnn_output_epilogue : &rnn_other_output_epilogue;
     if (has_two_phases(&k->spec))
         return &gru_reset_epilogue;
     return standard ? &gru_gates_epilogue : &gru_other_gates_epilogue;
