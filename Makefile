@@ -142,7 +142,7 @@ endef
 
 # The C tests are built in build/c/<how>/. Flags as in csrc/build.py; FL_LEAST: even the smallest call is split. (The
 # tests themselves with -O2: gcc 12 for ARM breaks down over them with -O3.)
-C_FLAGS := -std=gnu11 -O3 -g -fno-math-errno -ffp-contract=off -pthread -Wall -Wextra -Werror
+C_FLAGS := -std=gnu11 -O3 -falign-functions=64 -g -fno-math-errno -ffp-contract=off -pthread -Wall -Wextra -Werror
 C_TEST_FLAGS := $(C_FLAGS) -DFL_LEAST=0 -Icsrc -Itests/c
 C_DRIVER := test_kernels check recurrent training
 C_KERNELS := dispatch $(patsubst csrc/%.c,%,$(wildcard csrc/isa_*.c))
