@@ -101,7 +101,7 @@ class Batch:
         places = Places(1, np.arange(B, dtype=np.int64) * T) if moves else None
         return cls(T, B, batch_first, Rows.dense(T if B else 0, B), places)
 
-    def pack(self, x: Array, dtype: Any) -> Array:
+    def pack(self, x: Array, dtype: np.dtype[Any]) -> Array:
         """(T, B, ...) -> (N, ...) or, if dense, (T, B, ...), contiguous; x itself where nothing has to move."""
         if self.at is None:
             if x.dtype is not dtype or not x.flags.c_contiguous:
@@ -115,7 +115,7 @@ class Batch:
             rows = given[np.divmod(self.at, self.axes[1])]
         return np.ascontiguousarray(rows, dtype)
 
-    def room(self, width: int, dtype: Any) -> Array:
+    def room(self, width: int, dtype: np.dtype[Any]) -> Array:
         """(*axes, width) for outputs at their places: zeros at steps that no sequence has, or for those without any."""
         y = arena.empty((*self.axes, width), dtype)
         by_time = y.swapaxes(0, 1) if self.batch_first else y

@@ -161,6 +161,8 @@ class Recurrent(Layer):
         if not ids:
             return batch.pack(x, self.dtype), batch, unbatched
         rows = batch.pack(x, INT64).reshape(batch.rows.N)
+        if np.may_share_memory(rows, x):
+            rows = rows.copy()  # ids are places in memory: those that are checked must be those that are used
         check_ids(rows, self.input_size)
         return rows, batch, unbatched
 

@@ -90,7 +90,7 @@ class Stream:
         size = self._specs[0].I
         if x.dtype.kind in "iu" and x.ndim == len(leading):
             check_shape(x, leading, "token ids", f"batch_size is {self.batch_size}")
-            ids = np.ascontiguousarray(x, np.int64)
+            ids = np.array(x, np.int64, order="C")  # a copy: those that are checked must be those that are used
             check_ids(ids, size)
             return ids
         if x.dtype.kind in "iu":

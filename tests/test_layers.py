@@ -14,6 +14,9 @@ import pytest
 from cases import CELLS, LAYERS, TOLERANCE, TWO, Case, Drawn, assert_all_near, assert_near, assert_same_bits, named
 
 import fastlstm as fl
+from fastlstm import layers
+from fastlstm import stream as streams
+from fastlstm.door import check_ids
 
 T, B, I, H = 5, 6, 4, 7  # noqa: E741
 LENGTHS = (3, 0, 5, 1, 5, 2)
@@ -826,3 +829,27 @@ def test_a_bad_call_of_a_cell_says_what_was_expected(x: Any, state: Any, error: 
     for call in (cell, cell.forward):
         with pytest.raises(error, match=re.escape(message)):
             call(x, state)
+
+
+@pytest.mark.parametrize("call", ["inference", "training", "run", "step"])
+def test_checked_ids_are_those_used(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another thread writes to the caller's ids after the check has no effect: they are places in memory."""
+    layer = fl.LSTM(5, 4, backend="numpy", seed=0)
+    ids = np.array([[1], [2], [3]])
+    stream = layer.stream()
+    calls: dict[str, Any] = {
+        "inference": lambda: layer(ids)[0],
+        "training": lambda: layer.forward(ids)[0],
+        "run": lambda: stream.run(ids),
+        "step": lambda: stream.step(ids[0]),
+    }
+    right = calls[call]().copy()
+    stream.reset()
+
+    def check_then_write(given: Any, size: int) -> None:
+        check_ids(given, size)
+        ids[...] = 1 << 40
+
+    for module in (layers, streams):
+        monkeypatch.setattr(module, "check_ids", check_then_write)
+    np.testing.assert_array_equal(calls[call](), right)
