@@ -144,17 +144,13 @@ class Recurrent(Layer):
     # ------------------------------------------------------------------------------------------------------ the door
     def _enter(self, x: Any, lengths: Any) -> tuple[Array, Batch, bool]:
         """(x as packed rows, (N, I) or if dense (T, B, I), or ids (N,); its batch; whether it came without a batch)."""
-        # The usual case in few words: what it asks one by one takes longer than a short call.
-        if (
-            type(x) is ndarray
-            and x.dtype is self.dtype
-            and len(shape := x.shape) == 3
-            and shape[2] == self.input_size
-            and lengths is None
-            and not self.batch_first
-            and x.flags.c_contiguous
-        ):
-            return x, Batch.of(shape[0], shape[1], None), False
+        # The usual cases in few words: what it asks one by one takes longer than a short call.
+        if type(x) is ndarray and x.dtype is self.dtype and lengths is None and x.flags.c_contiguous:
+            shape = x.shape
+            if len(shape) == 3 and shape[2] == self.input_size and not self.batch_first:
+                return x, Batch.of(shape[0], shape[1], None), False
+            if len(shape) == 2 and shape[1] == self.input_size:
+                return x[:, None], Batch.of(shape[0], 1, None), True
         x, ids, unbatched = self._check_x(x)
         T, B = x.shape[:2]
         batch = Batch.of(T, B, self._check_lengths(lengths, T, B, unbatched), self.batch_first and not unbatched)
@@ -229,11 +225,14 @@ class Recurrent(Layer):
             if part is None and optional:
                 arrays.append(np.zeros((LD, B, width), self.dtype))
                 continue
-            label = f"{name}'s {which}"
-            part = as_numbers(part, label, self.dtype)
             shape = (LD, width) if unbatched else (LD, B, width)
-            check_shape(part, shape, label, "(num_layers * directions, " + ("width)" if unbatched else "batch, width)"))
-            arrays.append(np.array(part, self.dtype, order="C").reshape(LD, B, width))
+            if not (type(part) is ndarray and part.dtype is self.dtype and part.shape == shape):
+                label, axes = f"{name}'s {which}", "width)" if unbatched else "batch, width)"
+                part = as_numbers(part, label, self.dtype)
+                check_shape(part, shape, label, "(num_layers * directions, " + axes)
+                part = part.astype(self.dtype)
+            part = part.copy()
+            arrays.append(part.reshape(LD, B, width) if unbatched else part)
         return arrays[0], arrays[1] if len(arrays) == 2 else None
 
     @staticmethod

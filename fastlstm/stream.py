@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy import ndarray  # found sooner than np.ndarray
 
+from .arena import arena
 from .cells import Spec
-from .door import as_numbers, check_ids, check_shape
-from .layout import Array, Rows
+from .door import Batch, as_numbers, check_ids, check_shape
+from .layout import Array
 
 
 class Stream:
@@ -33,7 +34,11 @@ class Stream:
         self._x: Array = np.zeros((batch_size, specs[0].I), dtype)
         self._ids: Array = np.zeros(batch_size, np.int64)
         self._top: Array = self._h[-1]
-        self._x_shape, self._y_shape = self._x.shape, self._top.shape
+        self._x_shape = self._x.shape
+        # The result of a step by the shape of its input: a sequence alone may come without a batch axis.
+        self._results: dict[tuple[int, ...], Array] = {self._x_shape: self._top}
+        if batch_size == 1:
+            self._results[self._x_shape[1:]] = self._top[0]
         self._step = module.bind(blocks, self._x, self._h, self._c)
         self._step_ids: Callable[[], None] | None = None  # once ids come
 
@@ -65,14 +70,13 @@ class Stream:
 
     def _step_any(self, x_t: Any, out: Array | None) -> Array:
         """A step of any input, into any array."""
-        x, B = np.asarray(x_t), self.batch_size
-        rank = 0 if x.dtype.kind in "iu" else 1
-        single = B == 1 and x.ndim == rank
-        rows = self._check_rows(x[None] if single else x, (B,))
-        y = self._top[0] if single else self._top
+        if type(x_t) is ndarray and x_t.dtype is self._dtype and x_t.shape in self._results:
+            rows, of_ids, y = x_t, False, self._results[x_t.shape]
+        else:
+            rows, of_ids, y = self._check_step(x_t)
         if out is not None:
             self._check_out(out, y.shape)
-        if rows.ndim == 1:
+        if of_ids:
             self._ids[...] = rows
             if self._step_ids is None:
                 self._step_ids = self._module.bind(self._blocks, self._ids, self._h, self._c)
@@ -85,21 +89,33 @@ class Stream:
         out[...] = y
         return out
 
+    def _check_step(self, x_t: Any) -> tuple[Array, bool, Array]:
+        """(the input of a step with a batch axis, whether it is ids, where the result will be), or an error."""
+        x, B = np.asarray(x_t), self.batch_size
+        of_ids = x.dtype.kind in "iu"
+        single = B == 1 and x.ndim == (0 if of_ids else 1)
+        rows = self._check_rows(x[None] if single else x, (B,))
+        return rows, of_ids, self._top[0] if single else self._top
+
     def _check_rows(self, x: Array, leading: tuple[int, ...]) -> Array:
-        """x (*leading, I), or ids of shape `leading`, contiguous and native, or an error."""
+        """x (*leading, I), contiguous and native, or a copy of ids of shape `leading`; or an error."""
         size = self._specs[0].I
-        if x.dtype.kind in "iu" and x.ndim == len(leading):
-            check_shape(x, leading, "token ids", f"batch_size is {self.batch_size}")
-            ids = np.array(x, np.int64, order="C")  # a copy: those that are checked must be those that are used
+        if x.dtype.kind in "iu":
+            if x.ndim != len(leading):
+                raise TypeError(f"x has dtype {x.dtype} and shape {x.shape}; integers are token ids of shape {leading}")
+            if x.shape != leading:
+                check_shape(x, leading, "token ids", f"batch_size is {self.batch_size}")
+            ids = np.array(x, np.int64, order="C")  # those that are checked must be those that are used
             check_ids(ids, size)
             return ids
-        if x.dtype.kind in "iu":
-            raise TypeError(f"x has dtype {x.dtype} and shape {x.shape}; integers are token ids of shape {leading}")
         x = as_numbers(x, "x", self._dtype)
-        check_shape(x, (*leading, size), "x", f"batch_size is {self.batch_size}, input_size {size}")
+        if x.shape != (*leading, size):
+            check_shape(x, (*leading, size), "x", f"batch_size is {self.batch_size}, input_size {size}")
         return np.ascontiguousarray(x, self._dtype)
 
     def _check_out(self, out: Array, shape: tuple[int, ...]) -> None:
+        if type(out) is ndarray and out.dtype is self._dtype and out.shape == shape and out.flags.carray:
+            return
         if not isinstance(out, np.ndarray):
             raise TypeError(f"out must be a NumPy array to write to, got {type(out).__name__}")
         if out.dtype != self._dtype or out.shape != shape:
@@ -127,11 +143,11 @@ class Stream:
             expected = "(T, B)" if rank == 1 else f"(T, {self.batch_size}, {self._specs[0].I})"
             raise ValueError(f"x has shape {x.shape}, expected {expected}")
         wide = x[:, None] if single else x
-        T, B, R = wide.shape[0], self.batch_size, self._y_shape[1]
+        T, B, R = wide.shape[0], self.batch_size, self._h.shape[2]
         checked = self._check_rows(wide, (T, B))
-        rows, flat = Rows.dense(T, B), checked.reshape(T * B, *checked.shape[2:])
+        rows, flat = Batch.of(T, B, None).rows, checked.reshape(T * B, *checked.shape[2:])
         for layer, block in enumerate(self._blocks):
-            y = np.empty((T * B, R), self._dtype)
+            y = arena.empty((T * B, R), self._dtype)
             if T:
                 self._module.forward([block], flat, rows, self._h, self._c, y, at=layer)
             flat = y

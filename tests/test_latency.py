@@ -75,6 +75,28 @@ def test_denormals_count_as_zero(threads: int, compiled: str) -> None:
         assert layer(x)[0].all()
 
 
+# ------------------------------------------------------------------------------------------------------ forms of a step
+X, ID = np.zeros((1, 1), np.float32), np.zeros(1, np.int64)
+FORMS: dict[str, tuple[Callable[[Any], object], float]] = {  # and how many times as long as a step (1, I) it may take
+    "without a batch axis": (lambda stream: stream.step(X[0]), 2),
+    "into an array": (lambda stream: stream.step(X, out=X), 2),
+    "a token id": (lambda stream: stream.step(ID), 3.5),
+    "a run of one step": (lambda stream: stream.run(X[None]), 8),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_form_of_a_step_is_costly(form: str) -> None:
+    """Of a layer so small that what Python asks and copies is all there is."""
+    stream, (call, limit) = fl.LSTM(1, 1).stream(), FORMS[form]
+
+    def ratio() -> float:
+        usual, other = (np.median(latencies(f, 2000)) for f in (lambda: stream.step(X), lambda: call(stream)))
+        return float(other / usual)
+
+    assert tried(limit, ratio) <= limit
+
+
 # --------------------------------------------------------------------------------------------- another thread computing
 KEPT = 40e-6  # seconds: shorter steps keep Python's lock, whatever the machine
 
