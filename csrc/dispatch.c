@@ -1,4 +1,6 @@
 /* dispatch.c: which instruction set runs, and how a call is cut into pieces for the threads. */
+#include <stdatomic.h>
+
 #include "internal.h"
 
 #if defined(__x86_64__)
@@ -73,9 +75,17 @@ void fl_pack(fl_block *block, const fl_params *params, int backward, float *memo
 /* Multiply-adds of a call below which a second thread costs more than it brings: about 10 us of one core. */
 static const double LEAST_WORK = FL_LEAST * 4e5;
 
-/* Multiply-adds of a team's step below which its members would mostly wait for one another: about 2 us of one core,
- * against a meeting of 0.1, or of 0.6 where cores share no cache. */
-static const double LEAST_STEP = FL_LEAST * 1e5;
+/* Multiply-adds of a team's step, without an input that is prepared for many steps at once, from which its members gain
+ * anyway, and from which they do where they meet quickly. A meeting takes some 100 ns, or 300 to 600 where cores share no
+ * cache, which in virtual machines may change from one second to the next. */
+static const double LEAST_STEP = FL_LEAST * 6.6e4, SHORT_STEP = FL_LEAST * 3e4;
+enum { SLOW_MEETING_NS = 350 };
+
+/* Teams of short steps are tried from then on (fl_now): a while after some in a row whose meetings were slow. (One may
+ * have been held up by anything.) */
+static atomic_uint_least64_t short_teams_from;
+static atomic_int slow_teams;
+enum { SLOW_TEAMS = 3, SHORT_TEAMS_REST_NS = 20000000 };
 
 /* Multiply-adds of one sequence's input that are worth preparing on another thread. */
 static const double LEAST_INPUT = FL_LEAST * 1e6;
@@ -187,9 +197,13 @@ static void cut_forward(fl_forward_job *job, int D, int threads) {
     const int of_ids = rows->ids != NULL;
     threads = worthwhile(&k->spec, of_ids, N, D, threads);
     const int each = (threads + D - 1) / D;
-    const ptrdiff_t most = k->spec.H / (4 * isa->vl); /* parts that still have some panels each */
+    /* Parts that still have some panels each: four or, of one sequence, which cannot be cut into rows, two. */
+    const ptrdiff_t most = fl_max(k->spec.H / (4 * isa->vl), B == 1 && k->spec.H >= 5 * isa->vl ? 2 : 1);
     const double of_row = row_work(&k->spec, of_ids);
-    if (dense && threads >= 2 * D && too_few(B / each, isa, of_row) && most >= 2 && (double)B * of_row >= LEAST_STEP)
+    const double step = (double)B * row_work(&k->spec, of_ids || isa->hoists(rows, B));
+    job->short_steps = step < LEAST_STEP;
+    if (dense && threads >= 2 * D && too_few(B / each, isa, of_row) && most >= 2 &&
+        (!job->short_steps || (step >= SHORT_STEP && fl_now() >= short_teams_from)))
         job->way = FL_TEAM, job->parts = (int)fl_min(threads / D, most);
     else if (threads > 1 && D == 1 && B == 1 && rows->T > 1 && rows->x &&
              (double)N * input_work(&k->spec) >= LEAST_INPUT)
@@ -233,6 +247,20 @@ static void keep_initial(const fl_chunk *chunks, int count, const fl_pass *passe
     }
 }
 
+/* A team does the job, and what its meetings took is remembered. */
+static void run_team(fl_forward_job *job, int threads) {
+    const fl_isa *isa = isas[job->passes[0].block->isa];
+    const int steps = isa->team_steps(job);
+    const uint64_t waited = fl_run(isa->forward_team, job, steps, job->chunk_count * job->parts, threads);
+    if (!job->short_steps)
+        return;
+    slow_teams = waited > (uint64_t)steps * SLOW_MEETING_NS ? slow_teams + 1 : 0;
+    if (slow_teams >= SLOW_TEAMS) {
+        slow_teams = 0;
+        short_teams_from = fl_now() + SHORT_TEAMS_REST_NS;
+    }
+}
+
 /* Does the job, cut into chunks, if there is so much scratch memory as it needs, which it returns. */
 static ptrdiff_t forward(fl_forward_job *job, int threads, float *scratch, ptrdiff_t size) {
     const fl_pass *passes = job->passes;
@@ -253,7 +281,7 @@ static ptrdiff_t forward(fl_forward_job *job, int threads, float *scratch, ptrdi
     const int team = job->way == FL_TEAM; /* whose members copy c themselves */
     copy_states(job->chunks, count, passes, !team, 0);
     if (team)
-        fl_run(isa->forward_team, job, isa->team_steps(job), count * job->parts, threads);
+        run_team(job, threads);
     else if (job->way == FL_PAIR)
         fl_run(isa->forward_pair, job, isa->pair_steps(job), 2, 2);
     else

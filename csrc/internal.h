@@ -83,7 +83,8 @@ typedef struct {
     int chunk_count;
     fl_chunk *chunks; /* (FL_MAX_CHUNKS) outside, so that a short call does not fill it with zeros */
     enum { FL_CHUNKS, FL_PAIR, FL_TEAM } way; /* each its own; one thread walks and one prepares; units shared out */
-    int parts;                                /* a team's members for each direction */
+    int parts;                                /* a team's members for each direction, */
+    int short_steps;                          /* who gain only where they meet quickly */
     int turn;                                 /* 1: the first step walks the panels backwards; else the second does */
 } fl_forward_job;
 
@@ -146,6 +147,7 @@ typedef struct {
     int rows; /* of a tile */
     ptrdiff_t (*pack_size)(const fl_spec *spec, int backward);
     void (*pack)(fl_block *block, const fl_params *params, int backward, float *memory);
+    int (*hoists)(const fl_rows *rows, ptrdiff_t B); /* whether the input's product is made for many steps at once */
     ptrdiff_t (*forward_scratch)(const fl_block *block, ptrdiff_t B, const fl_rows *rows, int parts); /* of a chunk */
     fl_piece_fn forward_chunk; /* arg: fl_forward_job; piece: a chunk, through all time */
     fl_piece_fn forward_team;  /* arg: fl_forward_job; step: one of team_steps; piece: direction, part */

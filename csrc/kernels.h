@@ -49,6 +49,7 @@ const fl_isa JOIN(fl_isa_, ISA) = {
     .rows = ROWS,
     .pack_size = pack_size,
     .pack = pack,
+    .hoists = hoists,
     .forward_scratch = forward_scratch,
     .forward_chunk = forward_chunk,
     .forward_team = forward_team,

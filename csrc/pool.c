@@ -79,7 +79,7 @@ enum {
     MAX_REST_NS = 100000000
 };
 
-/* ---- the pool: the only state of this library that outlives a call, beside the chosen instruction set ---- */
+/* ---- the pool: the only state of this library that outlives a call, beside two numbers in dispatch.c ---- */
 
 typedef struct {
     _Alignas(APART) atomic_uint_least64_t finished; /* written by the participant only, at every step */
@@ -517,8 +517,8 @@ static double lost(const part *p, uint64_t took) {
     return p->mine > 0 ? (double)took - alone : 0;
 }
 
-/* The owner's part of a call with other threads in it. */
-static void run_together(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
+/* The owner's part of a call with other threads in it. Returns for how long it waited. */
+static uint64_t run_together(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
     const uint64_t begin = fl_now();
     part p = begin_call(fn, arg, steps, pieces, threads);
     bool late = false;
@@ -539,11 +539,13 @@ static void run_together(fl_piece_fn fn, void *arg, int steps, int pieces, int t
     pool.alone = p.alone;
     if (!late && p.mine < p.all && pool.strikes > 0)
         pool.strikes--;
+    return p.waited;
 }
 
-void fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
+uint64_t fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
     if (steps <= 0 || pieces <= 0)
-        return;
+        return 0;
+    uint64_t waited = 0;
     fp_mode_t mode = fp_enter();
     if (threads > pieces)
         threads = pieces;
@@ -553,10 +555,11 @@ void fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
         if (fl_now() < pool.retry_at || (threads = grow(threads)) <= 1)
             run_alone(fn, arg, steps, pieces);
         else
-            run_together(fn, arg, steps, pieces, threads);
+            waited = run_together(fn, arg, steps, pieces, threads);
         atomic_store(&pool.owned, false);
     } else {
         run_alone(fn, arg, steps, pieces);
     }
     fp_leave(mode);
+    return waited;
 }

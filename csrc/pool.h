@@ -14,8 +14,10 @@ typedef void (*fl_piece_fn)(void *arg, int step, int piece, int worker);
  * one piece, a call from inside a piece, the pool in use by another caller, no thread to be made), the caller does it
  * all by itself, as worker 0.
  *
- * Every participant flushes denormals to zero meanwhile; the caller's floating-point mode is restored at the end. */
-void fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads);
+ * Every participant flushes denormals to zero meanwhile; the caller's floating-point mode is restored at the end.
+ *
+ * Returns for how many nanoseconds the caller waited for pieces that others had. */
+uint64_t fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads);
 
 /* Nanoseconds, from some point in time; and for how many of them a worker that has just worked stays awake. */
 uint64_t fl_now(void);

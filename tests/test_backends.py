@@ -230,6 +230,8 @@ THREADED = [
     Case("rnn", 12, 64, 64, 256, TWO),
     Case("lstm", 9, 40, 300, 128, ids=True),
     Case("lstm", 99, 1, 48, 64),
+    Case("lstm", 60, 1, 13, 100),  # short steps, by units where cores meet quickly
+    Case("gru", 60, 1, 13, 120),
     Case("gru", 120, 1, 60, 50, {"reset_after": False}),
 ]
 

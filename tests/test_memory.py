@@ -126,6 +126,18 @@ def test_no_access_beyond_the_arrays(
         pytest.fail("access beyond an array, or an exception, in:\n" + "\n".join(failed))
 
 
+def test_scratch_memory_grows_until_there_is_enough(compiled: str) -> None:
+    """What a call needs may change from one attempt to the next: a team may have become a pair meanwhile."""
+    given: list[int] = []
+
+    def function(memory: object, size: int) -> int:
+        given.append(size)
+        return (5, 9, 9)[len(given) - 1]
+
+    module("c").Scratch().call(function)
+    assert given == [0, 5, 9]
+
+
 @pytest.mark.parametrize("offset", [-1, 8])
 def test_the_fence_stands(offset: int) -> None:
     """The check can fail: one byte too far kills the child."""

@@ -132,10 +132,8 @@ class Scratch:
             memory = self._free.pop()
         except IndexError:
             memory = (NULL, 0)
-        need = function(*(arguments + memory))
-        if need > memory[1]:
+        while (need := function(*(arguments + memory))) > memory[1]:  # the next attempt may need more, another way
             memory = (pointer(of_its_own(need)), need)
-            function(*(arguments + memory))
         self._free.append(memory)
 
 

@@ -122,11 +122,12 @@ void host_release(void) {
 
 uint64_t fl_now(void) { return __builtin_ia32_rdtsc(); } /* not in nanoseconds; only differences matter */
 
-void fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
+uint64_t fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
     (void)threads;
     for (int step = 0; step < steps; step++)
         for (int piece = 0; piece < pieces; piece++)
             fn(arg, step, piece, 0);
+    return 0;
 }
 
 /* ------------------------------------------------------------------------------------------------------------- library */
