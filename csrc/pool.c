@@ -79,7 +79,7 @@ enum {
     MAX_REST_NS = 100000000
 };
 
-/* ---- the pool: the only state of this library that outlives a call, beside two numbers in dispatch.c ---- */
+/* ---- the pool: the only state of this library that outlives a call, beside what dispatch.c remembers ---- */
 
 typedef struct {
     _Alignas(APART) atomic_uint_least64_t finished; /* written by the participant only, at every step */
