@@ -75,10 +75,13 @@ void fl_pack(fl_block *block, const fl_params *params, int backward, float *memo
 /* Multiply-adds of a call below which a second thread costs more than it brings: about 10 us of one core. */
 static const double LEAST_WORK = FL_LEAST * 4e5;
 
-/* Multiply-adds of a team's step, without an input that is prepared for many steps at once, from which its members gain
- * anyway, and from which they do where they meet quickly. A meeting takes some 100 ns, or 300 to 600 where cores share no
- * cache, which in virtual machines may change from one second to the next. */
-static const double LEAST_STEP = FL_LEAST * 6.6e4, SHORT_STEP = FL_LEAST * 3e4;
+/* Multiply-adds of a step from which a team's members do not mostly wait for one another: about 2 us of one core. */
+static const double LEAST_STEP = FL_LEAST * 1e5;
+
+/* The same of one sequence, which cannot be cut into rows instead, without an input that is prepared for many steps at
+ * once: where its members gain anyway, and where they do if they meet quickly. A meeting takes some 100 ns, or 300 to 600
+ * where cores share no cache, which in virtual machines may change from one second to the next. */
+static const double LEAST_STEP_OF_ONE = FL_LEAST * 6.6e4, SHORT_STEP_OF_ONE = FL_LEAST * 3e4;
 enum { SLOW_MEETING_NS = 350 };
 
 /* Teams of short steps are tried from then on (fl_now): a while after some in a row whose meetings were slow. (One may
@@ -186,6 +189,19 @@ static int too_few(ptrdiff_t rows, const fl_isa *isa, double of_row) {
     return of_row > LARGE_ROW || (rows < 2 * isa->rows && !(one_tile && of_row <= SMALL_ROW));
 }
 
+/* Whether members of a team would gain. */
+static int team_gains(fl_forward_job *job) {
+    const fl_block *k = job->passes[0].block;
+    const fl_rows *rows = job->rows;
+    const ptrdiff_t B = rows->batch_sizes[0];
+    const int of_ids = rows->ids != NULL;
+    if (B > 1)
+        return (double)B * row_work(&k->spec, of_ids) >= LEAST_STEP;
+    const double step = row_work(&k->spec, of_ids || isas[k->isa]->hoists(rows, B));
+    job->short_steps = step < LEAST_STEP_OF_ONE;
+    return !job->short_steps || (step >= SHORT_STEP_OF_ONE && fl_now() >= short_teams_from);
+}
+
 /* Directions first (nobody waits), then batch rows (nobody waits), then, for dense batches of too few rows, hidden units
  * (a barrier each phase and step). */
 static void cut_forward(fl_forward_job *job, int D, int threads) {
@@ -200,10 +216,7 @@ static void cut_forward(fl_forward_job *job, int D, int threads) {
     /* Parts that still have some panels each: four or, of one sequence, which cannot be cut into rows, two. */
     const ptrdiff_t most = fl_max(k->spec.H / (4 * isa->vl), B == 1 && k->spec.H >= 5 * isa->vl ? 2 : 1);
     const double of_row = row_work(&k->spec, of_ids);
-    const double step = (double)B * row_work(&k->spec, of_ids || isa->hoists(rows, B));
-    job->short_steps = step < LEAST_STEP;
-    if (dense && threads >= 2 * D && too_few(B / each, isa, of_row) && most >= 2 &&
-        (!job->short_steps || (step >= SHORT_STEP && fl_now() >= short_teams_from)))
+    if (dense && threads >= 2 * D && too_few(B / each, isa, of_row) && most >= 2 && team_gains(job))
         job->way = FL_TEAM, job->parts = (int)fl_min(threads / D, most);
     else if (threads > 1 && D == 1 && B == 1 && rows->T > 1 && rows->x &&
              (double)N * input_work(&k->spec) >= LEAST_INPUT)

@@ -228,9 +228,8 @@ class Recurrent(Layer):
             shape = (LD, width) if unbatched else (LD, B, width)
             if not (type(part) is ndarray and part.dtype is self.dtype and part.shape == shape):
                 label, axes = f"{name}'s {which}", "width)" if unbatched else "batch, width)"
-                part = as_numbers(part, label, self.dtype)
+                part = as_numbers(part, label, self.dtype).astype(self.dtype, copy=False)
                 check_shape(part, shape, label, "(num_layers * directions, " + axes)
-                part = part.astype(self.dtype)
             part = part.copy()
             arrays.append(part.reshape(LD, B, width) if unbatched else part)
         return arrays[0], arrays[1] if len(arrays) == 2 else None
