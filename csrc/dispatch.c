@@ -189,15 +189,13 @@ static int too_few(ptrdiff_t rows, const fl_isa *isa, double of_row) {
     return of_row > LARGE_ROW || (rows < 2 * isa->rows && !(one_tile && of_row <= SMALL_ROW));
 }
 
-/* Whether members of a team would gain. */
-static int team_gains(fl_forward_job *job) {
+/* Whether members of a team would gain by steps of so many multiply-adds a row. */
+static int team_gains(fl_forward_job *job, double of_row) {
     const fl_block *k = job->passes[0].block;
-    const fl_rows *rows = job->rows;
-    const ptrdiff_t B = rows->batch_sizes[0];
-    const int of_ids = rows->ids != NULL;
+    const ptrdiff_t B = job->rows->batch_sizes[0];
     if (B > 1)
-        return (double)B * row_work(&k->spec, of_ids) >= LEAST_STEP;
-    const double step = row_work(&k->spec, of_ids || isas[k->isa]->hoists(rows, B));
+        return (double)B * of_row >= LEAST_STEP;
+    const double step = of_row - (isas[k->isa]->hoists(job->rows, B) ? input_work(&k->spec) : 0);
     job->short_steps = step < LEAST_STEP_OF_ONE;
     return !job->short_steps || (step >= SHORT_STEP_OF_ONE && fl_now() >= short_teams_from);
 }
@@ -216,7 +214,7 @@ static void cut_forward(fl_forward_job *job, int D, int threads) {
     /* Parts that still have some panels each: four or, of one sequence, which cannot be cut into rows, two. */
     const ptrdiff_t most = fl_max(k->spec.H / (4 * isa->vl), B == 1 && k->spec.H >= 5 * isa->vl ? 2 : 1);
     const double of_row = row_work(&k->spec, of_ids);
-    if (dense && threads >= 2 * D && too_few(B / each, isa, of_row) && most >= 2 && team_gains(job))
+    if (dense && threads >= 2 * D && too_few(B / each, isa, of_row) && most >= 2 && team_gains(job, of_row))
         job->way = FL_TEAM, job->parts = (int)fl_min(threads / D, most);
     else if (threads > 1 && D == 1 && B == 1 && rows->T > 1 && rows->x &&
              (double)N * input_work(&k->spec) >= LEAST_INPUT)
@@ -265,7 +263,7 @@ static void run_team(fl_forward_job *job, int threads) {
     const fl_isa *isa = isas[job->passes[0].block->isa];
     const int steps = isa->team_steps(job);
     const uint64_t waited = fl_run(isa->forward_team, job, steps, job->chunk_count * job->parts, threads);
-    if (!job->short_steps)
+    if (!job->short_steps || waited == 0) /* who was alone met nobody */
         return;
     slow_teams = waited > (uint64_t)steps * SLOW_MEETING_NS ? slow_teams + 1 : 0;
     if (slow_teams >= SLOW_TEAMS) {

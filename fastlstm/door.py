@@ -49,9 +49,14 @@ def check_ids(ids: Array, size: int) -> None:
         )
 
 
+def shape_error(x: Array, shape: tuple[int, ...], name: str, meaning: str) -> ValueError:
+    """For short calls, which should not make a message that nobody needs; else `check_shape`."""
+    return ValueError(f"{name} has shape {x.shape}, expected {shape}: {meaning}")
+
+
 def check_shape(x: Array, shape: tuple[int, ...], name: str, meaning: str) -> None:
     if x.shape != shape:
-        raise ValueError(f"{name} has shape {x.shape}, expected {shape}: {meaning}")
+        raise shape_error(x, shape, name, meaning)
 
 
 def places(ids: Array, size: int) -> tuple[Array, Array]:

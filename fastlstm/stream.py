@@ -11,7 +11,7 @@ from numpy import ndarray  # found sooner than np.ndarray
 
 from .arena import arena
 from .cells import Spec
-from .door import Batch, as_numbers, check_ids, check_shape
+from .door import Batch, as_numbers, check_ids, check_shape, shape_error
 from .layout import Array
 
 
@@ -104,13 +104,13 @@ class Stream:
             if x.ndim != len(leading):
                 raise TypeError(f"x has dtype {x.dtype} and shape {x.shape}; integers are token ids of shape {leading}")
             if x.shape != leading:
-                check_shape(x, leading, "token ids", f"batch_size is {self.batch_size}")
+                raise shape_error(x, leading, "token ids", f"batch_size is {self.batch_size}")
             ids = np.array(x, np.int64, order="C")  # those that are checked must be those that are used
             check_ids(ids, size)
             return ids
         x = as_numbers(x, "x", self._dtype)
         if x.shape != (*leading, size):
-            check_shape(x, (*leading, size), "x", f"batch_size is {self.batch_size}, input_size {size}")
+            raise shape_error(x, (*leading, size), "x", f"batch_size is {self.batch_size}, input_size {size}")
         return np.ascontiguousarray(x, self._dtype)
 
     def _check_out(self, out: Array, shape: tuple[int, ...]) -> None:
