@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import fastlstm as fl
-from fastlstm.backends import backends
+from fastlstm._backends import backends
 from fastlstm.report import contenders, machine, measure
 from fastlstm.report.cases import GRID, Case
 

@@ -7,7 +7,7 @@
 
 enum fl_kind { FL_LSTM, FL_GRU, FL_RNN };
 
-/* In the order of ACTIVATIONS in cells.py. */
+/* In the order of ACTIVATIONS in spec.py. */
 enum fl_activation {
     FL_SIGMOID,
     FL_TANH,
@@ -29,7 +29,7 @@ typedef struct {
     float alpha, beta; /* ONNX's meaning */
 } fl_act;
 
-/* The equation of one direction of one layer: cells.Spec. */
+/* The equation of one direction of one layer: spec.Spec. */
 typedef struct {
     int kind; /* enum fl_kind */
     int projected, peepholes, reset_after;

@@ -6,8 +6,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# At once, not lazily: the function must win over the sub-package of the same name.
-from .backends import BackendError, backends
+from ._backends import BackendError, backends
 
 __version__ = "0.1.0"
 
@@ -26,31 +25,16 @@ def _check_built() -> None:
 _check_built()
 
 if TYPE_CHECKING:
-    from .config import show_config as show_config
-    from .cpu import get_num_threads as get_num_threads
-    from .cpu import set_num_threads as set_num_threads
-    from .cpu import threads as threads
-    from .forms import from_arrays as from_arrays
-    from .layers import (
-        GRU as GRU,
-    )
-    from .layers import (
-        LSTM as LSTM,
-    )
-    from .layers import (
-        RNN as RNN,
-    )
-    from .layers import (
-        GRUCell as GRUCell,
-    )
-    from .layers import (
-        LSTMCell as LSTMCell,
-    )
-    from .layers import (
-        RNNCell as RNNCell,
-    )
+    from .arrays import from_arrays as from_arrays
+    from .cell import GRUCell as GRUCell
+    from .cell import LSTMCell as LSTMCell
+    from .cell import RNNCell as RNNCell
+    from .info import show_config as show_config
     from .losses import softmax_cross_entropy as softmax_cross_entropy
     from .nn import Dense as Dense
+    from .num_threads import get_num_threads as get_num_threads
+    from .num_threads import set_num_threads as set_num_threads
+    from .num_threads import threads as threads
     from .optim import SGD as SGD
     from .optim import Adagrad as Adagrad
     from .optim import Adam as Adam
@@ -58,6 +42,9 @@ if TYPE_CHECKING:
     from .optim import RMSprop as RMSprop
     from .optim import clip_by_norm as clip_by_norm
     from .optim import clip_by_value as clip_by_value
+    from .recurrent import GRU as GRU
+    from .recurrent import LSTM as LSTM
+    from .recurrent import RNN as RNN
     from .schedules import CosineAnnealingLR as CosineAnnealingLR
     from .schedules import LinearLR as LinearLR
     from .schedules import ReduceLROnPlateau as ReduceLROnPlateau
@@ -66,17 +53,17 @@ if TYPE_CHECKING:
 
 # Public name -> the module that has it. Loaded when first asked for, so that importing fastlstm costs next to nothing.
 _HOME = {
-    "show_config": "config",
-    "get_num_threads": "cpu",
-    "set_num_threads": "cpu",
-    "threads": "cpu",
-    "from_arrays": "forms",
-    "GRU": "layers",
-    "LSTM": "layers",
-    "RNN": "layers",
-    "GRUCell": "layers",
-    "LSTMCell": "layers",
-    "RNNCell": "layers",
+    "show_config": "info",
+    "get_num_threads": "num_threads",
+    "set_num_threads": "num_threads",
+    "threads": "num_threads",
+    "from_arrays": "arrays",
+    "GRU": "recurrent",
+    "LSTM": "recurrent",
+    "RNN": "recurrent",
+    "GRUCell": "cell",
+    "LSTMCell": "cell",
+    "RNNCell": "cell",
     "softmax_cross_entropy": "losses",
     "Dense": "nn",
     "SGD": "optim",

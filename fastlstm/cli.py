@@ -21,10 +21,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from . import __version__, backends
-from .backends import BackendError
-from .cpu import threads
-from .io import check_writable
+from . import __version__
+from ._backends import BackendError, backends
+from .files import check_writable
+from .num_threads import threads
 from .optim import number
 from .text import CharModel, Settings, TextTraining
 from .train import Diverged, perplexity, run
@@ -142,7 +142,7 @@ def sample(options: argparse.Namespace) -> int:
 
 
 def show_config(options: argparse.Namespace) -> int:
-    from .config import show_config
+    from .info import show_config
 
     show_config()
     return 0

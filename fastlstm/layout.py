@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .cells import Spec
+from .spec import Spec
 
 Array = npt.NDArray[Any]
 
@@ -70,7 +70,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Places:
+class RowMap:
     """Where outputs go that do not lie packed: step t of the b-th longest sequence is row ``t * step + sequences[b]``.
 
     Parameters

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .backends.numpy import cross_entropy
+from ._backends.numpy import cross_entropy
 from .layout import Array
 
 REDUCTIONS = ("mean", "sum")

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .backends import choose, module
+from ._backends import choose, module
+from .layer import Layer, SparseGradient
 from .layout import Array
-from .parameters import Layer, RowGradient
 
 Grads = Mapping[str, Array] | Sequence[Mapping[str, Array]]
 
@@ -48,7 +48,7 @@ def writable_arrays(grads: Any) -> list[Array]:
     arrays = []
     for of_layer in as_list(grads):
         for name, given in of_layer.items():
-            g = given.rows if isinstance(given, RowGradient) else given
+            g = given.rows if isinstance(given, SparseGradient) else given
             if not isinstance(g, np.ndarray) or g.dtype.kind != "f":
                 raise TypeError(f"gradient {name} must be an array of floating-point numbers, got {describe(g)}")
             if not g.flags.writeable:
@@ -219,7 +219,7 @@ class Optimizer:
         together = []  # what C does in one call
         for name, p in params.items():
             g = grads[name]
-            if isinstance(g, RowGradient):
+            if isinstance(g, SparseGradient):
                 if self._leaves_the_unseen():
                     update_columns(c, p, g, numbers["lr"])
                     continue
@@ -246,8 +246,12 @@ class Optimizer:
             wrong += [f"missing: {name} {shape} of {layer!r}" for name, shape in shapes.items() if name not in of_layer]
             wrong += [f"unexpected: {name}, which {layer!r} has not" for name in of_layer if name not in shapes]
             for name, g in of_layer.items():
-                kind = g.rows.dtype.kind if isinstance(g, RowGradient) else getattr(g, "dtype", np.dtype(object)).kind
-                fits = isinstance(g, (np.ndarray, RowGradient)) and kind == "f" and g.shape == shapes.get(name, g.shape)
+                kind = (
+                    g.rows.dtype.kind if isinstance(g, SparseGradient) else getattr(g, "dtype", np.dtype(object)).kind
+                )
+                fits = (
+                    isinstance(g, (np.ndarray, SparseGradient)) and kind == "f" and g.shape == shapes.get(name, g.shape)
+                )
                 wrong += [] if fits else [f"{name} has {describe(g)}, expected an array of shape {shapes.get(name)}"]
         if wrong:
             raise ValueError("gradients do not fit the layers:\n  " + "\n  ".join(wrong))
@@ -293,7 +297,7 @@ class Optimizer:
             array[...] = new[key]
 
 
-def update_columns(c: ModuleType | None, p: Array, g: RowGradient, lr: float) -> None:
+def update_columns(c: ModuleType | None, p: Array, g: SparseGradient, lr: float) -> None:
     """p -= lr * g, where g is not 0."""
     if c:
         c.update_columns(p, g.ids, np.ascontiguousarray(g.rows, p.dtype), lr)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .io import check_writable, write_atomically
+from .files import check_writable, write_atomically
 from .layout import Array
 from .train import History, perplexity
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .door import positive
 from .layout import Array
 from .optim import Optimizer, number
+from .validation import positive
 
 
 class Schedule:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy import ndarray  # found sooner than np.ndarray
 
-from .arena import arena
-from .cells import Spec
-from .door import Batch, as_numbers, check_ids, check_shape, shape_error
 from .layout import Array
+from .memory import buffers
+from .packing import Batch
+from .spec import Spec
+from .validation import as_numbers, check_ids, check_shape, shape_error
 
 
 class Stream:
@@ -147,7 +148,7 @@ class Stream:
         checked = self._check_rows(wide, (T, B))
         rows, flat = Batch.of(T, B, None).rows, checked.reshape(T * B, *checked.shape[2:])
         for layer, block in enumerate(self._blocks):
-            y = arena.empty((T * B, R), self._dtype)
+            y = buffers.empty((T * B, R), self._dtype)
             if T:
                 self._module.forward([block], flat, rows, self._h, self._c, y, at=layer)
             flat = y

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from . import io
-from .backends import choose
-from .door import positive
-from .layers import LSTM, State
+from . import files
+from ._backends import choose
 from .layout import Array
 from .losses import softmax_cross_entropy
 from .nn import Dense
 from .optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, clip_by_norm, number
+from .recurrent import LSTM, State
 from .train import Diverged, History
+from .validation import positive
 
 KIND = "character model"  # in the configuration of a model file
 HELD_OUT = 0.05  # share of the text, at its end, that is not trained on
@@ -182,7 +182,7 @@ class CharModel:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to a safetensors file, atomically."""
-        io.save(path, self.to_arrays(), self.to_config())
+        files.save(path, self.to_arrays(), self.to_config())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], backend: str = "auto") -> CharModel:
@@ -196,7 +196,7 @@ class CharModel:
             It is damaged, or holds no character model.
         """
         choose(backend, "float32")  # its errors are not the file's
-        arrays, config = io.load(path)
+        arrays, config = files.load(path)
         with explained(path):
             return cls.from_arrays(arrays, config, backend)
 
@@ -223,7 +223,7 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
-        raise io.FileError(f"{path} does not fit: {io.one_line(error)}") from error
+        raise files.FileError(f"{path} does not fit: {files.one_line(error)}") from error
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -363,7 +363,7 @@ class TextTraining:
             "fingerprint": self.fingerprint,
         }
         arrays = self.model.to_arrays() | optimizer | history | state
-        io.save(self.path, arrays, self.model.to_config() | {"training": training})
+        files.save(self.path, arrays, self.model.to_config() | {"training": training})
 
     @classmethod
     def resume(cls, text: str, path: str | os.PathLike[str], given: Mapping[str, Any]) -> TextTraining:
@@ -384,7 +384,7 @@ class TextTraining:
         ValueError
             Another text, or settings that cannot change.
         """
-        arrays, config = io.load(path)
+        arrays, config = files.load(path)
         with explained(path):
             training = config["training"] if "training" in config else missing_checkpoint()
             before, trained_on = Settings(**training["settings"]), training["fingerprint"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import fastlstm as fl
-from fastlstm.cells import ACTIVATIONS
+from fastlstm.spec import ACTIVATIONS
 
 # How far a result may lie from what is expected, as a share of the expected array's largest entry.
 TOLERANCE = {

@@ -13,7 +13,7 @@ import pytest
 # for minutes where the cores have other work.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from fastlstm.backends import backends, module
+from fastlstm._backends import backends, module
 
 
 class Engine(NamedTuple):

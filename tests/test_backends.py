@@ -26,10 +26,10 @@ from cases import (
 )
 
 import fastlstm as fl
-from fastlstm.backends import NAMES, module
-from fastlstm.backends import numpy as reference
-from fastlstm.cells import ACTIVATIONS
-from fastlstm.layout import Places, Rows, parts_of_tape
+from fastlstm._backends import NAMES, module
+from fastlstm._backends import numpy as reference
+from fastlstm.layout import RowMap, Rows, parts_of_tape
+from fastlstm.spec import ACTIVATIONS
 
 _expected: dict[str, dict[str, Any]] = {}
 
@@ -150,19 +150,19 @@ def test_outputs_go_to_their_places(case: Case, backend: str) -> None:
     rows, width = Rows.of_lengths(np.array([6, 4, 4, 1])), 2 * spec.R
     x = np.random.default_rng(0).standard_normal((rows.N, case.I), np.float32)
 
-    def run(y: Any, places: Any) -> Any:
+    def run(y: Any, row_map: Any) -> Any:
         h, c = (np.zeros((2, rows.B, size), np.float32) for size in (spec.R, spec.H))
-        m.forward(blocks, x, rows, h, c if case.kind == "lstm" else None, y, places=places)
+        m.forward(blocks, x, rows, h, c if case.kind == "lstm" else None, y, row_map=row_map)
         return y
 
     packed = run(np.full((rows.N, width), np.nan, np.float32), None)
     assert np.isfinite(packed).all()
     # Of five sequences of eight steps one is absent, and nobody has the last two steps.
-    for places in (Places(1, np.array([8, 24, 0, 32])), Places(5, np.array([1, 3, 0, 4]))):
+    for row_map in (RowMap(1, np.array([8, 24, 0, 32])), RowMap(5, np.array([1, 3, 0, 4]))):
         expected = np.full((5 * 8, width), np.nan, np.float32)
-        expected[np.arange(rows.T)[:, None] * places.step + places.sequences] = 0
-        expected[places.of_rows(rows)] = packed
-        np.testing.assert_array_equal(run(np.full((5 * 8, width), np.nan, np.float32), places), expected)
+        expected[np.arange(rows.T)[:, None] * row_map.step + row_map.sequences] = 0
+        expected[row_map.of_rows(rows)] = packed
+        np.testing.assert_array_equal(run(np.full((5 * 8, width), np.nan, np.float32), row_map), expected)
 
 
 def test_a_block_keeps_its_weights(backend: str) -> None:
@@ -197,7 +197,7 @@ def test_no_numpy_arithmetic_hides_in_the_compiled_backend(compiled: str, monkey
     assert np.isfinite(steps).all()
 
 
-@pytest.mark.parametrize("source", ["backends", "layout", "layers", "stream", "backends.c"])
+@pytest.mark.parametrize("source", ["_backends", "layout", "packing", "recurrent", "cell", "stream", "_backends.c"])
 def test_no_matrix_product_is_written_outside_the_reference(source: str) -> None:
     """The operator cannot be made to raise; so it is looked for in the text."""
     tree = ast.parse(inspect.getsource(importlib.import_module(f"fastlstm.{source}")))
@@ -431,12 +431,12 @@ def test_panels_in_use_are_not_packed_again(compiled: str) -> None:
     layer, rng = fl.LSTM(5, 7, backend=compiled, seed=0), np.random.default_rng(1)
     ids = rng.integers(0, 5, (4, 3))
     handle = layer._blocks()[1][0][0].handle
-    grads, places = [], []
+    grads, addresses = [], []
     for x in (ids, np.eye(5, dtype=np.float32)[ids]):
         y, _, tape = layer.forward(x)
         grads.append(layer.backward(tape, np.ones_like(y))[2])
-        places.append(handle.v_h)
-    assert places[0] == places[1]
+        addresses.append(handle.v_h)
+    assert addresses[0] == addresses[1]
     for name, g in grads[0].items():
         np.testing.assert_allclose(grads[1][name], g, rtol=1e-5, atol=1e-6)
 

@@ -10,7 +10,7 @@ import pytest
 from cases import TOLERANCE
 
 import fastlstm as fl
-from fastlstm import arena, layers
+from fastlstm import memory, recurrent
 
 LAYERS = {
     "lstm, 2 directions, dropout": lambda **k: fl.LSTM(5, 9, 2, bidirectional=True, dropout=0.3, **k),
@@ -59,7 +59,7 @@ def test_less_memory(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.zeros((800, 4, 8), np.float32)
 
     def peak(every: int | None) -> int:
-        monkeypatch.setattr(layers, "arena", arena.Arena())
+        monkeypatch.setattr(recurrent, "buffers", memory.BufferPool())
         tracemalloc.start()
         train(layer, x, None, every)
         most = tracemalloc.get_traced_memory()[1]

@@ -15,7 +15,7 @@ import pytest
 from cases import CELLS, LAYERS, TOLERANCE, assert_near
 
 import fastlstm as fl
-from fastlstm.backends import module
+from fastlstm._backends import module
 
 EXERCISES = json.loads((Path(__file__).parent / "golden" / "exercises.json").read_text())
 # Of what the file names without a shape.

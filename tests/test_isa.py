@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fastlstm.backends import module
+from fastlstm._backends import module
 
 c = module("c")
 ISAS = c.isas()
@@ -104,7 +104,7 @@ def test_the_best_usable_one_is_chosen() -> None:
         pytest.skip(f"backend c: {c.unusable()}")
     assert [*ISAS] == [name for name in ("avx512", "avx2", "neon", "scalar") if name in ISAS]
     done = subprocess.run(
-        [sys.executable, "-c", "from fastlstm.backends import module; print(module('c').active_isa())"],
+        [sys.executable, "-c", "from fastlstm._backends import module; print(module('c').active_isa())"],
         env={name: value for name, value in os.environ.items() if name != "FASTLSTM_ISA"},
         capture_output=True,
         text=True,

@@ -14,9 +14,9 @@ import pytest
 from cases import CELLS, LAYERS, TOLERANCE, TWO, Case, Drawn, assert_all_near, assert_near, assert_same_bits, named
 
 import fastlstm as fl
-from fastlstm import layers
+from fastlstm import recurrent
 from fastlstm import stream as streams
-from fastlstm.door import check_ids
+from fastlstm.validation import check_ids
 
 T, B, I, H = 5, 6, 4, 7  # noqa: E741
 LENGTHS = (3, 0, 5, 1, 5, 2)
@@ -850,6 +850,6 @@ def test_checked_ids_are_those_used(call: str, monkeypatch: pytest.MonkeyPatch) 
         check_ids(given, size)
         ids[...] = 1 << 40
 
-    for module in (layers, streams):
+    for module in (recurrent, streams):
         monkeypatch.setattr(module, "check_ids", check_then_write)
     np.testing.assert_array_equal(calls[call](), right)

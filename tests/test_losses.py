@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fastlstm as fl
-from fastlstm.backends import module
+from fastlstm._backends import module
 
 
 def differences(loss: Any, x: Any, step: float = 1e-6) -> Any:

@@ -18,7 +18,7 @@ import pytest
 from cases import CASES, Case
 
 import fastlstm as fl
-from fastlstm.backends import module
+from fastlstm._backends import module
 from fastlstm.layout import Rows
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -14,7 +14,7 @@ import pytest
 from cases import TOLERANCE, Case, assert_all_near, assert_near
 
 import fastlstm as fl
-from fastlstm.backends import backends, module
+from fastlstm._backends import backends, module
 
 WHY = backends()["numba"]
 needs_numba = pytest.mark.skipif(WHY is not None, reason=f"numba: {WHY}")
@@ -275,7 +275,7 @@ def test_later_processes_find_compiled_kernels(tmp_path: Path) -> None:
     script = """
 import numpy as np, fastlstm as fl
 fl.RNN(4, 5, backend="numba")(np.ones((2, 3, 4), np.float32))
-from fastlstm.backends.numba_kernels import rnn_forward
+from fastlstm._backends.numba_kernels import rnn_forward
 print(sum(rnn_forward.stats.cache_hits.values()), sum(rnn_forward.stats.cache_misses.values()))
 """
     assert [run(script, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)] == ["0 1", "1 0"]

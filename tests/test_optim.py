@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import fastlstm as fl
+from fastlstm.layer import SparseGradient
 from fastlstm.optim import Optimizer, square_sum
-from fastlstm.parameters import RowGradient
 
 # name -> (ours, arguments, PyTorch's name)
 OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], dict[str, Any], str]] = {
@@ -148,7 +148,7 @@ def test_gradients_of_token_ids(V: int, backend: str) -> None:
     for make, arguments, _ in OPTIMIZERS.values():
         layer, dense, sparse = token_gradients(V, backend)
         for name in ("weight_ih_l0", "weight_ih_l0_reverse"):
-            assert isinstance(sparse[name], RowGradient) and len(sparse[name].ids) <= 21
+            assert isinstance(sparse[name], SparseGradient) and len(sparse[name].ids) <= 21
             assert (sparse[name].dense() == dense[name]).all()
         assert fl.clip_by_norm(sparse, 0.5) == pytest.approx(fl.clip_by_norm(dense, 0.5), rel=1e-12)
         fl.clip_by_value(sparse, 0.01), fl.clip_by_value(dense, 0.01)

@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 
 import fastlstm as fl
-from fastlstm.backends import backends, module
+from fastlstm._backends import backends, module
 
 ROOT = Path(fl.__file__).parent
 
 # Every module, lowest first. A module imports from the groups below its own, and within its group only forwards.
 # (Imports inside functions and for type checkers are exempt.)
 ORDER = [
-    ["cells", "cpu", "locks", "_fastlstm_c"],
-    ["layout", "arena", "door"],
-    ["backends.numpy", "backends.numba_kernels", "backends.numba", "backends.c"],
-    ["backends"],
-    ["config", "stream", "io", "parameters"],
-    ["layers"],
-    ["losses", "optim", "schedules", "nn", "forms"],
+    ["spec", "num_threads", "forksafe", "_fastlstm_c"],
+    ["layout", "memory", "validation", "packing"],
+    ["_backends.numpy", "_backends.numba_kernels", "_backends.numba", "_backends.c"],
+    ["_backends"],
+    ["info", "stream", "files", "layer"],
+    ["recurrent", "cell"],
+    ["losses", "optim", "schedules", "nn", "arrays"],
     ["train"],
     ["text", "torch", "keras", "onnx", "report", "plot"],
     ["cli"],
@@ -93,11 +93,11 @@ def test_imports_run_one_way() -> None:
 
 def test_backends_know_only_what_is_below_them() -> None:
     """So each can be read, and written, beside the reference alone."""
-    allowed = {"cells", "cpu", "locks", "arena", "layout", "backends.numpy", "_fastlstm_c"}
+    allowed = {"spec", "num_threads", "forksafe", "memory", "layout", "_backends.numpy", "_fastlstm_c"}
     for name, path in modules().items():
-        if name.startswith("backends."):
+        if name.startswith("_backends."):
             assert {other for other in imported(name, path) if not other.startswith(name)} <= allowed, name
-    assert imported("backends", modules()["backends"]) == set(), "backends are imported when first asked for"
+    assert imported("_backends", modules()["_backends"]) == set(), "backends are imported when first asked for"
 
 
 def run(script: str, **env: str) -> str:
@@ -196,7 +196,7 @@ def test_a_forced_backend_refuses_what_it_has_not() -> None:
 def test_the_environment_forces_an_instruction_set() -> None:
     script = """
 import fastlstm
-from fastlstm.backends import module
+from fastlstm._backends import module
 try:
     fastlstm.LSTM(2, 3, backend="c")
     print(module("c").active_isa())

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from cases import EMPTY, OPTIONS, SIZES, TOLERANCE, Case, Drawn, assert_near, named
 
-from fastlstm.backends import numpy as reference
-from fastlstm.cells import ACTIVATIONS, Activation
+from fastlstm._backends import numpy as reference
+from fastlstm.spec import ACTIVATIONS, Activation
 
 STEP = 1e-5  # error of a central difference: STEP^2 f'''/6 from its truncation, 1e-16 f/STEP from rounding
 MARGIN = 1e-4  # a sample may not lie nearer to a kink than this, or a difference would straddle it

@@ -19,8 +19,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from fastlstm import config, report
-from fastlstm.backends import BackendError, backends, choose
+from fastlstm import info, report
+from fastlstm._backends import BackendError, backends, choose
 from fastlstm.cli import main
 from fastlstm.report import cases, contenders, machine, measure, neighbours, page
 from fastlstm.report.cases import Case
@@ -348,7 +348,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_table_of_backends_is_what_the_code_says() -> None:
-    assert config.table() in (ROOT / "docs" / "backends.md").read_text(), f"it has to hold\n{config.table()}"
+    assert info.table() in (ROOT / "docs" / "backends.md").read_text(), f"it has to hold\n{info.table()}"
 
 
 def test_errors_read_as_the_documents_say(monkeypatch: pytest.MonkeyPatch) -> None:

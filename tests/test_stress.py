@@ -24,7 +24,7 @@ import pytest
 from cases import Case, assert_same_bits
 
 import fastlstm as fl
-from fastlstm.backends import backends
+from fastlstm._backends import backends
 
 SECONDS = float(os.environ.get("FASTLSTM_STRESS_SECONDS", 5))
 THREADS = 8

@@ -18,7 +18,7 @@ import pytest
 import fastlstm
 import fastlstm.cli
 import fastlstm.train
-from fastlstm import io
+from fastlstm import files
 from fastlstm.text import (
     OPTIMIZERS,
     CharModel,
@@ -130,7 +130,7 @@ def test_decay() -> None:
 def test_checkpoints_do_not_disturb(tmp_path: Path, trained: Path) -> None:
     path = tmp_path / "model.safetensors"
     train(path, checkpoint_every=0, evaluate_every=0)
-    ours, others = io.load(path)[0], io.load(trained)[0]
+    ours, others = files.load(path)[0], files.load(trained)[0]
     same = [name for name in others if name != "history.held_out"]
     assert all((ours[name] == others[name]).all() for name in same)
 
@@ -155,7 +155,7 @@ def test_ctrl_c_saves_and_resume_loses_nothing(tmp_path: Path, text_file: Path, 
     assert running.returncode == 128 + number
     assert "--resume" in said.splitlines()[-1] and "Traceback" not in said
 
-    stopped = len(io.load(out)[0]["history.losses"])
+    stopped = len(files.load(out)[0]["history.losses"])
     assert stopped >= SMALL["checkpoint_every"]
     more = stopped + 5
     assert fastlstm.cli.main(["train-text", str(text_file), "--out", str(out), "--resume", "--steps", str(more)]) == 0
@@ -242,8 +242,8 @@ def test_files_give_back_what_they_got(tmp_path: Path) -> None:
         "strided": np.arange(10)[::2],
     }
     config = {"text": 'ä"😀\n', "n": 2**100, "x": [1.5, None]}
-    io.save(path, arrays, config)
-    read, read_config = io.load(path)
+    files.save(path, arrays, config)
+    read, read_config = files.load(path)
     assert read_config == config
     assert read.keys() == arrays.keys()
     for name, a in arrays.items():
@@ -320,9 +320,9 @@ def change(name: str, value: Any) -> Any:
     ids=lambda value: None,
 )
 def test_false_checkpoints_are_refused(tmp_path: Path, trained: Path, spoil: Any) -> None:
-    arrays, config = io.load(trained)
+    arrays, config = files.load(trained)
     spoil(arrays, config)
-    io.save(tmp_path / "false", arrays, config)
+    files.save(tmp_path / "false", arrays, config)
     with pytest.raises(ValueError, match="false"):
         TextTraining.resume(TEXT, tmp_path / "false", {})
 
@@ -403,7 +403,7 @@ def test_bad_sampling_arguments(tmp_path: Path, text_file: Path, trained: Path, 
     assert "no safetensors file" in fails(capsys, "sample", text_file)
     assert "characters 'É' 'à'" in fails(capsys, "sample", trained, "--prefix", "àÉ")
     assert "temperature" in fails(capsys, "sample", trained, "--temperature", -1)
-    io.save(tmp_path / "foreign", {"a": np.zeros(2)}, {})
+    files.save(tmp_path / "foreign", {"a": np.zeros(2)}, {})
     assert "no character model" in fails(capsys, "sample", tmp_path / "foreign")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import fastlstm as fl
-from fastlstm.arena import arena
+from fastlstm.memory import buffers
 from fastlstm.text import Settings, TextTraining
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "char_model_small.py"
@@ -60,7 +60,7 @@ def test_long_texts_take_constant_memory(tmp_path: Path, monkeypatch: pytest.Mon
             job.history.losses.append(job.step())
         return tracemalloc.get_traced_memory()[1]
 
-    monkeypatch.setattr(arena, "_pieces", [])  # what earlier tests left there would not be counted
+    monkeypatch.setattr(buffers, "_pieces", [])  # what earlier tests left there would not be counted
     tracemalloc.start()
     try:
         peak(10)

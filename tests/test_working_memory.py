@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import fastlstm as fl
-from fastlstm.backends import backends
-from fastlstm.parameters import Tape
+from fastlstm._backends import backends
+from fastlstm.layer import Tape
 
 MIB = 1 << 20
 CACHED = 4 * MIB  # what a call may take beside its outputs: what stays in cache

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cpu import threads as threads_of
+from ..num_threads import threads as threads_of
 from . import contenders, machine, measure
 from .cases import Case
 from .measure import Maker, Ratio, Result
@@ -132,7 +132,7 @@ def taking_part(group: str, makers: Mapping[str, Maker]) -> Mapping[str, Maker]:
 # ------------------------------------------------------------------------------------------------------------ the files
 def write(report: Report, out: Path) -> Path:
     """Write the samples and the page with its charts into a folder; the page's path."""
-    from ..io import write_atomically
+    from ..files import write_atomically
     from . import page
 
     out.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..cells import GATES, Kind
-from ..layers import GRU, LSTM, RNN
 from ..layout import Array
+from ..recurrent import GRU, LSTM, RNN
+from ..spec import GATES, Kind
 
 Mode = Literal["forward", "step", "run", "train"]
 
@@ -39,7 +39,7 @@ class Case:
         gradients for input and parameters.
     kind : {"lstm", "gru", "rnn"}
     I, H, B, T, layers : int
-        Sizes, in `cells`' alphabet.
+        Sizes, in `spec`' alphabet.
     bidirectional, reset_after : bool
     ragged : bool
         Lengths are drawn uniformly from 1 to T.

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import backends, module
+from .._backends import backends, module
 from ..layout import Array, suffix
 from .cases import Case, Drawn
 from .measure import Contender, Maker, Unsupported

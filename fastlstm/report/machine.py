@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..backends import backends, module
+from .._backends import backends, module
 
 PEERS = ("torch", "onnxruntime", "openvino", "tensorflow")
 

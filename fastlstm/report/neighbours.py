@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cpu import threads as threads_of
+from ..num_threads import threads as threads_of
 from . import contenders, machine, measure
 from .cases import Case
 from .measure import Maker, Result
@@ -280,7 +280,7 @@ compute in Python. All have the same weights and threads; values were compared w
 
 def write(report: Report, out: Path) -> Path:
     """Write neighbours.json, every single call, and neighbours.md into a folder; the page's path."""
-    from ..io import write_atomically
+    from ..files import write_atomically
 
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "neighbours.json", (json.dumps(as_json(report)) + "\n").encode())

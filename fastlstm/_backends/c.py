@@ -1,6 +1,6 @@
 """The compiled backend: kernels in csrc/, one text for every instruction set; float32.
 
-This file only hands pointers over: what is computed, and by which contract, stands in `backends.numpy` and csrc/api.h.
+This file only hands pointers over: what is computed, and by which contract, stands in `_backends.numpy` and csrc/api.h.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ..arena import LARGE, arena
-from ..cells import ACTIVATIONS, Spec
-from ..cpu import get_num_threads
-from ..layout import Array, Places, Rows
-from ..locks import Lock
+from ..forksafe import Lock
+from ..layout import Array, RowMap, Rows
+from ..memory import LARGE, buffers
+from ..num_threads import get_num_threads
+from ..spec import ACTIVATIONS, Spec
 
 try:
     from .._fastlstm_c import ffi, lib
@@ -109,7 +109,7 @@ def forced_isa_problem() -> str | None:
 # -------------------------------------------------------------------------------------------------------------- memory
 def aligned(floats: int) -> Array:
     """Uninitialised float32 memory that begins at a cache line."""
-    return arena.empty((floats,), FLOAT32) if 4 * floats >= LARGE else of_its_own(floats)
+    return buffers.empty((floats,), FLOAT32) if 4 * floats >= LARGE else of_its_own(floats)
 
 
 def of_its_own(floats: int) -> Array:
@@ -162,7 +162,7 @@ class Block:
 
 
 def pack(spec: Spec, params: dict[str, Array], storage: str = "float32", reverse: bool = False) -> Block:
-    """See `backends.numpy.pack`. The panels for backward are packed when it is first called."""
+    """See `_backends.numpy.pack`. The panels for backward are packed when it is first called."""
     if storage not in STORAGES:
         raise ValueError(f"backend 'c' stores weights as {', '.join(STORAGES)}, not {storage!r}")
     handle = new("fl_block *")
@@ -218,9 +218,9 @@ def forward(
     y: Array | None,
     tapes: Array | None = None,
     at: int = 0,
-    places: Places | None = None,
+    row_map: RowMap | None = None,
 ) -> None:
-    """See `backends.numpy.forward`."""
+    """See `_backends.numpy.forward`."""
     first, D, of_ids = blocks[0], len(blocks), x.ndim == 1
     work = rows.N * D * (first.work_of_ids if of_ids else first.work)
     _scratch.call(
@@ -235,7 +235,7 @@ def forward(
         NULL if c is None else from_buffer(FLOATS, c[at:] if at else c),
         NULL if tapes is None else from_buffer(FLOATS, tapes),
         NULL if y is None else from_buffer(FLOATS, y),
-        NULL if places is None else new(PLACES, (places.step, from_buffer(INTS, places.sequences))),
+        NULL if row_map is None else new(PLACES, (row_map.step, from_buffer(INTS, row_map.sequences))),
         get_num_threads(),
     )
 
@@ -260,7 +260,7 @@ def backward(
     dx: Array | None,
     grads: dict[str, Array],
 ) -> None:
-    """See `backends.numpy.backward`."""
+    """See `_backends.numpy.backward`."""
     of_ids = x.ndim == 1
     panels = lib.FL_BACKWARD_IDS if of_ids else lib.FL_BACKWARD
     if panels not in block.packed:
@@ -286,7 +286,7 @@ def backward(
 
 # ----------------------------------------------------------------------------------------------------------- streaming
 def bind(blocks: list[Block], x: Array, h: Array, c: Array | None) -> Callable[[], None]:
-    """See `backends.numpy.bind`. Every pointer is taken here, once: a step is one C call."""
+    """See `_backends.numpy.bind`. Every pointer is taken here, once: a step is one C call."""
     L, B = h.shape[:2]
     handles = new("fl_block *[]", [k.handle for k in blocks])
     given = {"ids": from_buffer(INTS, x)} if x.ndim == 1 else {"x": from_buffer(FLOATS, x)}
@@ -312,7 +312,7 @@ class DenseBlock:
 
 
 def dense_pack(params: dict[str, Array]) -> DenseBlock:
-    """See `backends.numpy.dense_pack`. The panels for backward are packed when it is first called."""
+    """See `_backends.numpy.dense_pack`. The panels for backward are packed when it is first called."""
     handle = new("fl_dense *")
     (handle.U, handle.I), handle.isa = params["weight"].shape, lib.fl_isa_chosen()
     block = DenseBlock(handle, params["weight"].copy(), [], Lock())
@@ -327,15 +327,15 @@ def _dense_pack(block: DenseBlock, bias: Array | None, backward: int) -> None:
 
 
 def dense_forward(block: DenseBlock, x: Array) -> Array:
-    """See `backends.numpy.dense_forward`."""
-    y = arena.empty((len(x), block.handle.U), FLOAT32)
+    """See `_backends.numpy.dense_forward`."""
+    y = buffers.empty((len(x), block.handle.U), FLOAT32)
     if len(x):
         lib.fl_dense_forward(block.handle, pointer(x), len(x), pointer(y), get_num_threads())
     return y
 
 
 def dense_backward(block: DenseBlock, x: Array, dy: Array) -> tuple[Array, dict[str, Array]]:
-    """See `backends.numpy.dense_backward`."""
+    """See `_backends.numpy.dense_backward`."""
     dx, grads = _dense_gradients(block, x)
     if len(x):
         _dense_call(lib.fl_dense_backward, block, x, (pointer(dy),), dx, grads)
@@ -345,8 +345,8 @@ def dense_backward(block: DenseBlock, x: Array, dy: Array) -> tuple[Array, dict[
 def dense_cross_entropy(
     block: DenseBlock, x: Array, targets: Array, factor: float
 ) -> tuple[Array, Array, dict[str, Array]]:
-    """See `backends.numpy.dense_cross_entropy`."""
-    losses, logits = np.empty(len(x)), arena.empty((len(x), block.handle.U), FLOAT32)
+    """See `_backends.numpy.dense_cross_entropy`."""
+    losses, logits = np.empty(len(x)), buffers.empty((len(x), block.handle.U), FLOAT32)
     dx, grads = _dense_gradients(block, x)
     if len(x):
         data = from_buffer(INTS, targets), factor, pointer(logits), from_buffer(DOUBLES, losses)
@@ -357,8 +357,8 @@ def dense_cross_entropy(
 def _dense_gradients(block: DenseBlock, x: Array) -> tuple[Array, dict[str, Array]]:
     """Room for dx, and zeros for the parameters' gradients."""
     shapes = {"weight": block.weight.shape} | ({"bias": (block.handle.U,)} if block.handle.bias != NULL else {})
-    grads = {name: arena.zeros(shape, FLOAT32) for name, shape in shapes.items()}
-    return arena.empty(x.shape, FLOAT32), grads
+    grads = {name: buffers.zeros(shape, FLOAT32) for name, shape in shapes.items()}
+    return buffers.empty(x.shape, FLOAT32), grads
 
 
 def _dense_call(

@@ -1,4 +1,4 @@
-"""The reference: what every backend computes, written to be read beside the equations in `cells`.
+"""The reference: what every backend computes, written to be read beside the equations in `spec`.
 
 Float32 and float64. Gates are stacked, so a step is one matrix product and the element-wise rest; the input's
 product is taken for a stretch of steps at once. "Activations =, parameters +=": forward and backward overwrite states
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..cells import Activation, Spec
-from ..layout import Array, Places, Rows, begin_tape, parts_of_tape
+from ..layout import Array, RowMap, Rows, begin_tape, parts_of_tape
+from ..spec import Activation, Spec
 
 DTYPES = ("float32", "float64")
 STORAGES = ("float32", "float64", "float16")
@@ -204,12 +204,12 @@ def input_products(k: Block, x: Array, rows: Rows) -> Iterator[tuple[int, slice,
 
 
 # ------------------------------------------------------------------------------------------------------------- forward
-def put(h: Array, y: Array, now: slice, t: int, places: Places | None) -> None:
+def put(h: Array, y: Array, now: slice, t: int, row_map: RowMap | None) -> None:
     """h (b, R), the outputs of step t, into the rows of y that are the packed rows `now`, or at their places."""
-    if places is None:
+    if row_map is None:
         y[now] = h
         return
-    at = t * places.step + places.sequences
+    at = t * row_map.step + row_map.sequences
     y[at[: len(h)]] = h
     y[at[len(h) :]] = 0
 
@@ -223,7 +223,7 @@ def forward(
     y: Array | None,
     tapes: Array | None = None,
     at: int = 0,
-    places: Places | None = None,
+    row_map: RowMap | None = None,
 ) -> None:
     """Run the directions of one layer over packed rows.
 
@@ -235,11 +235,11 @@ def forward(
     h, c : (L*D, B, R) and (L*D, B, H) arrays, c None but for LSTM
         The initial states, overwritten in place with the final ones. Those of this layer are `at` and the following.
     y : (N, D*R) or (T, B, D*R) array, contiguous, optional
-        Overwritten with the outputs, the directions side by side. With `places` of any shape (..., D*R).
+        Overwritten with the outputs, the directions side by side. With `row_map` of any shape (..., D*R).
     tapes : (D, ``spec.tape_size(N, B)``) array, optional
         Overwritten with what backward needs: of each direction the parts that `parts_of_tape` names.
     at : int
-    places : Places, optional
+    row_map : RowMap, optional
         The rows of y where the outputs go, instead of packed: steps after a sequence's last, up to the longest one's,
         become zeros; other rows stay as they are.
     """
@@ -255,7 +255,7 @@ def forward(
             if c_d is not None:
                 c_d[:b] = c_t
             if y is not None:
-                put(h_t, y[:, d * R : (d + 1) * R], now, t, places)
+                put(h_t, y[:, d * R : (d + 1) * R], now, t, row_map)
             if tape is not None:
                 for name in k.spec.tape:
                     tape[name][now] = kept[name]

@@ -1,7 +1,7 @@
 """The backends: which there are, which one serves, and what is said where none can.
 
 A backend is a stateless module with four functions, the same in name, signature and values as those of
-`fastlstm.backends.numpy`, whose docstrings are the contract:
+`fastlstm._backends.numpy`, whose docstrings are the contract:
 
     pack(spec, params, storage, reverse)                     a block: one direction of one layer, in the backend's form
     forward(blocks, x, rows, h, c, y, tapes, at)             the directions of one layer over packed rows

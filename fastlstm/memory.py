@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from .forksafe import Lock
 from .layout import Array
-from .locks import Lock
 
 LARGE = 1 << 17  # bytes; below, NumPy's own memory is quick enough: malloc keeps what is given back
 LINE = 64  # bytes of a cache line: every array from here begins with one
@@ -25,7 +25,7 @@ MOST_FREE = 16  # pieces that wait for use
 Piece = tuple[int, int, Array]  # its bytes from the first cache line on, those before it, and the memory
 
 
-class Arena:
+class BufferPool:
     """Memory for large arrays; any number of threads may ask."""
 
     def __init__(self) -> None:
@@ -80,4 +80,4 @@ def _references(piece: Piece) -> int:
     return sys.getrefcount(piece[2])
 
 
-arena = Arena()
+buffers = BufferPool()

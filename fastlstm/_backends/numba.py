@@ -1,7 +1,7 @@
 """The jitted backend: element-wise parts fused by Numba, matrix products through BLAS; float32 and float64.
 
 It serves where the compiled backend cannot: in float64, and where there is no C compiler. What is computed, and by
-which contract, stands in `backends.numpy`; the kernels in `backends.numba_kernels`, which this file imports at the
+which contract, stands in `_backends.numpy`; the kernels in `_backends.numba_kernels`, which this file imports at the
 first call, since numba is slow to import. The first call of a kind of layer in a dtype compiles its kernels (some
 seconds), later processes read them from Numba's cache on disk.
 
@@ -28,18 +28,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..arena import arena
-from ..cells import Spec
-from ..cpu import get_num_threads
-from ..layout import Array, Places, Rows, begin_tape, parts_of_tape
-from ..locks import Lock
+from ..forksafe import Lock
+from ..layout import Array, RowMap, Rows, begin_tape, parts_of_tape
+from ..memory import buffers
+from ..num_threads import get_num_threads
+from ..spec import Spec
 from . import numpy as reference
 
 DTYPES = ("float32", "float64")
 STORAGES = reference.STORAGES
 
 NO_IDS = np.empty(0, np.int64)
-PACKED = Places(0, np.empty(0, np.int64))
+PACKED = RowMap(0, np.empty(0, np.int64))
 
 
 def unusable() -> str | None:
@@ -200,7 +200,7 @@ class Block:
 
 
 def pack(spec: Spec, params: dict[str, Array], storage: str = "float32", reverse: bool = False) -> Block:
-    """See `backends.numpy.pack`, which rounds the matrices and adds the biases."""
+    """See `_backends.numpy.pack`, which rounds the matrices and adds the biases."""
     k = reference.pack(spec, params, storage, reverse)
     dtype = k.W_h.dtype
     extra = k.peep if spec.peepholes else k.b_hn[None] if spec.kind == "gru" else nothing(dtype)
@@ -230,9 +230,9 @@ def forward(
     y: Array | None,
     tapes: Array | None = None,
     at: int = 0,
-    places: Places | None = None,
+    row_map: RowMap | None = None,
 ) -> None:
-    """See `backends.numpy.forward`."""
+    """See `_backends.numpy.forward`."""
     spec = blocks[0].spec
     x = plain(x if x.ndim == 1 else x.reshape(rows.N, -1))
     y = None if y is None else y.reshape(-1, y.shape[-1])
@@ -240,7 +240,7 @@ def forward(
         for d, block in enumerate(blocks):
             h_d, c_d = h[at + d], None if c is None else c[at + d]
             tape = {} if tapes is None else begin_tape(spec, tapes[d], rows, h_d, c_d)
-            run(block, x, rows.offsets, h_d, c_d, y, d * spec.R, places or PACKED, tape, threads)
+            run(block, x, rows.offsets, h_d, c_d, y, d * spec.R, row_map or PACKED, tape, threads)
 
 
 def run(
@@ -251,7 +251,7 @@ def run(
     c: Array | None,
     y: Array | None,
     column: int,
-    places: Places,
+    row_map: RowMap,
     tape: dict[str, Array],
     threads: int,
 ) -> None:
@@ -261,7 +261,7 @@ def run(
     rows, ids = (empty, x) if x.ndim == 1 else (x, NO_IDS)
     c, y = (empty if a is None else a for a in (c, y))
     kept = tuple(tape.get(name, empty) for name in ("gates", "c", "h", "m"))
-    at = places.step, places.sequences
+    at = row_map.step, row_map.sequences
     kernel(threads, offsets, block.reverse, rows, ids, block.forward, h, c, y, column, at, kept)
 
 
@@ -286,7 +286,7 @@ def backward(
     dx: Array | None,
     grads: dict[str, Array],
 ) -> None:
-    """See `backends.numpy.backward`."""
+    """See `_backends.numpy.backward`."""
     dy = nothing(h.dtype) if dy is None else plain(dy)
     back = {"lstm": lstm_backward, "gru": gru_backward, "rnn": rnn_backward}[block.spec.kind]
     with team(rows.B * block.spec.H) as threads:
@@ -296,7 +296,7 @@ def backward(
 
 def previous(k: Block, tape: dict[str, Array], offsets: Array, name: str) -> Array:
     """What the tape kept under `name` one step earlier, of every row."""
-    out = arena.empty(tape[name].shape, tape[name].dtype)
+    out = buffers.empty(tape[name].shape, tape[name].dtype)
     kernels().previous(offsets, k.reverse, tape[name], tape[name + "0"], out)
     return out
 
@@ -313,7 +313,7 @@ def lstm_backward(
 ) -> list[Part]:
     d, cells, spec = tape["gates"], tape["c"], k.spec
     h_prev, c_prev = previous(k, tape, offsets, "h"), previous(k, tape, offsets, "c")
-    dh_all = arena.empty(tape["h"].shape, d.dtype) if spec.proj_size else nothing(d.dtype)
+    dh_all = buffers.empty(tape["h"].shape, d.dtype) if spec.proj_size else nothing(d.dtype)
     kernels().lstm_backward(threads, offsets, k.reverse, dy, k.backward, h, c, d, cells, c_prev, dh_all)
     if spec.proj_size:
         kernels().add_weights(dh_all, tape["m"], grads["weight_hr"])
@@ -335,7 +335,7 @@ def gru_backward(
 ) -> list[Part]:
     gates, h_prev, after = tape["gates"], previous(k, tape, offsets, "h"), k.spec.reset_after
     N, H = h_prev.shape
-    d_rz, d_n, d_m = (arena.empty(shape, gates.dtype) for shape in ((N, 2 * H), (N, H), (N if after else 0, H)))
+    d_rz, d_n, d_m = (buffers.empty(shape, gates.dtype) for shape in ((N, 2 * H), (N, H), (N if after else 0, H)))
     kernels().gru_backward(threads, offsets, k.reverse, dy, k.backward, h, gates, h_prev, d_rz, d_n, d_m)
     recurrent = (d_m, h_prev) if after else (d_n, gates[:, 3 * H :].copy())  # the tape's last column: r * h
     return [Part(0, d_rz, d_rz, h_prev), Part(2 * H, d_n, *recurrent)]
@@ -351,7 +351,7 @@ def rnn_backward(
     dy: Array,
     grads: dict[str, Array],
 ) -> list[Part]:
-    d = arena.empty(tape["h"].shape, tape["h"].dtype)
+    d = buffers.empty(tape["h"].shape, tape["h"].dtype)
     kernels().rnn_backward(offsets, k.reverse, dy, k.backward, h, tape["h"], d)
     return [Part(0, d, d, previous(k, tape, offsets, "h"))]
 
@@ -374,7 +374,7 @@ def add_up(part: Part, block: Block, x: Array, dx: Array | None, grads: dict[str
 
 # ----------------------------------------------------------------------------------------------------------- streaming
 def bind(blocks: list[Block], x: Array, h: Array, c: Array | None) -> Callable[[], None]:
-    """See `backends.numpy.bind`."""
+    """See `_backends.numpy.bind`."""
     offsets = np.array([0, h.shape[1]])
     work = h.shape[1] * max(k.spec.H for k in blocks)
     inputs = [x, *h[:-1]]

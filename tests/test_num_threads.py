@@ -1,4 +1,4 @@
-"""How many threads, and why: `fastlstm.cpu`."""
+"""How many threads, and why: `fastlstm.num_threads`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastlstm import cpu
+from fastlstm import num_threads as cpu
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +138,7 @@ def test_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_import_reads_nothing() -> None:
     """A bad variable hurts whoever asks for threads, not whoever imports."""
-    code = "import fastlstm.cpu as c\ntry: c.get_num_threads()\nexcept ValueError as e: print(e)"
+    code = "import fastlstm.num_threads as c\ntry: c.get_num_threads()\nexcept ValueError as e: print(e)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "FASTLSTM_NUM_THREADS": "many"},

@@ -10,7 +10,7 @@ import pytest
 from cases import LAYERS, TOLERANCE, assert_near, assert_same_bits
 
 import fastlstm as fl
-from fastlstm.forms import FORMS, Form
+from fastlstm.arrays import FORMS, Form
 
 ids = [f"{form.name}-{form.kind}-{'after' if form.reset_after else 'before'}" for form in FORMS]
 each_form = pytest.mark.parametrize("form", FORMS, ids=ids)

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from .backends import choose
-from .door import Batch, as_numbers, check_shape, positive
-from .layout import Array, uniform
-from .losses import check_targets, share_of_row
-from .parameters import Layer, Tape
+from .._backends import choose
+from ..layer import Layer, Tape
+from ..layout import Array, uniform
+from ..losses import check_targets, share_of_row
+from ..packing import Batch
+from ..validation import as_numbers, check_shape, positive
 
 
 class Dense(Layer):

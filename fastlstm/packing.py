@@ -1,7 +1,4 @@
-"""The input door: what users hand in is checked here, once, and packed into rows sorted by length.
-
-Errors say what was given, what was expected, and the cure.
-"""
+"""Sequences to packed rows, sorted by length, and back."""
 
 from __future__ import annotations
 
@@ -11,55 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from .arena import arena
-from .layout import Array, Places, Rows
+from .layout import Array, RowMap, Rows
+from .memory import buffers
 
 
-def as_numbers(given: Any, name: str, dtype: np.dtype[Any]) -> Array:
-    """given as a native array of the layer's dtype (any order, any strides), or a ValueError that says the cure."""
-    x: Array = np.asarray(given)
-    if x.dtype is not dtype and x.dtype.newbyteorder("=") != dtype:
-        if x.dtype.kind not in "fiu":
-            raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}")
-        raise ValueError(
-            f"{name} has dtype {x.dtype}, the layer {dtype}. Convert it with {name}.astype('{dtype}'), "
-            f"or make the layer with dtype='{x.dtype if x.dtype.kind == 'f' else dtype}'"
-        )
-    return x
-
-
-def positive(value: Any, name: str, least: int = 1) -> int:
-    """value as an int that is at least `least`, or an error."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return int(value)
-
-
-def check_ids(ids: Array, size: int) -> None:
-    """Raise ValueError unless every token id (int64) is a row of the input matrix."""
-    if ids.size == 1:  # a stream's, for which a reduction takes longer than a small step
-        fits = 0 <= ids.item() < size
-    else:
-        fits = ids.size == 0 or np.maximum.reduce(ids.view(np.uint64), None) < size  # what is below 0 is large there
-    if not fits:
-        raise ValueError(
-            f"token ids must lie between 0 and input_size - 1 = {size - 1}, got {ids.min()} to {ids.max()}"
-        )
-
-
-def shape_error(x: Array, shape: tuple[int, ...], name: str, meaning: str) -> ValueError:
-    """For short calls, which should not make a message that nobody needs; else `check_shape`."""
-    return ValueError(f"{name} has shape {x.shape}, expected {shape}: {meaning}")
-
-
-def check_shape(x: Array, shape: tuple[int, ...], name: str, meaning: str) -> None:
-    if x.shape != shape:
-        raise shape_error(x, shape, name, meaning)
-
-
-def places(ids: Array, size: int) -> tuple[Array, Array]:
+def compact_ids(ids: Array, size: int) -> tuple[Array, Array]:
     """(the ids seen, sorted, each once; for every id its place among them): np.unique, without sorting where it can."""
     if size > 4 * len(ids):
         seen, place = np.unique(ids, return_inverse=True)
@@ -77,7 +30,7 @@ class Batch:
     B: int
     batch_first: bool  # what users hand in and get is (B, T, .), not (T, B, .)
     rows: Rows
-    places: Places | None  # where the packed rows lie in that; None where they lie so already
+    row_map: RowMap | None  # where the packed rows lie in that; None where they lie so already
     order: Array | None = None  # (alive,) the sequences that have steps, longest first; None for a dense batch
     absent: Array | None = None  # (B - alive,) the others
     at: Array | None = None  # (N,) the place of each packed row; None for a dense batch
@@ -86,7 +39,7 @@ class Batch:
 
     def __post_init__(self) -> None:
         self.axes = (self.B, self.T) if self.batch_first else (self.T, self.B)
-        dense = self.axes if self.places is None else (self.T, self.B)
+        dense = self.axes if self.row_map is None else (self.T, self.B)
         self.shape = dense if self.order is None else (self.rows.N,)
 
     @classmethod
@@ -99,22 +52,22 @@ class Batch:
         alive = np.count_nonzero(lengths)
         order = ranked[:alive]
         rows = Rows.of_lengths(lengths[order])
-        places = Places(1, order * T) if batch_first else Places(B, order)
-        return cls(T, B, batch_first, rows, places, order, ranked[alive:], places.of_rows(rows))
+        row_map = RowMap(1, order * T) if batch_first else RowMap(B, order)
+        return cls(T, B, batch_first, rows, row_map, order, ranked[alive:], row_map.of_rows(rows))
 
     @classmethod
     @functools.lru_cache(maxsize=32)  # of up to 24 KiB each: a process with ever new shapes stays as large as it is
     def dense(cls, T: int, B: int, batch_first: bool) -> Batch:
         """B sequences of T steps each. Remembered: making it takes longer than a short call."""
         moves = batch_first and T > 1 and B > 1
-        places = Places(1, np.arange(B, dtype=np.int64) * T) if moves else None
-        return cls(T, B, batch_first, Rows.dense(T if B else 0, B), places)
+        row_map = RowMap(1, np.arange(B, dtype=np.int64) * T) if moves else None
+        return cls(T, B, batch_first, Rows.dense(T if B else 0, B), row_map)
 
     def pack(self, x: Array, dtype: np.dtype[Any]) -> Array:
         """(T, B, ...) -> (N, ...) or, if dense, (T, B, ...), contiguous; x itself where nothing has to move."""
         if self.at is None:
             if x.dtype is not dtype or not x.flags.c_contiguous:
-                given, x = x, arena.empty(x.shape, dtype)
+                given, x = x, buffers.empty(x.shape, dtype)
                 x[...] = given
             return x
         given = x.swapaxes(0, 1) if self.batch_first else x
@@ -126,7 +79,7 @@ class Batch:
 
     def room(self, width: int, dtype: np.dtype[Any]) -> Array:
         """(*axes, width) for outputs at their places: zeros at steps that no sequence has, or for those without any."""
-        y = arena.empty((*self.axes, width), dtype)
+        y = buffers.empty((*self.axes, width), dtype)
         by_time = y.swapaxes(0, 1) if self.batch_first else y
         if self.rows.T < self.T:
             by_time[self.rows.T :] = 0
@@ -137,13 +90,13 @@ class Batch:
     def unpack(self, rows: Array) -> Array:
         """(N, W) -> (*axes, W), zeros where no sequence is; the same memory where nothing moves."""
         W = rows.shape[-1]
-        if self.places is None:
+        if self.row_map is None:
             return rows.reshape(*self.axes, W)
         if self.at is None:
-            x = arena.empty((*self.axes, W), rows.dtype)
+            x = buffers.empty((*self.axes, W), rows.dtype)
             x.swapaxes(0, 1)[...] = rows.reshape(self.T, self.B, W)
         else:
-            x = arena.zeros((*self.axes, W), rows.dtype)
+            x = buffers.zeros((*self.axes, W), rows.dtype)
             x.reshape(-1, W)[self.at] = rows
         return x
 

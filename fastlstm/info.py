@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 
-from . import __version__, cpu
-from .backends import NAMES, backends, module
+from . import __version__, num_threads
+from ._backends import NAMES, backends, module
 
 
 def show_config() -> None:
@@ -27,7 +27,7 @@ def lines() -> Iterator[str]:
     for name, why in c.isas().items():
         state = f"not usable: {why}" if why else "active" if name == c.active_isa() else "usable"
         yield f"  {name:8} {state}"
-    yield f"threads: {cpu.get_num_threads()} ({cpu.origin()})"
+    yield f"threads: {num_threads.get_num_threads()} ({num_threads.origin()})"
 
 
 def table() -> str:

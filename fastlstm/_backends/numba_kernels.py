@@ -1,4 +1,4 @@
-"""The jitted text of the numba backend. Importing it imports numba: only `backends.numba` does, at its first call.
+"""The jitted text of the numba backend. Importing it imports numba: only `_backends.numba` does, at its first call.
 
 Written so that LLVM makes vector code of it: an inner loop runs along one row and writes one array. (A loop that
 writes two, or reads more than eight, would need more overlap checks than LLVM is ready to make.) A row that several
@@ -22,7 +22,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from ..cells import ACTIVATIONS
+from ..spec import ACTIVATIONS
 
 # Division by zero gives infinity, as in NumPy, and costs no branch; a product and a sum may become one fused
 # multiply-add. No other freedom: NaN and infinity pass as in NumPy.
@@ -306,9 +306,9 @@ def put(rows, into, column):
 
 
 @jit
-def give(h, y, column, first, t, places):
-    """The outputs of step t to columns of y, if there is a y: to rows from `first` on, or where layout.Places says."""
-    step, sequences = places
+def give(h, y, column, first, t, row_map):
+    """The outputs of step t to columns of y, if there is a y: to rows from `first` on, or where layout.RowMap says."""
+    step, sequences = row_map
     if not sequences.size:
         put(h, y[first : first + h.shape[0]], column)
     for b in range(sequences.size):
@@ -358,7 +358,7 @@ def lstm_rows_parallel(pieces, b, act, par, peep, a, u, c, m, tape_c):
 
 
 @jit
-def lstm_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, places, tape):
+def lstm_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, row_map, tape):
     """A direction of a layer. The arrays of the tape are without entries where nothing is kept."""
     w_x, b_x, w_h, w_r, peep, act, par = weights
     gates, tape_c, tape_h, tape_m = tape
@@ -385,7 +385,7 @@ def lstm_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, pl
                 lstm_rows(0, b, act, par, peep, a, u, c, m, kept_c)
             if w_r.size:
                 product(m, w_r, h_now)
-            give(h_now, y, column, lo, t, places)
+            give(h_now, y, column, lo, t, row_map)
             put(h_now, tape_h[lo:hi], 0)
 
 
@@ -432,7 +432,7 @@ def gru_rows_parallel(pieces, b, act, par, reset_after, b_hn, a, u, h, kept, ext
 
 
 @jit
-def gru_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, places, tape):
+def gru_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, row_map, tape):
     """A direction of a layer; c is not used. w_n is without entries where reset_after: w_h is all of W_h then."""
     w_x, b_x, w_h, w_n, b_hn, act, par = weights
     gates, _, tape_h, _ = tape
@@ -463,7 +463,7 @@ def gru_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, pla
                 product(extra[:b], w_n, n_room[:b])
                 for r in range(b):
                     gru_update(act, par, a[r], n_room[r], kept[r], h_now[r])
-            give(h_now, y, column, lo, t, places)
+            give(h_now, y, column, lo, t, row_map)
             put(h_now, tape_h[lo:hi], 0)
 
 
@@ -484,7 +484,7 @@ def rnn_rows_parallel(pieces, b, act, par, a, u, h):
 
 
 @jit
-def rnn_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, places, tape):
+def rnn_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, row_map, tape):
     """A direction of a layer; c is not used."""
     w_x, b_x, w_h, _, _, act, par = weights
     tape_h = tape[2]
@@ -506,7 +506,7 @@ def rnn_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, pla
                 rnn_rows_parallel(pieces, b, act, par, a, u, h_now)
             else:
                 rnn_rows(0, b, act, par, a, u, h_now)
-            give(h_now, y, column, lo, t, places)
+            give(h_now, y, column, lo, t, row_map)
             put(h_now, tape_h[lo:hi], 0)
 
 

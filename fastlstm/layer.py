@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .door import Batch
+from .forksafe import Lock
 from .layout import Array
-from .locks import Lock
+from .packing import Batch
 
 
 class Layer:
@@ -143,7 +143,7 @@ class Tape:
 
 
 @dataclass(frozen=True)
-class RowGradient:
+class SparseGradient:
     """The gradient of an input matrix (G*H, V) that token ids went through: zeros but in the columns of the ids seen.
 
     Optimisers and clipping take it for an array of that shape, and touch only what is in it.

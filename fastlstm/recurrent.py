@@ -1,25 +1,25 @@
 """The layers that users hold: LSTM, GRU, RNN and the cells; depth, directions, dropout.
 
 Everything here is written once, for every backend: a call checks its input at the door, which packs it into rows,
-runs the backend layer by layer, and scatters the result. Shapes use the alphabet of `cells`.
+runs the backend layer by layer, and scatters the result. Shapes use the alphabet of `spec`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy import ndarray  # found sooner than np.ndarray
 
-from .arena import arena
-from .backends import choose
-from .cells import ACTIVATIONS, DEFAULT_ACTIVATIONS, Kind, Spec, activation
-from .door import Batch, as_numbers, check_ids, check_shape, places, positive
+from ._backends import choose
+from .layer import Layer, SparseGradient, Tape
 from .layout import Array, Rows, draw, suffix
-from .parameters import Layer, RowGradient, Tape
+from .memory import buffers
+from .packing import Batch, compact_ids
+from .spec import ACTIVATIONS, DEFAULT_ACTIVATIONS, Kind, Spec, activation
 from .stream import Stream
+from .validation import as_numbers, check_ids, check_shape, positive
 
 INT64 = np.dtype(np.int64)  # of token ids inside
 
@@ -247,7 +247,7 @@ class Recurrent(Layer):
         self, blocks: list[Any], x: Array, rows: Rows, h: Array, c: Array | None, y: Array, at: int, every: int
     ) -> Array:
         """Run a layer, the first of its states being h[at]; what each direction kept: everything, (D, its tape)."""
-        tapes = arena.empty((len(blocks), blocks[0].spec.tape_size(rows.N, rows.B)), self.dtype)
+        tapes = buffers.empty((len(blocks), blocks[0].spec.tape_size(rows.N, rows.B)), self.dtype)
         if rows.N:
             self._module.forward(blocks, x, rows, h, c, y, tapes, at)
         return tapes
@@ -264,7 +264,7 @@ class Recurrent(Layer):
                 alive = slice(at + d, at + d + 1), slice(stretch.B)
                 h_now, c_now = h[alive], _part(c, alive)
                 before.append((h_now[0].copy(), None if c_now is None else c_now[0].copy()))
-                part = arena.empty((stretch.N, R), self.dtype)
+                part = buffers.empty((stretch.N, R), self.dtype)
                 self._module.forward([block], x[now], stretch, h_now, c_now, part)
                 y[now, d * R : (d + 1) * R] = part
             states.append(before)
@@ -288,7 +288,7 @@ class Recurrent(Layer):
         x is the input; x_back is what backward takes for it: the same or, for token ids, their places.
         """
         for (rows, at), (h0, c0) in zip(reversed(walk), reversed(states), strict=True):
-            tapes = arena.empty((1, block.spec.tape_size(rows.N, rows.B)), self.dtype)
+            tapes = buffers.empty((1, block.spec.tape_size(rows.N, rows.B)), self.dtype)
             self._module.forward([block], x[at], rows, h0[None], _part(c0, None), None, tapes)
             alive = slice(rows.B)
             h_now, c_now = h[alive], _part(c, alive)
@@ -335,10 +335,10 @@ class Recurrent(Layer):
         h, c = self._check_state(state, "state", batch.B, unbatched)
         D, N, dense = self._D, batch.rows.N, batch.order is None
         h_rows, c_rows = (h, c) if dense else batch.pack_states(h, c)
-        final = None if last_only else batch.places
+        final = None if last_only else batch.row_map
         for layer, blocks in enumerate(self._blocks()[1]):
             if final is None or layer < self.num_layers - 1:
-                y, at = arena.empty((*batch.shape, D * self._R), self.dtype), None  # packed
+                y, at = buffers.empty((*batch.shape, D * self._R), self.dtype), None  # packed
             else:
                 y, at = batch.room(D * self._R, self.dtype), final
             if N:
@@ -388,14 +388,14 @@ class Recurrent(Layer):
         rows, batch, unbatched = self._enter(x, lengths)
         h, c = self._check_state(state, "state", batch.B, unbatched)
         if np.may_share_memory(rows, x):
-            rows = arena.copy(rows)  # the tape's own: the caller may write to x before backward
+            rows = buffers.copy(rows)  # the tape's own: the caller may write to x before backward
         if rows.ndim > 1:
             rows = rows.reshape(batch.rows.N, self.input_size)
         version, blocks = self._blocks()
         tape = Tape(self, version, batch, unbatched, [], [], [], checkpoint_every=every)
         h_rows, c_rows = batch.pack_states(h, c)
         for layer, of_layer in enumerate(blocks):
-            y = arena.empty((batch.rows.N, self._D * self._R), self.dtype)
+            y = buffers.empty((batch.rows.N, self._D * self._R), self.dtype)
             run = self._forward_whole if every is None else self._forward_stretches
             kept = run(of_layer, rows, batch.rows, h_rows, c_rows, y, layer * self._D, every or 0)
             mask = self._mask(y.shape) if layer < self.num_layers - 1 else None
@@ -444,32 +444,32 @@ class Recurrent(Layer):
             dy or dstate do not fit; the tape still serves then.
         """
         dx, dstate, grads = self._backward(tape, dy, dstate)
-        return dx, dstate, {name: g.dense() if isinstance(g, RowGradient) else g for name, g in grads.items()}
+        return dx, dstate, {name: g.dense() if isinstance(g, SparseGradient) else g for name, g in grads.items()}
 
     def _backward(self, tape: Tape, dy: Any, dstate: Any = None) -> tuple[Array | None, State, dict[str, Any]]:
-        """`backward`, with a `RowGradient` for the input matrix where the input was token ids."""
+        """`backward`, with a `SparseGradient` for the input matrix where the input was token ids."""
         self._check_tape(tape)
         batch, unbatched, D = tape.batch, tape.unbatched, self._D
         d_rows = None if dy is None else self._check_dy(dy, batch, unbatched)
         dh, dc = self._check_state(dstate, "dstate", batch.B, unbatched, optional=True)
         tape.used = True
         x = tape.x[0]
-        seen, place = places(x, self.input_size) if x.ndim == 1 else (None, None)
+        seen, place = compact_ids(x, self.input_size) if x.ndim == 1 else (None, None)
         grads: dict[str, Any] = {
-            name: arena.zeros(p.shape, self.dtype)
+            name: buffers.zeros(p.shape, self.dtype)
             if seen is None or not name.startswith("weight_ih_l0")
-            else RowGradient(seen, arena.zeros((len(seen), len(p)), self.dtype), p.shape)
+            else SparseGradient(seen, buffers.zeros((len(seen), len(p)), self.dtype), p.shape)
             for name, p in self._params.items()
         }
         _, blocks = self._blocks()
         h, c = batch.pack_states(dh, dc)
         for layer in reversed(range(self.num_layers if batch.rows.N else 0)):
             x = tape.x[layer] if layer or place is None else place
-            dx = arena.zeros(x.shape, self.dtype) if x.ndim == 2 else None
+            dx = buffers.zeros(x.shape, self.dtype) if x.ndim == 2 else None
             for d, block in enumerate(blocks[layer]):
                 at, R, kept, end = layer * D + d, self._R, tape.kept[layer][d], suffix(layer, d)
                 into = {name: grads[name + end] for name in self._specs[layer].parameters}
-                if isinstance(of_ids := into["weight_ih"], RowGradient):
+                if isinstance(of_ids := into["weight_ih"], SparseGradient):
                     into["weight_ih"] = of_ids.rows  # the backend adds to these, however large the vocabulary
                 columns = None if d_rows is None else d_rows[:, d * R : (d + 1) * R]
                 if tape.checkpoint_every is None:
@@ -508,13 +508,13 @@ class Recurrent(Layer):
 
     def to_arrays(self, form: str, head: Layer | None = None) -> dict[str, Array]:
         """The parameters as people write them by hand; see `fastlstm.from_arrays` for the forms."""
-        from .forms import to_arrays
+        from .arrays import to_arrays
 
         return to_arrays(self, form, head)
 
 
 class LSTM(Recurrent):
-    """Long short-term memory (equations in `fastlstm.cells`), with PyTorch's arguments and semantics.
+    """Long short-term memory (equations in `fastlstm.spec`), with PyTorch's arguments and semantics.
 
     Parameters
     ----------
@@ -530,7 +530,7 @@ class LSTM(Recurrent):
     peepholes : bool
         The gates see the cell state; parameters ``weight_peep_l{k}`` (3, H), order i, f, o.
     activations : three names, or (name, alpha, beta)
-        Of the gates, the candidate and the output; names in `fastlstm.cells.ACTIVATIONS`.
+        Of the gates, the candidate and the output; names in `fastlstm.spec.ACTIVATIONS`.
     dtype : {"float32", "float64"}
     backend : str
         "auto", or a name from `fastlstm.backends()`; a forced one never falls back.
@@ -664,150 +664,3 @@ class RNN(Recurrent):
             backend=backend,
             seed=seed,
         )
-
-
-# --------------------------------------------------------------------------------------------------------------- cells
-class Cell(Layer):
-    """One step of one layer. Use `LSTMCell`, `GRUCell` or `RNNCell`.
-
-    A cell is a layer of which every call sees one step; its parameters carry PyTorch's cell names, without a suffix.
-    """
-
-    def __init__(self, layer: Recurrent) -> None:
-        super().__init__()
-        self._layer = layer
-        self._params = {name.removesuffix("_l0"): p for name, p in layer._params.items()}
-
-    @property
-    def version(self) -> int:
-        """How often the parameters have changed."""
-        return self._layer.version
-
-    @contextmanager
-    def update(self) -> Iterator[dict[str, Array]]:
-        """The live parameters, to be changed in place."""
-        with self._layer.update(), super().update() as params:
-            yield params
-
-    @property
-    def backend(self) -> str:
-        """The backend in use."""
-        return self._layer.backend
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of parameters, input and state."""
-        dtype: np.dtype[Any] = self._layer.dtype
-        return dtype
-
-    def __repr__(self) -> str:
-        return repr(self._layer).replace("(", "Cell(", 1)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._params = {name.removesuffix("_l0"): p for name, p in self._layer._params.items()}
-
-    def _wide(self, state: Any, name: str, batch: tuple[int, ...]) -> Any:
-        """A cell's state, (B, H) or (H,), as the layer's (1, B, H) or (1, H)."""
-        if state is None or (isinstance(state, (tuple, list)) and len(state) != 2):
-            return state  # the layer knows what to say
-        if isinstance(state, (tuple, list)):
-            return tuple(self._wide(part, f"{name}'s {which}", batch) for part, which in zip(state, "hc", strict=True))
-        state = np.asarray(state)
-        meaning = "(batch, hidden_size)" if batch else "(hidden_size,), since x has no batch"
-        check_shape(state, (*batch, self._layer.hidden_size), name, meaning)
-        return state[None]
-
-    @staticmethod
-    def _narrow(state: Any) -> Any:
-        return tuple(part[0] for part in state) if isinstance(state, tuple) else state[0]
-
-    def _one_step(self, x: Any) -> tuple[Array, tuple[int, ...]]:
-        """x (B, I), (I,) or ids (B,) as a sequence of one step, and (B,) or, without a batch, ()."""
-        x = np.asarray(x)
-        rank = 0 if x.dtype.kind in "iu" else 1
-        if x.ndim not in (rank, rank + 1):
-            raise ValueError(f"x has shape {x.shape}, expected (batch, {self._layer.input_size}) or token ids (batch,)")
-        return x[None], x.shape[: x.ndim - rank]
-
-    def __call__(self, x: Any, state: Any = None) -> State:
-        """One step for inference.
-
-        Parameters
-        ----------
-        x : (B, I) or (I,) array, or token ids (B,) or a scalar
-        state : (h, c) for LSTMCell, h else: (B, H) or (H,); zeros where None
-
-        Returns
-        -------
-        state : as given
-        """
-        x, batch = self._one_step(x)
-        _, state = self._layer(x, self._wide(state, "state", batch))
-        return self._narrow(state)
-
-    def forward(self, x: Any, state: Any = None) -> tuple[State, Tape]:
-        """One step for training: (state, tape)."""
-        x, batch = self._one_step(x)
-        _, state, tape = self._layer.forward(x, self._wide(state, "state", batch))
-        return self._narrow(state), tape
-
-    def backward(self, tape: Tape, dstate: Any) -> tuple[Array | None, State, dict[str, Array]]:
-        """Gradients of one step: (dx, dstate, grads); see `Recurrent.backward`."""
-        self._layer._check_tape(tape)
-        batch = () if tape.unbatched else (tape.batch.B,)
-        dx, dstate, grads = self._layer.backward(tape, None, self._wide(dstate, "dstate", batch))
-        grads = {name.removesuffix("_l0"): g for name, g in grads.items()}
-        return None if dx is None else dx[0], self._narrow(dstate), grads
-
-
-class LSTMCell(Cell):
-    """One step of an `LSTM`."""
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        *,
-        dtype: Any = "float32",
-        backend: str = "auto",
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(LSTM(input_size, hidden_size, bias=bias, dtype=dtype, backend=backend, seed=seed))
-
-
-class GRUCell(Cell):
-    """One step of a `GRU`."""
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        *,
-        dtype: Any = "float32",
-        backend: str = "auto",
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(GRU(input_size, hidden_size, bias=bias, dtype=dtype, backend=backend, seed=seed))
-
-
-class RNNCell(Cell):
-    """One step of an `RNN`."""
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        nonlinearity: Any = "tanh",
-        *,
-        dtype: Any = "float32",
-        backend: str = "auto",
-        seed: int | None = None,
-    ) -> None:
-        layer = RNN(
-            input_size, hidden_size, bias=bias, nonlinearity=nonlinearity, dtype=dtype, backend=backend, seed=seed
-        )
-        super().__init__(layer)

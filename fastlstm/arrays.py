@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cells import GATES, Kind
 from .layout import Array
+from .spec import GATES, Kind
 
 if TYPE_CHECKING:
-    from .layers import Recurrent
+    from .layer import Layer
     from .nn import Dense
-    from .parameters import Layer
+    from .recurrent import Recurrent
 
 # What a part's column letters stand for. One bias is bias_ih, with bias_hh zero: only their sum counts.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -221,7 +221,7 @@ def from_arrays(d: Mapping[str, Any], kind: str, *, dtype: Any = None, backend: 
     ValueError
         Unknown kind or keys, missing keys, or arrays whose shapes do not fit together.
     """
-    from . import layers
+    from . import recurrent
 
     arrays = {key: np.asarray(value) for key, value in d.items()}
     form = _recognise(arrays, kind)
@@ -237,7 +237,7 @@ def from_arrays(d: Mapping[str, Any], kind: str, *, dtype: Any = None, backend: 
     }
 
     options = {"reset_after": form.reset_after} if kind == "gru" else {}
-    make = {"lstm": layers.LSTM, "gru": layers.GRU, "rnn": layers.RNN}[kind]
+    make = {"lstm": recurrent.LSTM, "gru": recurrent.GRU, "rnn": recurrent.RNN}[kind]
     layer = make(I, H, dtype=dtype, backend=backend, **options)
     params = {name.removesuffix("_l0"): np.zeros_like(p) for name, p in layer.state_dict().items()}
     for key, (gates, columns) in form.parts.items():
