@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def variants() -> Iterator[tuple[str, str, Any]]:
             continue
         module = backends.module("c")
         for isa in [name for name, why in module.isas().items() if why is None]:
-            yield f"c {isa}", "c", lambda isa=isa: module.use_isa(isa)
+            yield f"c {isa}", "c", partial(module.use_isa, isa)
 
 
 def digest(a: Any) -> str:

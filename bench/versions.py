@@ -26,7 +26,7 @@ PAUSE, BLOCK = 0.03, 0.02  # seconds
 GROUPS = ("inference", "training", "cells")
 
 
-# ------------------------------------------------------------------------------------------------- one version's process
+# ------------------------------------------------------------------------------------------------ a version's process
 def worker() -> None:
     """Answer requests, a JSON line each: case and threads -> seconds of a call, and the hash of its values."""
     import numpy as np
@@ -139,8 +139,8 @@ def report(found: dict[tuple[str, int], list[tuple[float, float]]], threads: lis
         medians = {name: statistics.median(new for new, _ in ratios) for name, ratios in runs.items()}
         lowest = min(medians, key=medians.__getitem__)
         print(
-            f"\n{n} threads: geometric mean of old / new {mean(list(medians.values())):.3f}, of the A/A {mean(again):.3f}; "
-            f"A/A from {min(again):.3f} to {max(again):.3f}; lowest median {medians[lowest]:.3f} ({lowest})"
+            f"\n{n} threads: geometric mean of old / new {mean(list(medians.values())):.3f}, "
+            f"of the A/A {mean(again):.3f}; A/A from {min(again):.3f} to {max(again):.3f}; lowest median {medians[lowest]:.3f} ({lowest})"
         )
         for name, ratios in runs.items():
             if all(new < min(again) for new, _ in ratios):
