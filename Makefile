@@ -39,7 +39,8 @@ endef
 # installation: it is an editable one.
 BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 
-PYTEST := -m pytest -q tests
+# Tests marked `slow` run in `make test-all` only.
+PYTEST := -m pytest -q tests -m
 
 ## help: this list
 .PHONY: help
@@ -56,12 +57,18 @@ demo: $(VENV)/installed
 ## test: run the tests
 .PHONY: test
 test: $(VENV)/installed
-	$(VENV)/bin/python $(PYTEST)
+	$(VENV)/bin/python $(PYTEST) "not slow"
 
-## test-peers: run the tests with PyTorch, ONNX Runtime and Keras installed, and so compared with
+## test-peers: the tests that compare with PyTorch, ONNX Runtime, Keras and scikit-learn
 .PHONY: test-peers
 test-peers: $(VENV_PEERS)/installed
-	$(VENV_PEERS)/bin/python $(PYTEST)
+	$(VENV_PEERS)/bin/python $(PYTEST) "peers and not slow"
+
+## test-all: everything: slow tests, ARM and AVX-512 under emulation, sanitizers, wheels, a longer stress; an hour
+.PHONY: test-all
+test-all: $(VENV_PEERS)/installed
+	$(VENV_PEERS)/bin/python -m pytest -q tests
+	$(MAKE) check test-c test-sanitize test-arm test-avx512 test-wheels test-stress
 
 ## check: lint, types and format, of Python and C
 .PHONY: check
@@ -113,6 +120,13 @@ test-sanitize: $(foreach build,address thread,build/c/$(build)/test_kernels buil
 	TSAN_OPTIONS=halt_on_error=1 build/c/thread/test_pool
 	build/c/address/test_kernels --cases 300
 	TSAN_OPTIONS=halt_on_error=1 build/c/thread/test_kernels --cases 150
+
+## test-sanitize-short: some cases of the same; two minutes, most of it compiling
+.PHONY: test-sanitize-short
+test-sanitize-short: $(foreach build,address thread,build/c/$(build)/test_kernels build/c/$(build)/test_pool)
+	build/c/address/test_pool
+	build/c/address/test_kernels --cases 40
+	TSAN_OPTIONS=halt_on_error=1 build/c/thread/test_kernels --cases 20
 
 ## test-stress: the pool from Python for a minute: eight threads, changing thread counts, forks in between; and gunicorn
 .PHONY: test-stress

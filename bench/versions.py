@@ -123,9 +123,8 @@ def main() -> int:
             for name in names:
                 seconds, new, again = compare(versions, name, threads, given.rounds)
                 found.setdefault((name, threads), []).append((new, again))
-                print(
-                    f"run {run + 1}  {threads} threads  {name:<44}{seconds * 1e6:>10.1f} us  new {new:.3f}  A/A {again:.3f}"
-                )
+                measured = f"{seconds * 1e6:>10.1f} us  new {new:.3f}  A/A {again:.3f}"
+                print(f"run {run + 1}  {threads} threads  {name:<44}{measured}", flush=True)
     slower = report(found, given.threads)
     return 1 if slower else 0
 
@@ -139,8 +138,8 @@ def report(found: dict[tuple[str, int], list[tuple[float, float]]], threads: lis
         medians = {name: statistics.median(new for new, _ in ratios) for name, ratios in runs.items()}
         lowest = min(medians, key=medians.__getitem__)
         print(
-            f"\n{n} threads: geometric mean of old / new {mean(list(medians.values())):.3f}, "
-            f"of the A/A {mean(again):.3f}; A/A from {min(again):.3f} to {max(again):.3f}; lowest median {medians[lowest]:.3f} ({lowest})"
+            f"\n{n} threads: mean of old / new {mean([*medians.values()]):.3f}, of the A/A {mean(again):.3f}; "
+            f"A/A from {min(again):.3f} to {max(again):.3f}; lowest {medians[lowest]:.3f} ({lowest})"
         )
         for name, ratios in runs.items():
             if all(new < min(again) for new, _ in ratios):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -14,6 +16,23 @@ import pytest
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from fastlstm._backends import backends, module
+
+# Libraries that only `make test-peers` installs. A test that asks for one, or stands in a file that does, is of its.
+PEERS = ("torch", "onnx", "onnxruntime", "keras", "h5py", "sklearn", "pandas")
+ASKS = re.compile(rf"importorskip\(\s*\"({'|'.join(PEERS)})[\".]")
+FILE_ASKS = re.compile(rf"^(\w+ = )?pytest\.{ASKS.pattern}", re.MULTILINE)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need another library with `peers`."""
+    of_file: dict[str, bool] = {}
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        path = str(item.path)
+        if path not in of_file:
+            of_file[path] = FILE_ASKS.search(item.path.read_text(encoding="utf-8")) is not None
+        if of_file[path] or ASKS.search(inspect.getsource(item.function)):
+            item.add_marker(pytest.mark.peers)
 
 
 class Engine(NamedTuple):

@@ -116,6 +116,7 @@ def test_cases_are_chosen_by_group_or_by_a_part_of_the_name() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- the contenders
+@pytest.mark.peers
 @pytest.mark.parametrize("case", KINDS_AND_MODES, ids=str)
 def test_every_contender_here_computes_the_same(case: Case) -> None:
     expected, who = contenders.reference(case), OURS | contenders.peers()
@@ -126,6 +127,7 @@ def test_every_contender_here_computes_the_same(case: Case) -> None:
             assert name not in OURS, error
 
 
+@pytest.mark.peers
 def test_token_ids_and_the_numbers_that_they_stand_for_compute_the_same() -> None:
     both = contenders.in_both_forms(OURS | contenders.peers())
     assert list(both)[:2] == [name := next(iter(OURS)), name + contenders.SIZE_1]
