@@ -25,9 +25,9 @@ from . import __version__
 from ._backends import BackendError, backends
 from .files import check_writable
 from .num_threads import threads
-from .optim import number
 from .text import CharModel, Settings, TextTraining
 from .train import Diverged, perplexity, run
+from .validation import number
 
 FAILED, WRONG = 1, 2  # exit statuses: the work failed; what was given is wrong
 INTERRUPTED = 128  # plus the number of the signal, as shells have it

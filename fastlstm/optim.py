@@ -15,22 +15,13 @@ import numpy as np
 from ._backends import choose, module
 from .layer import Layer, SparseGradient
 from .layout import Array
+from .validation import flag, number
 
 Grads = Mapping[str, Array] | Sequence[Mapping[str, Array]]
 
 
 def describe(value: Any) -> str:
     return f"shape {value.shape} and dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-
-
-def number(value: Any, name: str, least: float = 0.0, below: float = math.inf) -> float:
-    """value as a float in [least, below), or an error."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not least <= value < below:
-        limit = "finite" if below == math.inf else f"below {below:g}"
-        raise ValueError(f"{name} must be at least {least:g} and {limit}, got {value!r}")
-    return float(value)
 
 
 def as_list(grads: Any) -> list[Mapping[str, Array]]:
@@ -99,7 +90,8 @@ def clip_by_norm(grads: Grads, max_norm: float) -> float:
         Of all gradients together before clipping, summed in float64. Where it is NaN or infinite no factor can help:
         the gradients are left as they are, and the caller, who sees the norm, should skip the step.
     """
-    max_norm = max_norm if max_norm == math.inf else number(max_norm, "max_norm")
+    measures_only = isinstance(max_norm, (float, np.floating)) and max_norm == math.inf
+    max_norm = math.inf if measures_only else number(max_norm, "max_norm")
     arrays = writable_arrays(grads)
     c = compiled(choose("auto", "float32"))
     if c and all(map(fits_compiled, arrays)):
@@ -332,7 +324,7 @@ class SGD(Optimizer):
         *,
         weight_decay: float = 0.0,
     ) -> None:
-        self.momentum, self.nesterov = number(momentum, "momentum"), bool(nesterov)
+        self.momentum, self.nesterov = number(momentum, "momentum"), flag(nesterov, "nesterov")
         self.weight_decay = number(weight_decay, "weight_decay")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov=True needs a momentum above 0")
@@ -389,6 +381,8 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise TypeError(f"betas must be a pair of numbers (b1, b2), got {betas!r}")
         b1, b2 = betas
         self.betas = number(b1, "betas[0]", below=1), number(b2, "betas[1]", below=1)
         self.eps, self.weight_decay = number(eps, "eps"), number(weight_decay, "weight_decay")
@@ -474,7 +468,7 @@ class RMSprop(Optimizer):
     ) -> None:
         self.alpha, self.eps = number(alpha, "alpha", below=1), number(eps, "eps")
         self.weight_decay, self.momentum = number(weight_decay, "weight_decay"), number(momentum, "momentum")
-        self.centered = bool(centered)
+        self.centered = flag(centered, "centered")
         super().__init__(layers, lr)
 
     def _kept(self) -> tuple[str, ...]:

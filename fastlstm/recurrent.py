@@ -6,6 +6,7 @@ runs the backend layer by layer, and scatters the result. Shapes use the alphabe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -19,7 +20,16 @@ from .memory import buffers
 from .packing import Batch, compact_ids
 from .spec import ACTIVATIONS, DEFAULT_ACTIVATIONS, Kind, Spec, activation
 from .stream import Stream
-from .validation import as_numbers, check_ids, check_shape, positive
+from .validation import (
+    as_numbers,
+    check_ids,
+    check_shape,
+    flag,
+    float_dtype,
+    positive,
+    probability,
+    seed_or_none,
+)
 
 INT64 = np.dtype(np.int64)  # of token ids inside
 
@@ -56,17 +66,16 @@ class Recurrent(Layer):
         self.input_size = positive(input_size, "input_size")
         self.hidden_size = positive(hidden_size, "hidden_size")
         self.num_layers = positive(num_layers, "num_layers")
-        self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
-        self.dropout = float(dropout)
-        if not 0 <= self.dropout <= 1:
-            raise ValueError(f"dropout must lie between 0 and 1, got {dropout!r}")
+        self.bias, self.batch_first = flag(bias, "bias"), flag(batch_first, "batch_first")
+        self.bidirectional = flag(bidirectional, "bidirectional")
+        self.dropout = probability(dropout, "dropout")
         self.proj_size = positive(options.get("proj_size", 0), "proj_size", 0)
         if self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size must be smaller than hidden_size, got {self.proj_size} and {hidden_size}")
         expected = len(DEFAULT_ACTIVATIONS[self.kind])
-        if isinstance(activations, str) or len(activations) != expected:
+        if not isinstance(activations, (tuple, list)) or len(activations) != expected:
             raise ValueError(f"activations needs {expected} entries for {type(self).__name__}, got {activations!r}")
-        self.dtype = np.dtype(dtype)
+        self.dtype = float_dtype(dtype)
         self._backend = backend
         self._connect()
         self._R = R = self.proj_size or self.hidden_size
@@ -82,12 +91,19 @@ class Recurrent(Layer):
             )
             for layer in range(self.num_layers)
         ]
-        for_weights, for_dropout = np.random.SeedSequence(seed).spawn(2)
+        for_weights, for_dropout = np.random.SeedSequence(seed_or_none(seed)).spawn(2)
         self._rng = np.random.default_rng(for_dropout)
         rng = np.random.default_rng(for_weights)
         for layer, spec in enumerate(self._specs):
             for d in range(D):
                 self._params |= {n + suffix(layer, d): p for n, p in draw(spec, rng, self.dtype).items()}
+        if self.dropout and self.num_layers == 1:
+            warnings.warn(
+                f"dropout={self.dropout:g} has no effect: it drops the outputs of every layer but the last, and "
+                f"num_layers is 1. Give num_layers=2 or more, or dropout=0",
+                UserWarning,
+                stacklevel=3,  # the caller of LSTM, GRU or RNN
+            )
 
     def _connect(self) -> None:
         """Choose the backend; done at construction and after unpickling, perhaps on another machine."""
@@ -331,6 +347,8 @@ class Recurrent(Layer):
         ValueError, TypeError
             Wrong rank, size, dtype, lengths, ids or state; the message names what was given and expected.
         """
+        if last_only is not True and last_only is not False:  # asked so, since a call of `flag` takes time
+            last_only = flag(last_only, "last_only")
         rows, batch, unbatched = self._enter(x, lengths)
         h, c = self._check_state(state, "state", batch.B, unbatched)
         D, N, dense = self._D, batch.rows.N, batch.order is None
@@ -523,7 +541,8 @@ class LSTM(Recurrent):
     batch_first : bool
         x and y are (B, T, .) instead of (T, B, .); states never are.
     dropout : float
-        Probability with which `forward` drops each output of every layer but the last.
+        Probability with which `forward` drops each output of every layer but the last: of one layer nothing, which a
+        UserWarning says.
     bidirectional : bool
     proj_size : int
         Width of a projected output, smaller than hidden_size; 0 for none.
@@ -573,7 +592,7 @@ class LSTM(Recurrent):
             dropout,
             bidirectional,
             proj_size=proj_size,
-            peepholes=bool(peepholes),
+            peepholes=flag(peepholes, "peepholes"),
             activations=activations,
             dtype=dtype,
             backend=backend,
@@ -618,7 +637,7 @@ class GRU(Recurrent):
             batch_first,
             dropout,
             bidirectional,
-            reset_after=bool(reset_after),
+            reset_after=flag(reset_after, "reset_after"),
             activations=activations,
             dtype=dtype,
             backend=backend,

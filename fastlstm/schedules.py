@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from .layout import Array
-from .optim import Optimizer, number
-from .validation import positive
+from .optim import Optimizer
+from .validation import number, positive
 
 
 class Schedule:
@@ -127,6 +128,11 @@ class SequentialLR(Schedule):
     """
 
     def __init__(self, optimizer: Optimizer, schedulers: Sequence[Schedule], milestones: Sequence[int]) -> None:
+        for given, name in ((schedulers, "schedulers"), (milestones, "milestones")):
+            if not isinstance(given, (tuple, list)):
+                raise TypeError(f"{name} must be a list, got {given!r}")
+        if not all(isinstance(s, Schedule) for s in schedulers):
+            raise TypeError(f"schedulers must be fastlstm schedules other than ReduceLROnPlateau, got {schedulers!r}")
         self.schedulers, self.milestones = list(schedulers), [positive(m, "milestones") for m in milestones]
         if len(self.schedulers) != len(self.milestones) + 1 or self.milestones != sorted(set(self.milestones)):
             raise ValueError(
@@ -201,6 +207,8 @@ class ReduceLROnPlateau:
 
     def step(self, measure: float) -> None:
         """Take note of a measure, and lower the learning rate if it is time."""
+        if isinstance(measure, bool) or not isinstance(measure, (Real, np.ndarray)) or np.size(measure) != 1:
+            raise TypeError(f"a measure must be one number, got {measure!r}")
         better = self._better(float(measure))
         self.best = float(measure) if better else self.best
         self.bad_steps = 0 if better else self.bad_steps + 1

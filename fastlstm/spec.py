@@ -27,6 +27,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
+from numbers import Real
 from typing import Literal, NamedTuple
 
 Kind = Literal["lstm", "gru", "rnn"]
@@ -66,15 +68,23 @@ def activation(given: str | Sequence[object]) -> Activation:
 
     Raises
     ------
+    TypeError
+        Neither a name nor a tuple that begins with one, or parameters that are no finite numbers.
     ValueError
         Unknown name, or parameters for which the derivative cannot be had from the output.
     """
-    name, *parameters = [given] if isinstance(given, str) else list(given)
-    if not isinstance(name, str) or name not in ACTIVATIONS or len(parameters) > 2:
+    name, *parameters = given if isinstance(given, (tuple, list)) and given else [given]
+    if not isinstance(name, str):
+        raise TypeError(
+            f"an activation is a name or a tuple (name, alpha, beta), got {given!r}; names: {', '.join(ACTIVATIONS)}"
+        )
+    if name not in ACTIVATIONS or len(parameters) > 2:
         raise ValueError(
             f"activation {given!r} is not known. Give a name, or (name, alpha, beta); names: {', '.join(ACTIVATIONS)}"
         )
     default = ACTIVATIONS[name]
+    if not all(isinstance(p, Real) and not isinstance(p, bool) and isfinite(p) for p in parameters):
+        raise TypeError(f"alpha and beta of activation {name!r} must be finite numbers, got {given!r}")
     given_numbers = [float(p) for p in parameters]  # type: ignore[arg-type]
     alpha, beta = given_numbers + [default.alpha, default.beta][len(given_numbers) :]
     # Backward sees an activation's output only (one array less on the tape), so the output must tell the side.

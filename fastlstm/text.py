@@ -21,10 +21,10 @@ from ._backends import choose
 from .layout import Array
 from .losses import softmax_cross_entropy
 from .nn import Dense
-from .optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, clip_by_norm, number
+from .optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, clip_by_norm
 from .recurrent import LSTM, State
 from .train import Diverged, History
-from .validation import positive
+from .validation import number, positive, probability
 
 KIND = "character model"  # in the configuration of a model file
 HELD_OUT = 0.05  # share of the text, at its end, that is not trained on
@@ -265,8 +265,9 @@ class Settings:
             positive(getattr(self, name), name)
         for name in ("seed", "evaluate_every", "checkpoint_every"):
             positive(getattr(self, name), name, 0)
-        for name in ("clip", "decay", "dropout"):
+        for name in ("clip", "decay"):
             number(getattr(self, name), name)
+        probability(self.dropout, "dropout")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         if self.lr is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,48 @@ def positive(value: Any, name: str, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     return int(value)
+
+
+def flag(value: Any, name: str) -> bool:
+    """value as a bool, or TypeError: a string is true whatever it says, so that "False" would switch on."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise TypeError(
+        f"{name} must be True or False, got {value!r} of type {type(value).__name__}: give {name}=True or {name}=False"
+    )
+
+
+def number(value: Any, name: str, least: float = 0.0, below: float = math.inf) -> float:
+    """value as a float in [least, below), or an error."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not least <= value < below:
+        limit = "finite" if below == math.inf else f"below {below:g}"
+        raise ValueError(f"{name} must be at least {least:g} and {limit}, got {value!r}")
+    return float(value)
+
+
+def probability(value: Any, name: str) -> float:
+    """value as a float in [0, 1], or ValueError, as PyTorch raises for a bool too."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise ValueError(f"{name} must be a number between 0 and 1, got {value!r} of type {type(value).__name__}")
+    return float(value)
+
+
+def seed_or_none(value: Any, name: str = "seed") -> int | None:
+    """value as a seed, a whole number of at least 0, or None for a seed that the system draws; or an error."""
+    return None if value is None else positive(value, name, 0)
+
+
+def float_dtype(value: Any, name: str = "dtype") -> np.dtype[Any]:
+    """value as a dtype, or TypeError. NumPy takes None for float64, which would double a layer unasked."""
+    try:
+        if value is None:
+            raise TypeError
+        dtype: np.dtype[Any] = np.dtype(value)
+        return dtype
+    except TypeError:
+        raise TypeError(f"{name} must be 'float32' or 'float64', got {value!r}") from None
 
 
 def check_ids(ids: Array, size: int) -> None:

@@ -11,7 +11,7 @@ from ..layer import Layer, Tape
 from ..layout import Array, uniform
 from ..losses import check_targets, share_of_row
 from ..packing import Batch
-from ..validation import as_numbers, check_shape, positive
+from ..validation import as_numbers, check_shape, flag, float_dtype, positive, seed_or_none
 
 
 class Dense(Layer):
@@ -49,11 +49,11 @@ class Dense(Layer):
     ) -> None:
         super().__init__()
         self.input_size, self.units = positive(input_size, "input_size"), positive(units, "units")
-        self.bias = bool(bias)
-        self.dtype = np.dtype(dtype)
+        self.bias = flag(bias, "bias")
+        self.dtype = float_dtype(dtype)
         self._backend = backend
         self._connect()
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed_or_none(seed))
         shapes = {"weight": (self.units, self.input_size)} | ({"bias": (self.units,)} if self.bias else {})
         self._params = {name: uniform(shape, self.input_size, rng, self.dtype) for name, shape in shapes.items()}
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from .._backends import backends, module
 from ..layout import Array, suffix
+from ..validation import flag
 from .cases import Case, Drawn
 from .measure import Contender, Maker, Unsupported
 
@@ -33,6 +34,7 @@ def needed(package: str) -> Any:
 
 def ours(isas: bool = False) -> dict[str, Maker]:
     """Every usable backend, best first; with `isas`, the compiled one with its other usable instruction sets too."""
+    isas = flag(isas, "isas")
     makers: dict[str, Maker] = {n: functools.partial(fastlstm, n, None) for n, why in backends().items() if why is None}
     if isas and "c" in makers:
         c = module("c")
