@@ -11,7 +11,7 @@ import numpy as np
 from .layer import Layer, Tape
 from .layout import Array
 from .recurrent import GRU, LSTM, RNN, Recurrent, State
-from .validation import check_shape
+from .validation import check_shape, checked_mask
 
 
 class Cell(Layer):
@@ -77,26 +77,34 @@ class Cell(Layer):
             raise ValueError(f"x has shape {x.shape}, expected (batch, {self._layer.input_size}) or token ids (batch,)")
         return x[None], x.shape[: x.ndim - rank]
 
-    def __call__(self, x: Any, state: Any = None) -> State:
+    @staticmethod
+    def _wide_mask(mask: Any, batch: tuple[int, ...]) -> Array | None:
+        """A cell's mask, (B,) or a single bool, as the layer's (1, B) or (1,)."""
+        return None if mask is None else checked_mask(mask, batch, "mask", "one entry for each sequence")[None]
+
+    def __call__(self, x: Any, state: Any = None, *, mask: Any = None) -> State:
         """One step for inference.
 
         Parameters
         ----------
         x : (B, I) or (I,) array, or token ids (B,) or a scalar
         state : (h, c) for LSTMCell, h else: (B, H) or (H,); zeros where None
+        mask : (B,) bools, or one without a batch; optional
+            Where it is False, the sequence has no step now: x is not read, and its state stays.
 
         Returns
         -------
         state : as given
         """
         x, batch = self._one_step(x)
-        _, state = self._layer(x, self._wide(state, "state", batch))
+        _, state = self._layer(x, self._wide(state, "state", batch), mask=self._wide_mask(mask, batch))
         return self._narrow(state)
 
-    def forward(self, x: Any, state: Any = None) -> tuple[State, Tape]:
-        """One step for training: (state, tape)."""
+    def forward(self, x: Any, state: Any = None, *, mask: Any = None) -> tuple[State, Tape]:
+        """One step for training: (state, tape). Arguments as `__call__`."""
         x, batch = self._one_step(x)
-        _, state, tape = self._layer.forward(x, self._wide(state, "state", batch))
+        wide = self._wide(state, "state", batch)
+        _, state, tape = self._layer.forward(x, wide, mask=self._wide_mask(mask, batch))
         return self._narrow(state), tape
 
     def backward(self, tape: Tape, dstate: Any) -> tuple[Array | None, State, dict[str, Array]]:

@@ -1,4 +1,4 @@
-"""Sequences to packed rows, sorted by length, and back."""
+"""Sequences to packed rows, sorted by their number of valid steps, and back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Batch:
     B: int
     batch_first: bool  # what users hand in and get is (B, T, .), not (T, B, .)
     rows: Rows
-    row_map: RowMap | None  # where the packed rows lie in that; None where they lie so already
+    row_map: RowMap | None  # where the packed rows lie in that; None where they lie so already, or in no regular way
     order: Array | None = None  # (alive,) the sequences that have steps, longest first; None for a dense batch
     absent: Array | None = None  # (B - alive,) the others
     at: Array | None = None  # (N,) the place of each packed row; None for a dense batch
@@ -54,6 +54,23 @@ class Batch:
         rows = Rows.of_lengths(lengths[order])
         row_map = RowMap(1, order * T) if batch_first else RowMap(B, order)
         return cls(T, B, batch_first, rows, row_map, order, ranked[alive:], row_map.of_rows(rows))
+
+    @classmethod
+    def of_mask(cls, mask: Array, batch_first: bool = False) -> Batch:
+        """Sequences of which only the steps count where `mask`, (T, B) bool, is True: these alone become rows."""
+        T, B = mask.shape
+        counts = np.count_nonzero(mask, axis=0)
+        if (mask[1:] <= mask[:-1]).all():  # padding on the right only
+            return cls.of(T, B, counts, batch_first)
+        ranked = np.argsort(-counts, kind="stable").astype(np.int64, copy=False)
+        alive = np.count_nonzero(counts)
+        order, n = ranked[:alive], counts[ranked[:alive]]
+        rows = Rows.of_lengths(n)
+        which, t = np.nonzero(mask.T[order])  # sequence by sequence, each in order of time
+        earlier = np.arange(rows.N) - np.repeat(np.cumsum(n) - n, n)  # valid steps of the sequence before this one
+        at = np.empty(rows.N, np.int64)
+        at[rows.offsets[earlier] + which] = order[which] * T + t if batch_first else t * B + order[which]
+        return cls(T, B, batch_first, rows, None, order, ranked[alive:], at)
 
     @classmethod
     @functools.lru_cache(maxsize=32)  # of up to 24 KiB each: a process with ever new shapes stays as large as it is
@@ -88,9 +105,9 @@ class Batch:
         return y
 
     def unpack(self, rows: Array) -> Array:
-        """(N, W) -> (*axes, W), zeros where no sequence is; the same memory where nothing moves."""
+        """(N, W) -> (*axes, W), zeros where no step counts; the same memory where nothing moves."""
         W = rows.shape[-1]
-        if self.row_map is None:
+        if self.row_map is None and self.at is None:
             return rows.reshape(*self.axes, W)
         if self.at is None:
             x = buffers.empty((*self.axes, W), rows.dtype)

@@ -24,6 +24,7 @@ from .validation import (
     as_numbers,
     check_ids,
     check_shape,
+    checked_mask,
     flag,
     float_dtype,
     positive,
@@ -158,10 +159,10 @@ class Recurrent(Layer):
             return self._packed
 
     # ------------------------------------------------------------------------------------------------------ the door
-    def _enter(self, x: Any, lengths: Any) -> tuple[Array, Batch, bool]:
+    def _enter(self, x: Any, lengths: Any, mask: Any) -> tuple[Array, Batch, bool]:
         """(x as packed rows, (N, I) or if dense (T, B, I), or ids (N,); its batch; whether it came without a batch)."""
         # The usual cases in few words: what it asks one by one takes longer than a short call.
-        if type(x) is ndarray and x.dtype is self.dtype and lengths is None and x.flags.c_contiguous:
+        if type(x) is ndarray and x.dtype is self.dtype and lengths is mask is None and x.flags.c_contiguous:
             shape = x.shape
             if len(shape) == 3 and shape[2] == self.input_size and not self.batch_first:
                 return x, Batch.of(shape[0], shape[1], None), False
@@ -169,7 +170,10 @@ class Recurrent(Layer):
                 return x[:, None], Batch.of(shape[0], 1, None), True
         x, ids, unbatched = self._check_x(x)
         T, B = x.shape[:2]
-        batch = Batch.of(T, B, self._check_lengths(lengths, T, B, unbatched), self.batch_first and not unbatched)
+        if mask is None:
+            batch = Batch.of(T, B, self._check_lengths(lengths, T, B, unbatched), self.batch_first and not unbatched)
+        else:
+            batch = self._masked(mask, lengths, T, B, unbatched)
         if not ids:
             return batch.pack(x, self.dtype), batch, unbatched
         rows = batch.pack(x, INT64).reshape(batch.rows.N)
@@ -217,6 +221,15 @@ class Recurrent(Layer):
         if given.size and (given.min() < 0 or given.max() > T):
             raise ValueError(f"lengths must lie between 0 and T = {T}, got {given.min()} to {given.max()}")
         return given.astype(np.int64)
+
+    def _masked(self, mask: Any, lengths: Any, T: int, B: int, unbatched: bool) -> Batch:
+        """The batch of the steps that a mask marks as valid."""
+        if lengths is not None:
+            raise ValueError("mask and lengths both say which steps are valid: give one of them")
+        turned = self.batch_first and not unbatched
+        axes, names = ((T,), "(T,)") if unbatched else ((B, T), "(B, T)") if turned else ((T, B), "(T, B)")
+        given = checked_mask(mask, axes, "mask", f"{names}, True at the steps that are valid")
+        return Batch.of_mask(given[:, None] if unbatched else given.T if turned else given, turned)
 
     def _check_state(
         self, state: Any, name: str, B: int, unbatched: bool, optional: bool = False
@@ -321,7 +334,9 @@ class Recurrent(Layer):
         mask: Array = kept * self.dtype.type(1 / (1 - self.dropout))
         return mask
 
-    def __call__(self, x: Any, state: Any = None, lengths: Any = None, last_only: bool = False) -> tuple[Array, State]:
+    def __call__(
+        self, x: Any, state: Any = None, lengths: Any = None, last_only: bool = False, *, mask: Any = None
+    ) -> tuple[Array, State]:
         """Run the layers for inference: nothing is dropped, nothing kept.
 
         Parameters
@@ -334,26 +349,29 @@ class Recurrent(Layer):
             Steps of each sequence, any order, zeros allowed. What lies past a length is never read.
         last_only : bool
             Return only each sequence's last valid step.
+        mask : (T, B) bools, (B, T) with batch_first, (T,) without a batch; optional
+            True at the steps that are valid, wherever they lie: padding on the left, gaps. The layers run over these
+            alone, as if the others were cut out; what stands there is never read. Not together with lengths.
 
         Returns
         -------
         y : (T, B, D*R) array, or as x came; (B, D*R) with last_only
-            Zeros past a sequence's length.
+            Zeros past a sequence's length and where the mask is False.
         state : as given
-            The state after each sequence's last valid step (the initial one for length 0).
+            The state after each sequence's last valid step (the initial one without any).
 
         Raises
         ------
         ValueError, TypeError
-            Wrong rank, size, dtype, lengths, ids or state; the message names what was given and expected.
+            Wrong rank, size, dtype, lengths, mask, ids or state; the message names what was given and expected.
         """
         if last_only is not True and last_only is not False:  # asked so, since a call of `flag` takes time
             last_only = flag(last_only, "last_only")
-        rows, batch, unbatched = self._enter(x, lengths)
+        rows, batch, unbatched = self._enter(x, lengths, mask)
         h, c = self._check_state(state, "state", batch.B, unbatched)
         D, N, dense = self._D, batch.rows.N, batch.order is None
         h_rows, c_rows = (h, c) if dense else batch.pack_states(h, c)
-        final = None if last_only else batch.row_map
+        final = None if last_only else batch.row_map  # where the last layer writes to; packed rows where None
         for layer, blocks in enumerate(self._blocks()[1]):
             if final is None or layer < self.num_layers - 1:
                 y, at = buffers.empty((*batch.shape, D * self._R), self.dtype), None  # packed
@@ -365,7 +383,7 @@ class Recurrent(Layer):
         if not dense:
             batch.unpack_states(h, c, h_rows, c_rows)
         if not last_only:
-            return self._give(rows, h, c, unbatched)
+            return self._give(rows if dense or final is not None else batch.unpack(rows), h, c, unbatched)
         y = self._last(rows, batch)
         return y[0] if unbatched else y, self._give(None, h, c, unbatched)[1]
 
@@ -382,11 +400,17 @@ class Recurrent(Layer):
         return y
 
     def forward(
-        self, x: Any, state: Any = None, lengths: Any = None, checkpoint_every: int | None = None
+        self,
+        x: Any,
+        state: Any = None,
+        lengths: Any = None,
+        checkpoint_every: int | None = None,
+        *,
+        mask: Any = None,
     ) -> tuple[Array, State, Tape]:
         """Run the layers for training: drops between layers (unless `eval` was called) and keeps a tape.
 
-        x, state and lengths, and the first two results, are those of `__call__`.
+        x, state, lengths and mask, and the first two results, are those of `__call__`.
 
         Parameters
         ----------
@@ -403,7 +427,7 @@ class Recurrent(Layer):
             dropout's factors, where it drops.
         """
         every = None if checkpoint_every is None else positive(checkpoint_every, "checkpoint_every")
-        rows, batch, unbatched = self._enter(x, lengths)
+        rows, batch, unbatched = self._enter(x, lengths, mask)
         h, c = self._check_state(state, "state", batch.B, unbatched)
         if np.may_share_memory(rows, x):
             rows = buffers.copy(rows)  # the tape's own: the caller may write to x before backward
@@ -442,13 +466,14 @@ class Recurrent(Layer):
         tape : Tape
             Of this layer's `forward`, with the weights unchanged since.
         dy : array like y, or None
-            Gradient of the output; what lies past a length is not read.
+            Gradient of the output; what lies past a length, or where the mask is False, is not read.
         dstate : like state, or None
             Gradient of the final state; either half of an LSTM's pair may be None.
 
         Returns
         -------
         dx : array like x, or None for token ids
+            Zeros past a length and where the mask is False.
         dstate : like state
             Gradient of the initial state, in full even where the state was None.
         grads : dict of arrays

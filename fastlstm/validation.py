@@ -75,6 +75,15 @@ def float_dtype(value: Any, name: str = "dtype") -> np.dtype[Any]:
         raise TypeError(f"{name} must be 'float32' or 'float64', got {value!r}") from None
 
 
+def checked_mask(given: Any, shape: tuple[int, ...], name: str, meaning: str) -> Array:
+    """A mask as a bool array of this shape, or an error. Numbers are refused: 0 and 1 may be indices or weights."""
+    mask: Array = np.asarray(given)
+    if mask.dtype != bool:
+        raise TypeError(f"{name} must hold bools, got dtype {mask.dtype}: convert it, say with {name}.astype(bool)")
+    check_shape(mask, shape, name, meaning)
+    return mask
+
+
 def check_ids(ids: Array, size: int) -> None:
     """Raise ValueError unless every token id (int64) is a row of the input matrix."""
     if ids.size == 1:  # a stream's, for which a reduction takes longer than a small step
