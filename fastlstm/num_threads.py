@@ -8,7 +8,9 @@ The first of these that is there decides:
 4. the environment variable ``OMP_NUM_THREADS`` (of a list for nested levels, the first number);
 5. the machine: the cores that this process may run on, or its cgroup's CPU quota (containers), whichever is less.
 
-Nothing is read before somebody asks. The environment and the machine are then read once.
+A value of 1 to 3 that is no number of threads is an error. ``OMP_NUM_THREADS`` is often set for another program, by an
+image or a scheduler: a value that is no number of threads (``all``, ``0``, ``1.0``) is passed over with one warning.
+Nothing is read at import. The environment and the machine are read at the first call that asks, once.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import functools
 import math
 import operator
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,6 +27,8 @@ from pathlib import Path, PurePosixPath
 from typing import SupportsIndex
 
 __all__ = ["get_num_threads", "origin", "set_num_threads", "threads"]
+
+MOST = 1 << 16  # no machine has more cores; C takes 32-bit numbers, of which it uses at most 256 threads
 
 _in_process: int | None = None
 _in_context: ContextVar[int | None] = ContextVar("fastlstm_threads", default=None)
@@ -35,7 +40,7 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1. More threads than cores help nobody.
+        1 to 65536. More threads than cores make no call quicker.
     """
     global _in_process
     _in_process = _checked(n, "set_num_threads(n)")
@@ -73,7 +78,7 @@ def origin() -> str:
 
 
 def _checked(n: SupportsIndex, what: str) -> int:
-    """Return `n` as an int, if it is a whole number of at least 1."""
+    """Return `n` as an int, if it is a whole number from 1 to `MOST`."""
     try:
         if isinstance(n, bool):  # an int to Python, but hardly a number of threads to whoever wrote it
             raise TypeError
@@ -82,30 +87,52 @@ def _checked(n: SupportsIndex, what: str) -> int:
         value = 0
     if value < 1:
         raise ValueError(f"{what}: n must be a whole number of at least 1, got {n!r}")
+    if value > MOST:
+        raise ValueError(f"{what}: n must be at most {MOST}, got {n!r}")
     return value
+
+
+def _whole(text: str, most: int) -> int:
+    """Return the whole number from 1 to `most` that a text from outside says; 0 if it says none."""
+    text = text.strip()
+    # int() raises for texts of some thousand digits.
+    value = int(text) if text.isdecimal() and len(text) <= 18 else 0
+    return value if value <= most else 0
 
 
 @functools.cache
 def _from_surroundings() -> tuple[int, str]:
     """Return the number of threads that the environment or the machine suggests, and which of them it was."""
-    for name, note in (("FASTLSTM_NUM_THREADS", ""), ("OMP_NUM_THREADS", " (first number)")):
-        text = os.environ.get(name, "").strip()
-        if not text:
-            continue
-        first, comma, _ = text.partition(",") if note else (text, "", "")
-        if not (first.strip().isdecimal() and int(first) >= 1):
-            raise ValueError(f"the environment variable {name} must be a whole number of at least 1, got {text!r}")
-        return int(first), name + (note if comma else "")
-    return _from_machine()
+    if own := os.environ.get("FASTLSTM_NUM_THREADS", "").strip():
+        if n := _whole(own, MOST):
+            return n, "FASTLSTM_NUM_THREADS"
+        raise ValueError(
+            f"the environment variable FASTLSTM_NUM_THREADS must be a whole number from 1 to {MOST}, got {own!r}"
+        )
+    others = os.environ.get("OMP_NUM_THREADS", "").strip()
+    first, comma, _ = others.partition(",")
+    if n := _whole(first, MOST):
+        return n, "OMP_NUM_THREADS" + (" (first number)" if comma else "")
+    n, source = _from_machine()
+    if others:
+        warnings.warn(
+            f"the environment variable OMP_NUM_THREADS is {others!r}, which is no number of threads: fastlstm passes "
+            f"it over and uses {n} ({source}). FASTLSTM_NUM_THREADS sets another number",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return n, source
 
 
 def _from_machine(root: Path = Path("/")) -> tuple[int, str]:
     """Return the number of cores that this process can keep busy, and what limits it."""
     total = os.cpu_count() or 1
     usable, text = total, f"{total} cores"
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        usable = len(os.sched_getaffinity(0))
+    try:
+        usable = len(os.sched_getaffinity(0)) or total
         text = f"affinity {usable} of {total} cores"
+    except (AttributeError, OSError):  # not on macOS; some sandboxes refuse it
+        pass
     quota = cgroup_quota(root)
     if quota is not None and math.ceil(quota) < usable:
         # Rounded up: 1.5 cores are better used by two threads that are stopped at times than by one.
@@ -141,13 +168,13 @@ def cgroup_quota(root: Path = Path("/")) -> float | None:
                 _read(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
             ]
             # No limit reads as "max" in version 2 and as -1 in version 1.
-            if len(limit) == 2 and all(number.isdecimal() and int(number) > 0 for number in limit):
-                quotas.append(int(limit[0]) / int(limit[1]))
+            if len(limit) == 2 and all(numbers := [_whole(number, 10**18) for number in limit]):
+                quotas.append(numbers[0] / numbers[1])
     return min(quotas, default=None)
 
 
 def _read(path: Path) -> str:
     try:
         return path.read_text()
-    except (OSError, UnicodeDecodeError):  # no such group, no permission, not Linux
+    except (OSError, ValueError):  # no such group, no permission, not Linux; no text, or a name with a NUL character
         return ""

@@ -160,7 +160,7 @@ def test_padding_on_the_right_is_lengths(kind: str, lengths: tuple[int, ...], ba
 def test_masked_steps_have_no_rows() -> None:
     batch = Batch.of_mask(MASK)
     counts = MASK.sum(axis=0)
-    assert (batch.rows.N, batch.rows.T, batch.rows.B) == (counts.sum(), counts.max(), np.count_nonzero(counts))
+    assert (counts.sum(), counts.max(), np.count_nonzero(counts)) == (batch.rows.N, batch.rows.T, batch.rows.B)
     x = np.random.default_rng(0).standard_normal((T, B, I)).astype(F32)
     back = batch.unpack(batch.pack(x, x.dtype))
     np.testing.assert_array_equal(back, np.where(MASK[..., None], x, 0))

@@ -47,6 +47,27 @@ def unusable() -> str | None:
     for name in ("numba", "scipy"):  # np.dot in jitted code takes SciPy's BLAS
         if importlib.util.find_spec(name) is None:
             return f'No module named {name!r}. To get it: pip install "fastlstm[numba]"'
+    return unusable_environment()
+
+
+# What Numba's documentation of NUMBA_THREADING_LAYER lists.
+THREADING_LAYERS = ("default", "safe", "forksafe", "threadsafe", "tbb", "omp", "workqueue")
+
+
+def unusable_environment() -> str | None:
+    """What in the environment, perhaps set for another program, keeps Numba from being imported or from compiling."""
+    threads, layer = os.environ.get("NUMBA_NUM_THREADS"), os.environ.get("NUMBA_THREADING_LAYER")
+    try:
+        refused = threads is not None and int(threads) < 1
+    except ValueError:  # no whole number: Numba passes it over with a warning
+        refused = False
+    if refused:
+        return f"Numba refuses the environment variable NUMBA_NUM_THREADS={threads}: unset it, or set it to at least 1"
+    if layer is not None and layer not in THREADING_LAYERS:
+        known = ", ".join(THREADING_LAYERS)
+        return (
+            f"Numba refuses the environment variable NUMBA_THREADING_LAYER={layer!r}: unset it, or take one of {known}"
+        )
     return None
 
 
