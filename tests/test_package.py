@@ -19,12 +19,12 @@ ROOT = Path(fl.__file__).parent
 # (Imports inside functions and for type checkers are exempt.)
 ORDER = [
     ["spec", "num_threads", "forksafe", "_fastlstm_c"],
-    ["layout", "memory", "validation", "packing"],
+    ["layout", "memory", "validation", "packing", "named", "weighting"],
     ["_backends.numpy", "_backends.numba_kernels", "_backends.numba", "_backends.c"],
     ["_backends"],
     ["info", "stream", "files", "layer"],
     ["recurrent", "cell"],
-    ["losses", "optim", "schedules", "nn", "arrays"],
+    ["losses", "metrics", "optim", "schedules", "nn", "arrays"],
     ["train"],
     ["text", "torch", "keras", "onnx", "report", "plot"],
     ["cli"],

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from .._backends import choose
+from .._backends.numpy import cross_entropy
 from ..layer import Layer, Tape
 from ..layout import Array, uniform
-from ..losses import check_targets, share_of_row
+from ..losses import share_of_row
 from ..packing import Batch
 from ..validation import as_numbers, check_shape, flag, float_dtype, positive, seed_or_none
+from ..weighting import IGNORE_INDEX, labels
 
 
 class Dense(Layer):
@@ -144,22 +146,40 @@ class Dense(Layer):
         dx, grads = self._module.dense_backward(self._block(), x.reshape(-1, self.input_size), rows)
         return dx.reshape(x.shape), grads
 
-    def cross_entropy(self, x: Any, targets: Any, reduction: str = "mean") -> tuple[float, Array, dict[str, Array]]:
+    def cross_entropy(
+        self,
+        x: Any,
+        targets: Any,
+        reduction: str = "mean",
+        *,
+        ignore_index: int | None = IGNORE_INDEX,
+        mask: Any = None,
+        weights: Any = None,
+    ) -> tuple[float, Array, dict[str, Array]]:
         """Product, softmax, cross-entropy and all gradients in one: a language model's head.
 
-        The logits' gradient takes the place of the logits, so there is one array of N*U numbers, not four.
+        The logits' gradient takes the place of the logits, so there is one array of N*U numbers, not four. Rows that do
+        not count cost no product.
 
         Parameters
         ----------
         x : (..., I) array of the layer's dtype
         targets : (...) integer array
-            The right class of every row.
+            The right class of every row, or `ignore_index`.
         reduction : {"mean", "sum"}
+            Over the rows that count; see `fastlstm.softmax_cross_entropy`.
+        ignore_index : int or None
+            Rows with this target do not count.
+        mask : (...) bool array, optional
+            True where a row counts.
+        weights : (...) array, optional
+            Multiply the rows' losses.
 
         Returns
         -------
         loss : float
         dx : (..., I) array
+            0 in rows that do not count.
         grads : dict of arrays
 
         Raises
@@ -168,8 +188,21 @@ class Dense(Layer):
             As `fastlstm.softmax_cross_entropy`.
         """
         x = self._check_x(x)
-        flat = check_targets(targets, (*x.shape[:-1], self.units))
-        share = share_of_row(reduction, flat.size)
-        rows = x.reshape(-1, self.input_size)
-        losses, dx, grads = self._module.dense_cross_entropy(self._block(), rows, flat, share)
-        return float(losses.sum()) * share, dx.reshape(x.shape), grads
+        flat, rows = labels(targets, (*x.shape[:-1], self.units), ignore_index, mask, weights)
+        share = share_of_row(reduction, rows)
+        kept = rows.take(x.reshape(-1, self.input_size))
+        if rows.weights is None:
+            losses, dx, grads = self._module.dense_cross_entropy(self._block(), kept, flat, share)
+            loss = float(losses.sum()) * share
+        else:
+            loss, dx, grads = self._weighted_cross_entropy(kept, flat, rows.weights, share)
+        return loss, rows.spread(dx).reshape(x.shape), grads
+
+    def _weighted_cross_entropy(
+        self, x: Array, targets: Array, weights: Array, share: float
+    ) -> tuple[float, Array, dict[str, Array]]:
+        """The same for rows x (K, I) of weights (K,), step by step: the fused kernel knows one factor for all rows."""
+        logits = self._product(x)
+        losses = cross_entropy(logits, targets, 1.0)
+        logits *= (weights * share).astype(logits.dtype)[:, None]
+        return float(losses @ weights) * share, *self._module.dense_backward(self._block(), x, logits)
