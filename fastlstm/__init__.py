@@ -25,6 +25,9 @@ def _check_built() -> None:
 _check_built()
 
 if TYPE_CHECKING:
+    from . import losses as losses
+    from . import metrics as metrics
+    from . import nn as nn
     from .arrays import from_arrays as from_arrays
     from .cell import GRUCell as GRUCell
     from .cell import LSTMCell as LSTMCell
@@ -79,10 +82,14 @@ _HOME = {
     "SequentialLR": "schedules",
     "StepLR": "schedules",
 }
-__all__ = ["BackendError", "__version__", "backends", *_HOME]
+# Public submodules, loaded in the same way.
+_SUBMODULES = ("losses", "metrics", "nn")
+__all__ = ["BackendError", "__version__", "backends", *_HOME, *_SUBMODULES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f".{name}", __name__)  # which makes it an attribute of the package
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'fastlstm' has no attribute {name!r}")

@@ -189,7 +189,7 @@ def distributions(y: Any, target: Any, mask: Any, weights: Any, name: str = "y")
     rows = weigh(y.shape[:-1], mask, weights)
     kept = rows.take(target.reshape(-1, y.shape[-1])).astype(y.dtype, copy=False)
     check_finite(kept, "targets")
-    check_distributions(kept, "targets", "several labels at once are for BinaryCrossentropy")
+    check_distributions(kept, "targets", "several labels at once are binary, for BinaryCrossentropy and BinaryAccuracy")
     return Counted(rows.take(y.reshape(-1, y.shape[-1])), kept, rows)
 
 

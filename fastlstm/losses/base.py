@@ -40,8 +40,8 @@ class Loss(Named):
         check_reduction(reduction)
         self.reduction = reduction
 
-    def _take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
-        """The rows that count, checked."""
+    def take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
+        """The rows of predictions and targets that count, checked; arguments as `__call__` takes them."""
         raise NotImplementedError
 
     def _rows(self, y: Array, target: Array, factor: float) -> Array:
@@ -76,11 +76,11 @@ class Loss(Named):
             A dtype or shape does not fit, there are no rows, or targets that count are NaN or no labels.
         """
         y = np.asarray(y)
-        return self._reduced(y, self._some(self._take(y, target, mask, weights)))
+        return self._reduced(y, self._some(self.take(y, target, mask, weights)))
 
     def values(self, y: Any, target: Any, mask: Any = None, weights: Any = None) -> Array:
         """Each row's loss times its weight, float64 in the shape of the rows; 0 where a row does not count."""
-        y, target, rows = self._some(self._take(y, target, mask, weights))
+        y, target, rows = self._some(self.take(y, target, mask, weights))
         values = self._losses(np.array(y), target, 1.0)
         return rows.spread(values if rows.weights is None else values * rows.weights).reshape(rows.shape)
 
@@ -89,7 +89,11 @@ class Loss(Named):
 
         Added up over batches they give the mean over all rows, also where batches differ in size.
         """
-        y, target, rows = self._some(self._take(y, target, mask, weights))
+        return self.total_of(self._some(self.take(y, target, mask, weights)))
+
+    def total_of(self, counted: Counted) -> tuple[float, float]:
+        """`total` of rows that `take` gave."""
+        y, target, rows = counted
         values = self._losses(np.array(y), target, 1.0)
         return float(values.sum() if rows.weights is None else values @ rows.weights), rows.total
 

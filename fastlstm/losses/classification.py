@@ -62,7 +62,7 @@ def softmax_cross_entropy(
         Shapes do not fit, a target that counts is no class, or the reduction is unknown.
     """
     loss = SparseCategoricalCrossentropy(True, ignore_index, reduction)
-    return loss._reduced(np.asarray(logits), loss._take(logits, targets, mask, weights))
+    return loss._reduced(np.asarray(logits), loss.take(logits, targets, mask, weights))
 
 
 def label_weights(
@@ -126,7 +126,7 @@ class SparseCategoricalCrossentropy(Loss):
         super().__init__(reduction)
         self.from_logits, self.ignore_index = from_logits, ignore_index
 
-    def _take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
+    def take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
         counted = classes(y, target, self.ignore_index, mask, weights, "logits" if self.from_logits else "y")
         if not self.from_logits:
             check_distributions(counted.y, "probabilities", LOGITS_HINT)
@@ -158,7 +158,7 @@ class CategoricalCrossentropy(Loss):
         super().__init__(reduction)
         self.from_logits = from_logits
 
-    def _take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
+    def take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
         counted = distributions(y, target, mask, weights, "logits" if self.from_logits else "y")
         if not self.from_logits:
             check_distributions(counted.y, "probabilities", LOGITS_HINT)
@@ -197,7 +197,7 @@ class BinaryCrossentropy(Loss):
         super().__init__(reduction)
         self.from_logits = from_logits
 
-    def _take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
+    def take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
         counted = elements(y, target, mask, weights, "logits" if self.from_logits else "y")
         check_unit(counted.target, "labels", "two classes are 0 and 1, more are for a categorical cross-entropy")
         if not self.from_logits:

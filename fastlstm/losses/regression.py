@@ -15,7 +15,7 @@ from .base import Loss
 class Regression(Loss):
     """Base of losses of single numbers; predictions and targets have the same shape."""
 
-    def _take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
+    def take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
         return elements(y, target, mask, weights)
 
     def _rows(self, y: Array, target: Array, factor: float) -> Array:
@@ -92,7 +92,7 @@ class Quantile(Loss):
             raise ValueError(f"quantiles must be one or several numbers between 0 and 1, got {quantiles!r}")
         self.quantiles: float | tuple[float, ...] = float(values) if values.ndim == 0 else tuple(values.tolist())
 
-    def _take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
+    def take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
         if isinstance(self.quantiles, float):
             return elements(y, target, mask, weights)
         y, target, Q = floats(y, "y"), np.asarray(target), len(self.quantiles)

@@ -10,7 +10,7 @@ from .._backends import choose
 from .._backends.numpy import cross_entropy
 from ..layer import Layer, Tape
 from ..layout import Array, uniform
-from ..losses import share_of_row
+from ..losses.base import share_of_row
 from ..packing import Batch
 from ..validation import as_numbers, check_shape, flag, float_dtype, positive, seed_or_none
 from ..weighting import IGNORE_INDEX, labels
