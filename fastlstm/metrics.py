@@ -290,10 +290,10 @@ class F1(Metric):
 # ---------------------------------------------------------------------------------------------------- what is predicted
 def _predicted(y: Any, target: Any, mask: Any, weights: Any, threshold: float, ignore_index: int | None) -> Predicted:
     """Predicted and right classes, in the form that the shapes call for; see `Accuracy`."""
-    scores, right = np.shape(y), np.shape(target)
-    if not scores or scores[-1] < 2 or (scores == right and len(scores) == 1):
+    scores, same_rank = np.shape(y), np.ndim(y) == np.ndim(target)
+    if not scores or scores[-1] < 2 or (same_rank and len(scores) == 1):
         return _binary(y, target, mask, weights, threshold)
-    if scores == right:
+    if same_rank:
         return _highest(_some(distributions(y, target, mask, weights)))
     return _highest(_some(classes(y, target, ignore_index, mask, weights)))
 
