@@ -16,10 +16,10 @@ import numpy as np
 from . import losses
 from .layout import Array
 from .named import Named, find
+from .validation import flag, number
 from .weighting import IGNORE_INDEX, Counted, Rows, classes, distributions, elements
 
 AVERAGES = ("binary", "macro", "micro")
-LOGITS_HINT = "for logits, threshold=0.0 is a probability of 0.5"
 
 
 def perplexity(loss: float) -> float:
@@ -162,7 +162,7 @@ class Perplexity(MeanLoss):
 
     def __init__(self, from_logits: bool = False, ignore_index: int | None = IGNORE_INDEX) -> None:
         super().__init__(losses.SparseCategoricalCrossentropy(from_logits, ignore_index))
-        self.from_logits, self.ignore_index = from_logits, ignore_index
+        self.from_logits, self.ignore_index = flag(from_logits, "from_logits"), ignore_index
 
     def _value(self, sums: Array) -> float:
         return perplexity(super()._value(sums))
@@ -182,7 +182,7 @@ class BinaryAccuracy(_Mean):
 
     def __init__(self, threshold: float = 0.5) -> None:
         super().__init__()
-        self.threshold = _checked_threshold(threshold)
+        self.threshold = number(threshold, "threshold", -math.inf)
 
     def _batch(self, y: Any, target: Any, mask: Any, weights: Any) -> Array:
         return _hits(_binary(y, target, mask, weights, self.threshold))
@@ -234,7 +234,7 @@ class Accuracy(_Mean):
 
     def __init__(self, threshold: float = 0.5, ignore_index: int | None = IGNORE_INDEX) -> None:
         super().__init__()
-        self.threshold, self.ignore_index = _checked_threshold(threshold), ignore_index
+        self.threshold, self.ignore_index = number(threshold, "threshold", -math.inf), ignore_index
 
     def _batch(self, y: Any, target: Any, mask: Any, weights: Any) -> Array:
         return _hits(_predicted(y, target, mask, weights, self.threshold, self.ignore_index))
@@ -262,7 +262,11 @@ class F1(Metric):
         super().__init__()
         if average not in AVERAGES:
             raise ValueError(f"average {average!r} is not known; expected one of {', '.join(AVERAGES)}")
-        self.average, self.threshold, self.ignore_index = average, _checked_threshold(threshold), ignore_index
+        self.average, self.threshold, self.ignore_index = (
+            average,
+            number(threshold, "threshold", -math.inf),
+            ignore_index,
+        )
 
     def _batch(self, y: Any, target: Any, mask: Any, weights: Any) -> Array:
         """Sums (4, V): the weight of all rows (in its first place), true positives, false positives and negatives."""
@@ -330,12 +334,6 @@ def _some(counted: Counted) -> Counted:
             "holds NaN"
         )
     return counted
-
-
-def _checked_threshold(threshold: float) -> float:
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.number)) or math.isnan(threshold):
-        raise TypeError(f"threshold must be a number, got {threshold!r}; {LOGITS_HINT}")
-    return float(threshold)
 
 
 # The first name of each metric is that of its configuration; the others are Keras's short forms.

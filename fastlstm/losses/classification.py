@@ -9,6 +9,7 @@ import numpy as np
 
 from .._backends.numpy import cross_entropy
 from ..layout import Array
+from ..validation import flag
 from ..weighting import IGNORE_INDEX, Counted, check_distributions, check_unit, classes, distributions, elements, labels
 from .base import Loss
 
@@ -124,7 +125,7 @@ class SparseCategoricalCrossentropy(Loss):
         self, from_logits: bool = False, ignore_index: int | None = IGNORE_INDEX, reduction: str = "mean"
     ) -> None:
         super().__init__(reduction)
-        self.from_logits, self.ignore_index = from_logits, ignore_index
+        self.from_logits, self.ignore_index = flag(from_logits, "from_logits"), ignore_index
 
     def take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
         counted = classes(y, target, self.ignore_index, mask, weights, "logits" if self.from_logits else "y")
@@ -156,7 +157,7 @@ class CategoricalCrossentropy(Loss):
 
     def __init__(self, from_logits: bool = False, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        self.from_logits = from_logits
+        self.from_logits = flag(from_logits, "from_logits")
 
     def take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
         counted = distributions(y, target, mask, weights, "logits" if self.from_logits else "y")
@@ -195,7 +196,7 @@ class BinaryCrossentropy(Loss):
 
     def __init__(self, from_logits: bool = False, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        self.from_logits = from_logits
+        self.from_logits = flag(from_logits, "from_logits")
 
     def take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
         counted = elements(y, target, mask, weights, "logits" if self.from_logits else "y")

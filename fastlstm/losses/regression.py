@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..layout import Array
+from ..validation import number
 from ..weighting import Counted, check_finite, elements, floats, weigh
 from .base import Loss
 
@@ -61,9 +62,9 @@ class Huber(Regression):
 
     def __init__(self, delta: float = 1.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        if not (np.isfinite(delta) and delta > 0):
-            raise ValueError(f"delta must be finite and above 0, got {delta}")
-        self.delta = float(delta)
+        self.delta = number(delta, "delta")
+        if not self.delta:
+            raise ValueError("delta must be above 0, got 0: mean_absolute_error has no rounded part")
 
     def _of_errors(self, error: Array) -> tuple[Array, Array]:
         slopes = np.clip(error, -self.delta, self.delta)
