@@ -11,7 +11,7 @@ import numpy as np
 from .layer import Layer, Tape
 from .layout import Array
 from .recurrent import GRU, LSTM, RNN, Recurrent, State
-from .validation import check_shape, checked_mask
+from .validation import as_array, check_shape, checked_mask
 
 
 class Cell(Layer):
@@ -60,7 +60,7 @@ class Cell(Layer):
             return state  # the layer knows what to say
         if isinstance(state, (tuple, list)):
             return tuple(self._wide(part, f"{name}'s {which}", batch) for part, which in zip(state, "hc", strict=True))
-        state = np.asarray(state)
+        state = as_array(state, name)
         meaning = "(batch, hidden_size)" if batch else "(hidden_size,), since x has no batch"
         check_shape(state, (*batch, self._layer.hidden_size), name, meaning)
         return state[None]
@@ -71,7 +71,7 @@ class Cell(Layer):
 
     def _one_step(self, x: Any) -> tuple[Array, tuple[int, ...]]:
         """x (B, I), (I,) or ids (B,) as a sequence of one step, and (B,) or, without a batch, ()."""
-        x = np.asarray(x)
+        x = as_array(x, "x")
         rank = 0 if x.dtype.kind in "iu" else 1
         if x.ndim not in (rank, rank + 1):
             raise ValueError(f"x has shape {x.shape}, expected (batch, {self._layer.input_size}) or token ids (batch,)")

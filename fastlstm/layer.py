@@ -14,6 +14,22 @@ import numpy as np
 from .forksafe import Lock
 from .layout import Array
 from .packing import Batch
+from .validation import is_real
+
+
+def arrays_of(d: Mapping[str, Any]) -> tuple[dict[str, Array], list[str]]:
+    """(the values as arrays, what is wrong with those that cannot be one)."""
+    new: dict[str, Array] = {}
+    wrong = []
+    for name, value in d.items():
+        try:
+            # NumPy has no bfloat16, so that a tensor of it becomes an array only by way of float32.
+            new[name] = np.asarray(
+                value.float() if "bfloat16" in str(getattr(value, "dtype", "")) and hasattr(value, "float") else value
+            )
+        except (TypeError, ValueError, RuntimeError) as error:
+            wrong.append(f"no array: {name} ({' '.join(str(error).split())})")
+    return new, wrong
 
 
 class Layer:
@@ -56,11 +72,15 @@ class Layer:
 
         Raises
         ------
+        TypeError
+            d is no mapping.
         RuntimeError
-            Missing, unexpected or misshapen keys; nothing has changed then.
+            Missing, unexpected or misshapen keys, or values that are no real numbers; nothing has changed then.
         """
-        new = {name: np.asarray(value) for name, value in d.items()}
-        wrong = [f"missing: {name} {p.shape}" for name, p in self._params.items() if name not in new]
+        if not isinstance(d, Mapping):
+            raise TypeError(f"a state_dict is a mapping from names to arrays, got {type(d).__name__}")
+        new, wrong = arrays_of(d)
+        wrong += [f"missing: {name} {p.shape}" for name, p in self._params.items() if name not in d]
         wrong += [f"unexpected: {name} {value.shape}" for name, value in new.items() if name not in self._params]
         wrong += [
             f"misshapen: {name} has shape {new[name].shape}, expected {p.shape}"
@@ -68,9 +88,7 @@ class Layer:
             if name in new and new[name].shape != p.shape
         ]
         wrong += [
-            f"not numbers: {name} has dtype {value.dtype}"
-            for name, value in new.items()
-            if value.dtype.kind not in "fiu"
+            f"not numbers: {name} has dtype {value.dtype}" for name, value in new.items() if not is_real(value.dtype)
         ]
         if wrong:
             raise RuntimeError(f"state does not fit {self!r}:\n  " + "\n  ".join(wrong))
@@ -140,6 +158,12 @@ class Tape:
     masks: list[Array | None]  # of each layer: dropout's factors on its output, (N, D*R)
     checkpoint_every: int | None = None  # steps of a stretch
     used: bool = False
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a tape serves one backward of the layer that made it, and can be neither copied nor pickled: call "
+            "layer.forward(x) again for another"
+        )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Gradients come as `backward` gives them: a dict for one layer, a list of dicts f
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -15,7 +16,7 @@ import numpy as np
 from ._backends import choose, module
 from .layer import Layer, SparseGradient
 from .layout import Array
-from .validation import flag, number
+from .validation import flag, is_real, number
 
 Grads = Mapping[str, Array] | Sequence[Mapping[str, Array]]
 
@@ -41,7 +42,8 @@ def writable_arrays(grads: Any) -> list[Array]:
         for name, given in of_layer.items():
             g = given.rows if isinstance(given, SparseGradient) else given
             if not isinstance(g, np.ndarray) or g.dtype.kind != "f":
-                raise TypeError(f"gradient {name} must be an array of floating-point numbers, got {describe(g)}")
+                cure = ": convert it with g.astype('float32')" if is_real(getattr(g, "dtype", np.dtype(object))) else ""
+                raise TypeError(f"gradient {name} must be an array of floating-point numbers, got {describe(g)}{cure}")
             if not g.flags.writeable:
                 raise ValueError(
                     f"gradient {name} of shape {g.shape} is read-only and cannot be clipped in place: copy it"
@@ -159,6 +161,12 @@ class Optimizer:
             for layer in self.layers
         ]
 
+    def __copy__(self) -> Any:
+        """Another optimiser of the same layers; arrays of its own, since each step changes them in place."""
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__, layers=list(self.layers), _slots=copy.deepcopy(self._slots))
+        return other
+
     @property
     def lr(self) -> float:
         """Learning rate; may be assigned at any time."""
@@ -244,7 +252,8 @@ class Optimizer:
                 fits = (
                     isinstance(g, (np.ndarray, SparseGradient)) and kind == "f" and g.shape == shapes.get(name, g.shape)
                 )
-                wrong += [] if fits else [f"{name} has {describe(g)}, expected an array of shape {shapes.get(name)}"]
+                expected = f"floating-point numbers of shape {shapes.get(name)}"
+                wrong += [] if fits else [f"{name} has {describe(g)}, expected {expected}"]
         if wrong:
             raise ValueError("gradients do not fit the layers:\n  " + "\n  ".join(wrong))
         return given

@@ -21,6 +21,7 @@ from .packing import Batch, compact_ids
 from .spec import ACTIVATIONS, DEFAULT_ACTIVATIONS, Kind, Spec, activation
 from .stream import Stream
 from .validation import (
+    as_array,
     as_numbers,
     check_ids,
     check_shape,
@@ -30,6 +31,7 @@ from .validation import (
     positive,
     probability,
     seed_or_none,
+    state_parts,
 )
 
 INT64 = np.dtype(np.int64)  # of token ids inside
@@ -179,12 +181,12 @@ class Recurrent(Layer):
         rows = batch.pack(x, INT64).reshape(batch.rows.N)
         if np.may_share_memory(rows, x):
             rows = rows.copy()  # ids are places in memory: those that are checked must be those that are used
-        check_ids(rows, self.input_size)
+        check_ids(rows, self.input_size, self.dtype)
         return rows, batch, unbatched
 
     def _check_x(self, x: Any) -> tuple[Array, bool, bool]:
         """(x as (T, B, I) or ids (T, B), whether ids, whether it came without a batch axis)."""
-        x = np.asarray(x)
+        given, x = x, as_array(x, "x")
         ids = x.dtype.kind in "iu"
         rank = 2 if ids else 3
         if ids and x.ndim == 3:
@@ -193,14 +195,16 @@ class Recurrent(Layer):
                 f"batch). For numbers, convert: x.astype('{self.dtype}')"
             )
         if not ids:
-            x = as_numbers(x, "x", self.dtype)
+            x = as_numbers(given, "x", self.dtype)
         axes = "(B, T" if self.batch_first else "(T, B"
         tail = ")" if ids else f", {self.input_size})"
         if x.ndim not in (rank, rank - 1):
-            raise ValueError(f"x has shape {x.shape}, expected {axes}{tail}, or (T{tail} without a batch")
+            hint = "" if ids else self._hint_of_ids(x)
+            raise ValueError(f"x has shape {x.shape}, expected {axes}{tail}, or (T{tail} without a batch{hint}")
         if not ids and x.shape[-1] != self.input_size:
             raise ValueError(
                 f"x has shape {x.shape}, its last axis must be input_size = {self.input_size}: {axes}{tail}"
+                + self._hint_of_ids(x)
             )
         unbatched = x.ndim == rank - 1
         if unbatched:
@@ -208,6 +212,11 @@ class Recurrent(Layer):
         elif self.batch_first:
             x = x.swapaxes(0, 1)
         return x, ids, unbatched
+
+    def _hint_of_ids(self, x: Array) -> str:
+        """The end of a message about a shape, for numbers that would be token ids if they were integers."""
+        ids = x.ndim in (1, 2) and bool(((x == np.floor(x)) & (x >= 0) & (x < self.input_size)).all())
+        return ". Token ids are integers: x.astype(int)" if ids else ""
 
     def _check_lengths(self, lengths: Any, T: int, B: int, unbatched: bool) -> Array | None:
         if lengths is None:
@@ -240,15 +249,8 @@ class Recurrent(Layer):
             h = np.zeros((LD, B, self._R), self.dtype)
             return h, np.zeros((LD, B, self.hidden_size), self.dtype) if lstm else None
         widths = {"h": self._R, "c": self.hidden_size} if lstm else {"h": self._R}
-        if not lstm and isinstance(state, (tuple, list)):
-            raise TypeError(f"{name} of {type(self).__name__} is one array h, got a {type(state).__name__}")
-        parts: Sequence[Any]
-        if not lstm:
-            parts = [state]
-        elif not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise TypeError(f"{name} of LSTM is a pair (h, c), got {type(state).__name__}")
-        else:
-            parts = state
+        usual = lstm and type(state) is tuple and len(state) == 2
+        parts: Sequence[Any] = state if usual else state_parts(state, lstm, name, type(self).__name__)
         arrays: list[Array] = []
         for part, (which, width) in zip(parts, widths.items(), strict=True):
             if part is None and optional:

@@ -13,7 +13,7 @@ from .layout import Array
 from .memory import buffers
 from .packing import Batch
 from .spec import Spec
-from .validation import as_numbers, check_ids, check_shape, shape_error
+from .validation import as_array, as_numbers, check_ids, check_shape, rows_of, shape_error, state_parts
 
 
 class Stream:
@@ -92,7 +92,7 @@ class Stream:
 
     def _check_step(self, x_t: Any) -> tuple[Array, bool, Array]:
         """(the input of a step with a batch axis, whether it is ids, where the result will be), or an error."""
-        x, B = np.asarray(x_t), self.batch_size
+        x, B = as_array(x_t, "x"), self.batch_size
         of_ids = x.dtype.kind in "iu"
         single = B == 1 and x.ndim == (0 if of_ids else 1)
         rows = self._check_rows(x[None] if single else x, (B,))
@@ -103,11 +103,15 @@ class Stream:
         size = self._specs[0].I
         if x.dtype.kind in "iu":
             if x.ndim != len(leading):
-                raise TypeError(f"x has dtype {x.dtype} and shape {x.shape}; integers are token ids of shape {leading}")
+                raise TypeError(
+                    f"x has dtype {x.dtype} and shape {x.shape}; integers are token ids of shape {leading}. "
+                    f"For numbers, convert: x.astype('{self._dtype}')"
+                )
             if x.shape != leading:
-                raise shape_error(x, leading, "token ids", f"batch_size is {self.batch_size}")
+                meaning = f"batch_size is {self.batch_size}. For numbers, convert: x.astype('{self._dtype}')"
+                raise shape_error(x, leading, "token ids", meaning)
             ids = np.array(x, np.int64, order="C")  # those that are checked must be those that are used
-            check_ids(ids, size)
+            check_ids(ids, size, self._dtype)
             return ids
         x = as_numbers(x, "x", self._dtype)
         if x.shape != (*leading, size):
@@ -122,7 +126,9 @@ class Stream:
         if out.dtype != self._dtype or out.shape != shape:
             raise ValueError(f"out has shape {out.shape} and dtype {out.dtype}, expected {shape} and {self._dtype}")
         if not (out.flags.c_contiguous and out.flags.writeable):
-            raise ValueError("out must be C-contiguous and writeable: make it with numpy.empty")
+            raise ValueError(
+                f"out must be C-contiguous and writeable: make it with numpy.empty({shape}, '{self._dtype}')"
+            )
 
     # ------------------------------------------------------------------------------------------------------------- run
     def run(self, x: Any) -> Array:
@@ -137,12 +143,13 @@ class Stream:
         -------
         y : (T, B, R) or (T, R) array
         """
-        x = np.asarray(x)
+        x = as_array(x, "x")
         rank = 1 if x.dtype.kind in "iu" else 2
         single = self.batch_size == 1 and x.ndim == rank
         if not single and x.ndim != rank + 1:
-            expected = "(T, B)" if rank == 1 else f"(T, {self.batch_size}, {self._specs[0].I})"
-            raise ValueError(f"x has shape {x.shape}, expected {expected}")
+            numbers = f"(T, {self.batch_size}, {self._specs[0].I})"
+            ids = f"token ids (T, {self.batch_size}), or {numbers} after x.astype('{self._dtype}')"
+            raise ValueError(f"x has shape {x.shape}, expected {ids if rank == 1 else numbers}")
         wide = x[:, None] if single else x
         T, B, R = wide.shape[0], self.batch_size, self._h.shape[2]
         checked = self._check_rows(wide, (T, B))
@@ -157,30 +164,68 @@ class Stream:
     # ----------------------------------------------------------------------------------------------------------- state
     @property
     def state(self) -> Any:
-        """A copy of the state, (L, B, R) and (L, B, H): (h, c) for LSTM, h else. May be assigned."""
+        """A copy of the state, (L, B, R) and (L, B, H): (h, c) for LSTM, h else. May be assigned, None for zeros.
+
+        Raises
+        ------
+        TypeError, ValueError
+            What is assigned does not fit; the state is as before.
+        """
         return self._h.copy() if self._c is None else (self._h.copy(), self._c.copy())
 
     @state.setter
     def state(self, state: Any) -> None:
-        parts = [state] if self._c is None else list(state)
-        own = [self._h] if self._c is None else [self._h, self._c]
-        if len(parts) != len(own):
-            raise ValueError(f"the state of this stream is {len(own)} array(s), got {len(parts)}")
-        new = [as_numbers(part, "state", self._dtype) for part in parts]
-        for mine, given in zip(own, new, strict=True):
-            check_shape(given, mine.shape, "state", "(num_layers, batch_size, width)")
+        if state is None:
+            return self.reset()
+        lstm, own = self._c is not None, [self._h] if self._c is None else [self._h, self._c]
+        new = []
+        for mine, given, which in zip(
+            own, state_parts(state, lstm, "state", self._kind), "hc"[: len(own)], strict=True
+        ):
+            new.append(as_numbers(given, f"state's {which}", self._dtype))
+            check_shape(new[-1], mine.shape, f"state's {which}", "(num_layers, batch_size, width)")
         for mine, given in zip(own, new, strict=True):
             mine[...] = given
+        return None
+
+    @property
+    def _kind(self) -> str:
+        """The layer's class, for messages."""
+        return self._specs[0].kind.upper()
 
     def reset(self, rows: Any = None) -> None:
-        """Back to the zero state: all sequences, or those whose indices (or mask) `rows` gives."""
-        at = slice(None) if rows is None else np.asarray(rows)
+        """Back to the zero state: all sequences, or some.
+
+        Parameters
+        ----------
+        rows : integers, or (B,) bools; optional
+            Indices, each once, or a mask that is True for the sequences to be reset, such as an environment's `dones`.
+            An empty list resets none.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An index out of range or given twice, or a mask that does not hold bools; the state is as before.
+        """
+        at = slice(None) if rows is None else rows_of(rows, self.batch_size)
         for part in (self._h, self._c):
             if part is not None:
                 part[:, at] = 0
 
     def copy(self) -> Stream:
-        """Another stream with the same weights and, for now, the same state."""
+        """Another stream with the same weights and, for now, the same state. So do copy.copy and copy.deepcopy."""
         other = Stream(self._module, self._specs, self._blocks, self._dtype, self.batch_size)
         other.state = self.state
         return other
+
+    def __copy__(self) -> Stream:
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stream:
+        return self.copy()  # packed weights never change, so that copies may share them
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a stream cannot be pickled, for it holds weights in its backend's form: pickle (layer, stream.state), and "
+            "assign the state to layer.stream(batch_size).state"
+        )

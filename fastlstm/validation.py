@@ -11,17 +11,61 @@ import numpy as np
 from .layout import Array
 
 
-def as_numbers(given: Any, name: str, dtype: np.dtype[Any]) -> Array:
-    """given as a native array of the layer's dtype (any order, any strides), or a ValueError that says the cure."""
-    x: Array = np.asarray(given)
-    if x.dtype is not dtype and x.dtype.newbyteorder("=") != dtype:
-        if x.dtype.kind not in "fiu":
-            raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}")
-        raise ValueError(
-            f"{name} has dtype {x.dtype}, the layer {dtype}. Convert it with {name}.astype('{dtype}'), "
-            f"or make the layer with dtype='{x.dtype if x.dtype.kind == 'f' else dtype}'"
+def is_real(dtype: np.dtype[Any]) -> bool:
+    """Whether arrays of this dtype hold real numbers: NumPy's, or of an extension such as ml_dtypes' bfloat16."""
+    return dtype.kind in "fiu" or (
+        dtype.kind == "V" and not issubclass(dtype.type, np.void) and np.can_cast(dtype, np.float64)
+    )
+
+
+def as_array(given: Any, name: str) -> Array:
+    """given as an array, or TypeError; the numbers under a masked array's mask are no input."""
+    if type(given) is np.ndarray:
+        return given
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise TypeError(
+            f"{name} is a masked array, whose mask would be lost: give {name}.filled(0), and lengths= or mask="
         )
+    try:
+        array: Array = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:  # nested lists of several lengths; a tensor of a GPU
+        why = " ".join(str(error).split()).rstrip(".")
+        cure = f". Convert it with {name.split()[-1]}.detach().float()" if hasattr(given, "detach") else ""
+        raise TypeError(f"{name} cannot be made an array: {why}{cure}") from None
+    return array
+
+
+def as_numbers(given: Any, name: str, dtype: np.dtype[Any]) -> Array:
+    """given as a native array of the layer's dtype (any order, any strides), or an error that says the cure."""
+    x = as_array(given, name)
+    if x.dtype is not dtype and x.dtype.newbyteorder("=") != dtype:
+        cure = _conversion(given, x, name, dtype)
+        if not is_real(x.dtype):
+            raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}{cure}")
+        from ._backends import module
+
+        other = x.dtype.newbyteorder("=").name
+        if other in module("numpy").DTYPES:
+            cure += f", or make the layer with dtype='{other}'"
+        raise ValueError(f"{name} has dtype {x.dtype}, the layer {dtype}{cure}")
     return x
+
+
+def _conversion(given: Any, x: Array, name: str, dtype: Any) -> str:
+    """The end of a message that says how to convert, if that is possible; the name's last word is the variable."""
+    variable = name.split()[-1]
+    if x.dtype.kind == "c":
+        return f". Take its real part, {variable}.real"
+    if not is_real(x.dtype):  # bools and, if they can be read as numbers, texts and objects
+        try:
+            if x.ndim == 0 or np.isnan(x.astype(np.float64)).any():
+                return ""
+        except (TypeError, ValueError):
+            return ""
+    word = np.dtype(dtype).name
+    # Lists and tensors have no astype.
+    code = f"{variable}.astype('{word}')" if isinstance(given, np.ndarray) else f"numpy.asarray({variable}, '{word}')"
+    return f". Convert it with {code}"
 
 
 def positive(value: Any, name: str, least: int = 1) -> int:
@@ -77,23 +121,64 @@ def float_dtype(value: Any, name: str = "dtype") -> np.dtype[Any]:
 
 def checked_mask(given: Any, shape: tuple[int, ...], name: str, meaning: str) -> Array:
     """A mask as a bool array of this shape, or an error. Numbers are refused: 0 and 1 may be indices or weights."""
-    mask: Array = np.asarray(given)
+    mask = as_array(given, name)
     if mask.dtype != bool:
-        raise TypeError(f"{name} must hold bools, got dtype {mask.dtype}: convert it, say with {name}.astype(bool)")
+        cure = _conversion(given, mask, name, bool) if mask.shape == shape and is_real(mask.dtype) else ""
+        raise TypeError(f"{name} must hold bools, got dtype {mask.dtype} and shape {mask.shape}{cure}")
     check_shape(mask, shape, name, meaning)
     return mask
 
 
-def check_ids(ids: Array, size: int) -> None:
-    """Raise ValueError unless every token id (int64) is a row of the input matrix."""
+def check_ids(ids: Array, size: int, dtype: Any = "float32") -> None:
+    """Raise ValueError unless every token id (int64) is a row of the input matrix of a layer of this dtype."""
     if ids.size == 1:  # a stream's, for which a reduction takes longer than a small step
         fits = 0 <= ids.item() < size
     else:
         fits = ids.size == 0 or np.maximum.reduce(ids.view(np.uint64), None) < size  # what is below 0 is large there
     if not fits:
         raise ValueError(
-            f"token ids must lie between 0 and input_size - 1 = {size - 1}, got {ids.min()} to {ids.max()}"
+            f"token ids must lie between 0 and input_size - 1 = {size - 1}, got {ids.min()} to {ids.max()}. "
+            f"Integers are token ids; for numbers, convert: x.astype('{dtype}')"
         )
+
+
+def rows_of(given: Any, B: int) -> Array:
+    """The sequences that `given` names, as a bool mask (B,) or indices, or an error."""
+    rows = as_array(given, "rows")
+    if rows.size == 0:
+        return np.zeros(B, bool)
+    if rows.dtype == bool:
+        if rows.shape == (B, 1) or (B == 1 and rows.ndim == 0):
+            rows = rows.reshape(B)
+        check_shape(rows, (B,), "rows", "a mask has one entry for each sequence of the stream")
+        return rows
+    of_mask = is_real(rows.dtype) and rows.shape in ((B,), (B, 1)) and bool(((rows == 0) | (rows == 1)).all())
+    cure = f". Is it a mask{_conversion(given, rows, 'rows', bool).replace('. C', '? C')}" if of_mask else ""
+    if rows.dtype.kind not in "iu":
+        raise TypeError(f"rows must be indices or a bool mask, got dtype {rows.dtype}{cure}")
+    if rows.ndim > 1:
+        raise ValueError(f"rows has shape {rows.shape}, expected indices of one axis or a bool mask ({B},){cure}")
+    rows = rows.reshape(-1)
+    if rows.min() < 0 or rows.max() >= B:
+        raise ValueError(
+            f"rows must lie between 0 and batch_size - 1 = {B - 1}, got {rows.min()} to {rows.max()}{cure}"
+        )
+    if len(np.unique(rows)) < len(rows):
+        raise ValueError(f"rows names a sequence twice: {rows.tolist()}{cure}")
+    if of_mask and rows.dtype.itemsize == 1:  # as C++ programs hand over bools
+        raise TypeError(f"rows of dtype {rows.dtype} may be a mask or indices: {rows.tolist()}{cure}")
+    return rows
+
+
+def state_parts(state: Any, lstm: bool, name: str, kind: str) -> list[Any]:
+    """The parts of a state, [h, c] of an LSTM and [h] of others, or TypeError."""
+    if not lstm:
+        if isinstance(state, (tuple, list)):
+            raise TypeError(f"{name} of {kind} is one array h, got a {type(state).__name__}")
+        return [state]
+    if not isinstance(state, (tuple, list)) or len(state) != 2:
+        raise TypeError(f"{name} of {kind} is a pair (h, c), got {type(state).__name__}")
+    return list(state)
 
 
 def shape_error(x: Array, shape: tuple[int, ...], name: str, meaning: str) -> ValueError:

@@ -847,8 +847,8 @@ def test_checked_ids_are_those_used(call: str, monkeypatch: pytest.MonkeyPatch) 
     right = calls[call]().copy()
     stream.reset()
 
-    def check_then_write(given: Any, size: int) -> None:
-        check_ids(given, size)
+    def check_then_write(given: Any, *rest: Any) -> None:
+        check_ids(given, *rest)
         ids[...] = 1 << 40
 
     for module in (recurrent, streams):
