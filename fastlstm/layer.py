@@ -98,16 +98,35 @@ class Layer:
 
     @contextmanager
     def update(self) -> Iterator[dict[str, Array]]:
-        """The live parameters, to be changed in place: ``with layer.update() as params: params[name] *= 0.9``."""
+        """The live parameters, to be changed in place: ``with layer.update() as params: params[name] *= 0.9``.
+
+        Raises
+        ------
+        RuntimeError
+            At the end of the block: an array or number was put into the dictionary that fits no parameter.
+        """
         with self._lock:
             params = dict(self._params)
             try:
                 yield params
             finally:
-                for name, p in self._params.items():
-                    if params.get(name) is not p and name in params:
-                        p[...] = params[name]
-                self._version += 1
+                self._version += 1  # even where the block failed: it may have changed some
+                wrong = self._put(params)
+        if wrong:
+            raise RuntimeError(f"what was put into {self!r} does not fit, and none was taken:\n  " + "\n  ".join(wrong))
+
+    def _put(self, params: dict[str, Any]) -> list[str]:
+        """Copy the arrays that were put into `update`'s dictionary into the parameters; else what is wrong with them."""
+        put = {name: a for name, a in params.items() if a is not self._params.get(name)}
+        new, wrong = arrays_of({name: a for name, a in put.items() if name in self._params})
+        wrong += [f"unexpected: {name}" for name in put if name not in self._params]
+        for name, a in new.items():
+            p = self._params[name]
+            fits = is_real(a.dtype) and (a.shape == p.shape or a.ndim == 0)
+            wrong += [] if fits else [f"{name} has dtype {a.dtype} and shape {a.shape}, expected {p.shape}"]
+        for name, a in new.items() if not wrong else ():
+            self._params[name][...] = a
+        return wrong
 
     def train(self) -> Any:
         """`forward` drops from now on (the state after construction)."""

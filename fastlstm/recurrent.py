@@ -26,6 +26,7 @@ from .validation import (
     check_ids,
     check_shape,
     checked_mask,
+    conversion,
     flag,
     float_dtype,
     positive,
@@ -223,9 +224,11 @@ class Recurrent(Layer):
             return None
         if unbatched:
             raise ValueError("lengths goes with a batch; x came without one: cut x to its length instead")
-        given = np.asarray(lengths)
+        given = as_array(lengths, "lengths")
         if given.dtype.kind not in "iu" and given.size:
-            raise TypeError(f"lengths must be integers, got dtype {given.dtype}")
+            cure = conversion(lengths, given, "lengths", "int64") if given.dtype.kind == "f" else ""
+            cure = "; a mask is given as mask=" if given.dtype == bool else cure
+            raise TypeError(f"lengths must be integers, got dtype {given.dtype}{cure}")
         check_shape(given, (B,), "lengths", f"one entry for each of the {B} sequences")
         if given.size and (given.min() < 0 or given.max() > T):
             raise ValueError(f"lengths must lie between 0 and T = {T}, got {given.min()} to {given.max()}")

@@ -39,7 +39,7 @@ def as_numbers(given: Any, name: str, dtype: np.dtype[Any]) -> Array:
     """given as a native array of the layer's dtype (any order, any strides), or an error that says the cure."""
     x = as_array(given, name)
     if x.dtype is not dtype and x.dtype.newbyteorder("=") != dtype:
-        cure = _conversion(given, x, name, dtype)
+        cure = conversion(given, x, name, dtype)
         if not is_real(x.dtype):
             raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}{cure}")
         from ._backends import module
@@ -51,18 +51,17 @@ def as_numbers(given: Any, name: str, dtype: np.dtype[Any]) -> Array:
     return x
 
 
-def _conversion(given: Any, x: Array, name: str, dtype: Any) -> str:
+def conversion(given: Any, x: Array, name: str, dtype: Any) -> str:
     """The end of a message that says how to convert, if that is possible; the name's last word is the variable."""
-    variable = name.split()[-1]
+    variable, word = name.split()[-1], np.dtype(dtype).name
     if x.dtype.kind == "c":
-        return f". Take its real part, {variable}.real"
+        return f". Take its real part, numpy.real({variable}).astype('{word}')"
     if not is_real(x.dtype):  # bools and, if they can be read as numbers, texts and objects
         try:
             if x.ndim == 0 or np.isnan(x.astype(np.float64)).any():
                 return ""
         except (TypeError, ValueError):
             return ""
-    word = np.dtype(dtype).name
     # Lists and tensors have no astype.
     code = f"{variable}.astype('{word}')" if isinstance(given, np.ndarray) else f"numpy.asarray({variable}, '{word}')"
     return f". Convert it with {code}"
@@ -123,7 +122,7 @@ def checked_mask(given: Any, shape: tuple[int, ...], name: str, meaning: str) ->
     """A mask as a bool array of this shape, or an error. Numbers are refused: 0 and 1 may be indices or weights."""
     mask = as_array(given, name)
     if mask.dtype != bool:
-        cure = _conversion(given, mask, name, bool) if mask.shape == shape and is_real(mask.dtype) else ""
+        cure = conversion(given, mask, name, bool) if mask.shape == shape and is_real(mask.dtype) else ""
         raise TypeError(f"{name} must hold bools, got dtype {mask.dtype} and shape {mask.shape}{cure}")
     check_shape(mask, shape, name, meaning)
     return mask
@@ -153,7 +152,7 @@ def rows_of(given: Any, B: int) -> Array:
         check_shape(rows, (B,), "rows", "a mask has one entry for each sequence of the stream")
         return rows
     of_mask = is_real(rows.dtype) and rows.shape in ((B,), (B, 1)) and bool(((rows == 0) | (rows == 1)).all())
-    cure = f". Is it a mask{_conversion(given, rows, 'rows', bool).replace('. C', '? C')}" if of_mask else ""
+    cure = f". Is it a mask{conversion(given, rows, 'rows', bool).replace('. C', '? C')}" if of_mask else ""
     if rows.dtype.kind not in "iu":
         raise TypeError(f"rows must be indices or a bool mask, got dtype {rows.dtype}{cure}")
     if rows.ndim > 1:

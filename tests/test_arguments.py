@@ -224,6 +224,37 @@ def test_a_word_of_the_wrong_kind_says_what_was_expected(
     assert message in str(told.value)
 
 
+PUT: list[tuple[str, Any, str]] = [
+    ("bias_ih_l0", np.ones(14), "bias_ih_l0 has dtype float64 and shape (14,), expected (15,)"),
+    ("bias_ih_l0", np.ones((15, 1)), "bias_ih_l0 has dtype float64 and shape (15, 1), expected (15,)"),
+    ("bias_ih_l0", np.ones(1), "bias_ih_l0 has dtype float64 and shape (1,), expected (15,)"),
+    ("bias_ih_l0", None, "bias_ih_l0 has dtype object and shape (), expected (15,)"),
+    ("bias_ih_l0", [[1.0], [1.0, 2.0]], "no array: bias_ih_l0"),
+    ("bias_ih_l1", np.ones(15), "unexpected: bias_ih_l1"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), PUT, ids=[m for *_, m in PUT])
+def test_what_does_not_fit_is_not_put_into_a_layer(name: str, value: Any, message: str) -> None:
+    """Neither in part, nor spread over a parameter, nor passed over."""
+    layer = fl.GRU(3, 5, seed=1)
+    before = layer.state_dict()
+    with pytest.raises(RuntimeError) as told, layer.update() as params:
+        params["bias_hh_l0"] = np.zeros(15)
+        params[name] = value
+    assert message in str(told.value)
+    for key, p in layer.state_dict().items():
+        np.testing.assert_array_equal(p, before[key])
+    with layer.update() as params:
+        params["bias_hh_l0"] = 0.5
+    assert (layer.state_dict()["bias_hh_l0"] == 0.5).all() and layer.version == 2
+
+
+def test_a_mask_given_as_lengths_is_told_where_it_belongs() -> None:
+    with pytest.raises(TypeError, match=r"got dtype bool; a mask is given as mask=$"):
+        fl.GRU(3, 5)(X, lengths=np.ones((2, 3), bool))
+
+
 def test_a_refused_last_only_returns_nothing_and_leaves_the_layer() -> None:
     layer = fl.GRU(3, 5, seed=1)
     y = layer(X)[0]
