@@ -60,7 +60,7 @@ class Cell(Layer):
             return state  # the layer knows what to say
         if isinstance(state, (tuple, list)):
             return tuple(self._wide(part, f"{name}'s {which}", batch) for part, which in zip(state, "hc", strict=True))
-        state = as_array(state, name)
+        state = state if type(state) is np.ndarray else as_array(state, name)
         meaning = "(batch, hidden_size)" if batch else "(hidden_size,), since x has no batch"
         check_shape(state, (*batch, self._layer.hidden_size), name, meaning)
         return state[None]
@@ -71,16 +71,16 @@ class Cell(Layer):
 
     def _one_step(self, x: Any) -> tuple[Array, tuple[int, ...]]:
         """x (B, I), (I,) or ids (B,) as a sequence of one step, and (B,) or, without a batch, ()."""
-        x = as_array(x, "x")
+        x = x if type(x) is np.ndarray else as_array(x, "x")
         rank = 0 if x.dtype.kind in "iu" else 1
         if x.ndim not in (rank, rank + 1):
             raise ValueError(f"x has shape {x.shape}, expected (batch, {self._layer.input_size}) or token ids (batch,)")
         return x[None], x.shape[: x.ndim - rank]
 
     @staticmethod
-    def _wide_mask(mask: Any, batch: tuple[int, ...]) -> Array | None:
+    def _wide_mask(mask: Any, batch: tuple[int, ...]) -> Array:
         """A cell's mask, (B,) or a single bool, as the layer's (1, B) or (1,)."""
-        return None if mask is None else checked_mask(mask, batch, "mask", "one entry for each sequence")[None]
+        return checked_mask(mask, batch, "mask", "one entry for each sequence")[None]
 
     def __call__(self, x: Any, state: Any = None, *, mask: Any = None) -> State:
         """One step for inference.
@@ -97,14 +97,15 @@ class Cell(Layer):
         state : as given
         """
         x, batch = self._one_step(x)
-        _, state = self._layer(x, self._wide(state, "state", batch), mask=self._wide_mask(mask, batch))
+        wide = None if mask is None else self._wide_mask(mask, batch)
+        _, state = self._layer(x, self._wide(state, "state", batch), mask=wide)
         return self._narrow(state)
 
     def forward(self, x: Any, state: Any = None, *, mask: Any = None) -> tuple[State, Tape]:
         """One step for training: (state, tape). Arguments as `__call__`."""
         x, batch = self._one_step(x)
-        wide = self._wide(state, "state", batch)
-        _, state, tape = self._layer.forward(x, wide, mask=self._wide_mask(mask, batch))
+        wide = None if mask is None else self._wide_mask(mask, batch)
+        _, state, tape = self._layer.forward(x, self._wide(state, "state", batch), mask=wide)
         return self._narrow(state), tape
 
     def backward(self, tape: Tape, dstate: Any) -> tuple[Array | None, State, dict[str, Array]]:

@@ -116,7 +116,7 @@ class Layer:
             raise RuntimeError(f"what was put into {self!r} does not fit, and none was taken:\n  " + "\n  ".join(wrong))
 
     def _put(self, params: dict[str, Any]) -> list[str]:
-        """Copy the arrays that were put into `update`'s dictionary into the parameters; else what is wrong with them."""
+        """Copy the arrays put into `update`'s dictionary into the parameters, or return what is wrong with them."""
         put = {name: a for name, a in params.items() if a is not self._params.get(name)}
         new, wrong = arrays_of({name: a for name, a in put.items() if name in self._params})
         wrong += [f"unexpected: {name}" for name in put if name not in self._params]

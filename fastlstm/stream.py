@@ -92,7 +92,7 @@ class Stream:
 
     def _check_step(self, x_t: Any) -> tuple[Array, bool, Array]:
         """(the input of a step with a batch axis, whether it is ids, where the result will be), or an error."""
-        x, B = as_array(x_t, "x"), self.batch_size
+        x, B = x_t if type(x_t) is ndarray else as_array(x_t, "x"), self.batch_size
         of_ids = x.dtype.kind in "iu"
         single = B == 1 and x.ndim == (0 if of_ids else 1)
         rows = self._check_rows(x[None] if single else x, (B,))

@@ -194,12 +194,7 @@ def test_no_advice_where_none_works(x: Any) -> None:
 def test_bfloat16_is_taken_where_float16_is(backend: str) -> None:
     """As weights; as input it is told the same cure."""
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: make test-peers")
-    for make in (
-        lambda: fl.LSTM(3, 4, backend=backend, seed=0),
-        lambda: fl.Dense(3, 4, seed=0),
-        lambda: fl.GRUCell(3, 4),
-    ):
-        layer = make()
+    for layer in (fl.LSTM(3, 4, backend=backend, seed=0), fl.Dense(3, 4, seed=0), fl.GRUCell(3, 4, seed=0)):
         for dtype in (np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn):
             half = {name: p.astype(dtype) for name, p in layer.state_dict().items()}
             layer.load_state_dict(half)
