@@ -16,7 +16,19 @@ import numpy as np
 
 from .layout import Array
 from .optim import Optimizer
-from .validation import number, positive
+from .validation import is_real, number, positive
+
+
+def checked_state(d: Any, own: Mapping[str, Array], what: object) -> dict[str, float]:
+    """The numbers of a `state_dict`, or an error, so that none is taken of one that does not fit."""
+    if not isinstance(d, Mapping):
+        raise TypeError(f"a state_dict is a mapping from names to numbers, got {type(d).__name__}")
+    wrong = [f"missing: {name}" for name in own if name not in d] + [f"unexpected: {n}" for n in d if n not in own]
+    new = {name: np.asarray(value) for name, value in d.items() if name in own}
+    wrong += [f"no number: {name} {a!r}" for name, a in new.items() if a.size != 1 or not is_real(a.dtype)]
+    if wrong:
+        raise RuntimeError(f"state does not fit {type(what).__name__}:\n  " + "\n  ".join(wrong))
+    return {name: a.item() for name, a in new.items()}
 
 
 class Schedule:
@@ -47,8 +59,15 @@ class Schedule:
         return {"steps": np.array(self.steps, np.int64), "base_lr": np.array(self.base_lr, np.float64)}
 
     def load_state_dict(self, d: Mapping[str, Any]) -> None:
-        """Take up a `state_dict`, and the learning rate that belongs to it."""
-        self.steps, self.base_lr = int(d["steps"]), float(d["base_lr"])
+        """Take up a `state_dict`, and the learning rate that belongs to it.
+
+        Raises
+        ------
+        TypeError, RuntimeError
+            It is no mapping, or its keys or values do not fit; nothing has changed then.
+        """
+        new = checked_state(d, self.state_dict(), self)
+        self.steps, self.base_lr = int(new["steps"]), float(new["base_lr"])
         self.optimizer.lr = self.lr_of(self.steps)
 
 
@@ -152,8 +171,9 @@ class SequentialLR(Schedule):
 
     def load_state_dict(self, d: Mapping[str, Any]) -> None:
         """See `Schedule`."""
+        base_lr = float(checked_state(d, self.state_dict(), self)["base_lr"])
         for scheduler in self.schedulers:
-            scheduler.base_lr = float(d["base_lr"])
+            scheduler.base_lr = base_lr
         super().load_state_dict(d)
 
 
@@ -232,5 +252,6 @@ class ReduceLROnPlateau:
         return {"best": np.array(self.best, np.float64)} | {k: np.array(n, np.int64) for k, n in counts.items()}
 
     def load_state_dict(self, d: Mapping[str, Any]) -> None:
-        """Take up a `state_dict`."""
-        self.best, self.bad_steps, self.resting = float(d["best"]), int(d["bad_steps"]), int(d["resting"])
+        """Take up a `state_dict`, or raise as `Schedule.load_state_dict`."""
+        new = checked_state(d, self.state_dict(), self)
+        self.best, self.bad_steps, self.resting = float(new["best"]), int(new["bad_steps"]), int(new["resting"])

@@ -190,7 +190,7 @@ def test_no_advice_where_none_works(x: Any) -> None:
     assert not list(advised(message, {"x": x})) and "astype" not in message
 
 
-# ------------------------------------------------------------------------------------------------ half and odd precision
+# ----------------------------------------------------------------------------------------------- half precision
 def test_bfloat16_is_taken_where_float16_is(backend: str) -> None:
     """As weights; as input it is told the same cure."""
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: make test-peers")

@@ -250,6 +250,30 @@ def test_what_does_not_fit_is_not_put_into_a_layer(name: str, value: Any, messag
     assert (layer.state_dict()["bias_hh_l0"] == 0.5).all() and layer.version == 2
 
 
+STATES: list[tuple[Any, type[Exception], str]] = [
+    (None, TypeError, "a state_dict is a mapping from names to numbers, got NoneType"),
+    ({}, RuntimeError, "missing: steps"),
+    ({"steps": 7}, RuntimeError, "missing: base_lr"),
+    ({"steps": 7, "base_lr": 0.5, "gamma": 1}, RuntimeError, "unexpected: gamma"),
+    ({"steps": "7", "base_lr": 0.5}, RuntimeError, "no number: steps"),
+    ({"steps": 7, "base_lr": [0.5, 0.5]}, RuntimeError, "no number: base_lr"),
+]
+
+
+@pytest.mark.parametrize(("state", "error", "message"), STATES, ids=[m for *_, m in STATES])
+def test_a_schedules_state_is_taken_whole_or_not(state: Any, error: type[Exception], message: str) -> None:
+    optimizer = fl.SGD(fl.RNN(3, 5), lr=1.0)
+    parts = [fl.LinearLR(optimizer), fl.StepLR(optimizer, 2)]
+    for schedule in (*parts, fl.SequentialLR(optimizer, parts, [3])):
+        before = (schedule.steps, schedule.base_lr, optimizer.lr, [s.base_lr for s in parts])
+        with pytest.raises(error) as told:
+            schedule.load_state_dict(state)
+        assert message in str(told.value)
+        assert before == (schedule.steps, schedule.base_lr, optimizer.lr, [s.base_lr for s in parts])
+    with pytest.raises((TypeError, RuntimeError)):
+        fl.ReduceLROnPlateau(optimizer).load_state_dict(state)
+
+
 def test_a_mask_given_as_lengths_is_told_where_it_belongs() -> None:
     with pytest.raises(TypeError, match=r"got dtype bool; a mask is given as mask=$"):
         fl.GRU(3, 5)(X, lengths=np.ones((2, 3), bool))

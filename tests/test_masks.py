@@ -256,7 +256,7 @@ BAD_MASKS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         X,
         {"mask": MASK.astype(int)},
         TypeError,
-        "mask must hold bools, got dtype int64: convert it, say with mask.astype(",
+        "mask must hold bools, got dtype int64 and shape (7, 6). Convert",
     ),
     (X, {"mask": MASK.astype(F32)}, TypeError, "mask must hold bools, got dtype float32"),
     (X, {"mask": MASK.astype(np.uint8)}, TypeError, "mask must hold bools, got dtype uint8"),
