@@ -23,7 +23,7 @@ ORDER = [
     ["_backends.numpy", "_backends.numba_kernels", "_backends.numba", "_backends.c"],
     ["_backends"],
     ["info", "stream", "files", "layer"],
-    ["recurrent", "cell"],
+    ["recurrent", "cell", "_readers"],
     ["losses", "metrics", "optim", "schedules", "nn", "arrays"],
     ["train"],
     ["text", "torch", "keras", "onnx", "report", "plot"],
@@ -119,7 +119,7 @@ def test_importing_loads_nothing_heavy() -> None:
     script = """
 import sys, fastlstm
 compiled = {"cffi", "_cffi_backend", "fastlstm._fastlstm_c"}
-heavy = compiled | {"numba", "torch", "keras", "matplotlib", "tqdm", "safetensors"}
+heavy = compiled | {"numba", "torch", "keras", "h5py", "matplotlib", "tqdm", "safetensors"}
 print(sorted(heavy & set(sys.modules)))
 fastlstm.LSTM(2, 3, backend="numpy")
 print(sorted((heavy - compiled) & set(sys.modules)))

@@ -1,6 +1,6 @@
 """What a PyTorch pickle may build: storages, tensors, modules, NumPy values; and how plain values come of them.
 
-`CALLS` is the allow-list of `_unpickle.load`: each name that a file may call, with the function of ours that is called
+`CALLS` is the allow-list of `unpickle.load`: each name that a file may call, with the function of ours that is called
 in its place. None of them imports, executes or allocates more than its arguments hold.
 """
 
@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ._unpickle import Buildable, Global, Instance, PickleError, check_key, describe, say
-from .layout import Array
+from ..layout import Array
+from .unpickle import Buildable, Global, Instance, PickleError, check_key, describe, say
 
 Order = Literal["<", ">"]  # of bytes: the least or the most significant first
 

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-from .files import FileError
+from ..files import FileError
 
 MAX_BYTES = 1 << 25  # of one stream: the description, not the weights. A vocabulary of a million words takes 20 MB
 MAX_OPCODES = 8_000_000  # some seconds of work

@@ -1,7 +1,7 @@
 """Files of PyTorch (`.pt`, `.pth`, TorchScript) and safetensors, read without PyTorch into NumPy arrays.
 
 `load` gives what a file holds as nested dictionaries, lists and plain values, every tensor an array; `flatten` gives
-its arrays alone, by the names that a `state_dict` has. Nothing in a file can run code (see `_unpickle`), and no memory
+its arrays alone, by the names that a `state_dict` has. Nothing in a file can run code (see `unpickle`), and no memory
 is taken that the file's bytes do not justify.
 
 Formats: the zip archive of PyTorch 1.6 and later (`torch.save`, `torch.jit.save`), the stream before it
@@ -17,12 +17,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ._torch_values import CALLS, DTYPES, Order, Storage, from_bfloat16, plain
-from ._unpickle import DAMAGE, MAX_BYTES, Global, describe, say
-from ._unpickle import load as load_pickle
-from ._zipped import Archive
-from .files import FileError, one_line
-from .layout import Array
+from ..files import FileError, one_line
+from ..layout import Array
+from .archive import Archive
+from .torch_values import CALLS, DTYPES, Order, Storage, from_bfloat16, plain
+from .unpickle import DAMAGE, MAX_BYTES, Global, describe, say
+from .unpickle import load as load_pickle
 
 LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of PyTorch's magic number, in protocol 2
 LEGACY_PROTOCOL = 1001

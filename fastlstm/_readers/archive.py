@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .files import FileError, one_line
-from .layout import Array
+from ..files import FileError, one_line
+from ..layout import Array
 
 MAX_DIRECTORY = 1 << 24  # bytes of the list of entries: some 200,000 of them, each ten times as large in memory
 PIECE = 1 << 24  # bytes read at once

@@ -9,20 +9,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._hdf5 import ERRORS, MAX_TEXT, Hdf5
-from ._zipped import Archive
-from .files import FileError, one_line
-from .layout import Array
+from ..files import FileError, one_line
+from ..layout import Array
+from .archive import Archive
+from .hdf5 import Group, read
+from .hdf5_process import MAX_TEXT
+from .unpickle import DAMAGE
 
 MAX_DEPTH = 32  # of layers inside layers
 MAX_WEIGHTS = 1 << 34  # bytes of model.weights.h5 when unpacked
 
-CELL_LAYERS = ("LSTM", "GRU", "SimpleRNN", "CuDNNLSTM", "CuDNNGRU")
-CELLS = ("LSTMCell", "GRUCell", "SimpleRNNCell")
+RECURRENT = ("LSTM", "GRU", "SimpleRNN")  # with a group of the cell, which holds the weights
 MODELS = ("Sequential", "Functional", "Model")
 ROLES = ("kernel", "recurrent_kernel", "bias")  # of a recurrent layer's or cell's weights, in their order
 
@@ -134,11 +136,10 @@ def load(path: str | os.PathLike[str]) -> KerasFile:
         try:
             if start.startswith(b"PK"):
                 return _load_archive(Archive(file, size))
-            with Hdf5(path) as hdf5:
-                return _load_hdf5(hdf5)
+            return _of_hdf5(read(path))
         except FileError as error:
             raise FileError(f"{path} cannot be read: {error}") from error.__cause__
-        except ERRORS as error:
+        except DAMAGE as error:
             raise FileError(f"{path} cannot be read: it is damaged ({one_line(error)})") from error
 
 
@@ -147,31 +148,32 @@ def _load_archive(archive: Archive) -> KerasFile:
     for name in ("config.json", "model.weights.h5"):
         if name not in archive.names:
             raise FileError(f"it is a zip archive, but not one of Keras: it has no {name}")
-    metadata = (
-        _json(archive.read("metadata.json", MAX_TEXT, True).tobytes()) if "metadata.json" in archive.names else {}
-    )
     model = _layer_of(_json(archive.read("config.json", MAX_TEXT, True).tobytes()))
-    version = metadata.get("keras_version", "")
-    with Hdf5(archive.read("model.weights.h5", MAX_WEIGHTS).tobytes()) as hdf5:
-        _fill(hdf5, model, hdf5.file)
+    version: Any = ""
+    if "metadata.json" in archive.names:
+        version = _json(archive.read("metadata.json", MAX_TEXT, True).tobytes()).get("keras_version")
+    with tempfile.TemporaryDirectory() as folder:
+        weights = os.path.join(folder, "model.weights.h5")
+        with open(weights, "wb") as file:
+            file.write(archive.read("model.weights.h5", MAX_WEIGHTS).data)
+        _fill(model, read(weights))
     return KerasFile(version if isinstance(version, str) else "", model)
 
 
-def _load_hdf5(hdf5: Hdf5) -> KerasFile:
+def _of_hdf5(root: Group) -> KerasFile:
     """A whole model or weights alone, of Keras 2's form or Keras 3's."""
-    root = hdf5.file
-    text = hdf5.text(root, "model_config")
-    weights = root if text is None else hdf5.group(root, "model_weights")
+    text = root.text("model_config")
+    weights = root if text is None else root.group("model_weights")
     if weights is None:
         raise FileError("it has a model's configuration, but no group model_weights")
-    if hdf5.long_texts(weights, "layer_names") is None:
-        if hdf5.group(root, "layers") is None and hdf5.group(root, "_layer_checkpoint_dependencies") is None:
+    if weights.texts("layer_names") is None:
+        if root.group("layers") is None and root.group("_layer_checkpoint_dependencies") is None:
             raise FileError("it is an HDF5 file, but not one of Keras: it has neither layer_names nor a group layers")
-        return KerasFile("", _layer_in(hdf5, root, "model", 0))
-    version = hdf5.text(weights, "keras_version") or hdf5.text(root, "keras_version") or "1"
+        return KerasFile("", _layer_in(root, "model", 0))
+    version = weights.text("keras_version") or root.text("keras_version") or "1"
     if version.startswith("1"):
         raise FileError("it is a file of Keras 1, which is not read; load and save it with Keras 2")
-    return KerasFile(version, _legacy_model(hdf5, weights, None if text is None else _json(text)))
+    return KerasFile(version, _legacy_model(weights, None if text is None else _json(text)))
 
 
 def _json(text: str | bytes) -> dict[str, Any]:
@@ -241,31 +243,26 @@ def snake_case(name: str) -> str:
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def _own_weights(hdf5: Hdf5, group: Any) -> list[Array]:
+def _own_weights(group: Group) -> list[Array]:
     """The arrays of the group `vars` in a layer's group, in their order."""
-    values = hdf5.group(group, "vars")
+    values = group.group("vars")
     if values is None:
         return []
-    names = hdf5.names(values)
-    numbered = [name for name in names if name.isascii() and name.isdigit()]
-    return [hdf5.array(hdf5.child(values, name), name) for name in sorted(numbered, key=lambda one: (len(one), one))]
+    numbered = [name for name in (*values.arrays, *values.unread) if name.isascii() and name.isdigit()]
+    return [values.array(name) for name in sorted(numbered, key=lambda one: (len(one), one))]
 
 
-def _fill(hdf5: Hdf5, layer: KerasLayer, group: Any) -> None:
+def _fill(layer: KerasLayer, group: Group | None) -> None:
     """Give a layer, and those inside it, the weights of its group; a missing group leaves it without."""
     if group is None:
         return
-    cell = layer.class_name in CELL_LAYERS
-    layer.weights = (
-        _own_weights(hdf5, hdf5.group(group, "cell") if cell else group)
-        if not cell
-        else (_own_weights(hdf5, found) if (found := hdf5.group(group, "cell")) is not None else [])
-    )
-    for inner, path in zip(layer.layers, _paths(hdf5, layer, group), strict=True):
-        _fill(hdf5, inner, hdf5.group(group, path))
+    own = group.group("cell") if layer.class_name in RECURRENT else group
+    layer.weights = [] if own is None else _own_weights(own)
+    for inner, path in zip(layer.layers, _paths(layer, group), strict=True):
+        _fill(inner, group.group(path))
 
 
-def _paths(hdf5: Hdf5, layer: KerasLayer, group: Any) -> list[str]:
+def _paths(layer: KerasLayer, group: Group) -> list[str]:
     """Where in a layer's group those of the layers inside it are."""
     if layer.class_name == "Bidirectional":
         return ["forward_layer", "backward_layer"]
@@ -275,7 +272,7 @@ def _paths(hdf5: Hdf5, layer: KerasLayer, group: Any) -> list[str]:
         if "cells" not in _cell_config(layer):
             return ["cell"]
         return [f"cell/cells/{name}" for name in _numbered(layer.layers)]
-    room = "layers" if hdf5.group(group, "layers") is not None else "_layer_checkpoint_dependencies"
+    room = "layers" if "layers" in group.groups else "_layer_checkpoint_dependencies"
     return [f"{room}/{name}" for name in _numbered(layer.layers)]
 
 
@@ -296,42 +293,40 @@ def _numbered(layers: list[KerasLayer]) -> list[str]:
     return names
 
 
-def _layer_in(hdf5: Hdf5, group: Any, name: str, depth: int) -> KerasLayer:
+def _layer_in(group: Group, name: str, depth: int) -> KerasLayer:
     """A layer, and those inside it, of a file of weights alone."""
     if depth > MAX_DEPTH:
         raise FileError(f"its groups are nested more than {MAX_DEPTH} deep")
-    values = hdf5.group(group, "vars")
+    values = group.group("vars")
     class_name = GROUPS.get(re.sub(r"_\d+$", "", name), "") if depth else "Model"
-    own = None if values is None else hdf5.text(values, "name")
-    layer = KerasLayer(own or name, class_name, {}, _own_weights(hdf5, group))
-    for inner, found in hdf5.groups(group):
-        if inner in ("vars", "optimizer"):
+    own = None if values is None else values.text("name")
+    layer = KerasLayer(own or name, class_name, {}, _own_weights(group))
+    for inner, found in group.groups.items():
+        if inner == "vars":
             continue
-        if inner == "cell" and hdf5.group(found, "cells") is None:  # the weights of a recurrent layer are its cell's
-            layer.weights += _own_weights(hdf5, found)
+        if inner == "cell" and "cells" not in found.groups:  # the weights of a recurrent layer are its cell's
+            layer.weights += _own_weights(found)
         elif inner in ("layers", "_layer_checkpoint_dependencies", "cell", "cells"):
-            layer.layers += _layer_in(hdf5, found, inner, depth + 1).layers
+            layer.layers += _layer_in(found, inner, depth + 1).layers
         else:
-            layer.layers.append(_layer_in(hdf5, found, inner, depth + 1))
+            layer.layers.append(_layer_in(found, inner, depth + 1))
     if class_name == "Bidirectional":  # the names come in alphabetical order
         layer.layers.sort(key=lambda one: "backward" in one.name)
     return layer
 
 
-# ----------------------------------------------------------------------------------------- weights as Keras 2 saves them
+# ---------------------------------------------------------------------------------------- weights as Keras 2 saves them
 Named = tuple[str, Array]
 
 
-def _legacy_model(hdf5: Hdf5, weights: Any, config: dict[str, Any] | None) -> KerasLayer:
+def _legacy_model(weights: Group, config: dict[str, Any] | None) -> KerasLayer:
     """A model whose weights are listed by layer (attributes layer_names and weight_names)."""
-    names = hdf5.long_texts(weights, "layer_names") or []
     found: dict[str, list[Named]] = {}
-    for name in names:
-        group = hdf5.group(weights, name)
+    for name in weights.texts("layer_names") or []:
+        group = weights.group(name)
         if group is None:
             raise FileError(f"it names a layer {name!r:.80} and has no group of it")
-        paths = hdf5.long_texts(group, "weight_names") or []
-        found[name] = [(path, hdf5.array(hdf5.at(group, path), path)) for path in paths]
+        found[name] = [(path, group.array(path)) for path in group.texts("weight_names") or []]
     if config is None:
         layers = [_bare_layer(name, pairs) for name, pairs in found.items()]
         return KerasLayer("model", "Model", {}, [], layers)
