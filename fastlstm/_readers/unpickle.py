@@ -153,13 +153,13 @@ class _Machine:
         self.used += n
         return data
 
-    def line(self) -> str:
+    def line(self, encoding: str = "utf-8") -> str:
         data = self.file.readline(min(self.left, MAX_LINE))
         self.left -= len(data)
         self.used += len(data)
         if not data.endswith(b"\n"):
             raise PickleError(f"its pickle is cut short, or has a line of more than {MAX_LINE} bytes")
-        return data[:-1].decode("utf-8")
+        return data[:-1].decode(encoding)
 
     def number(self, form: str) -> Any:
         return struct.unpack(form, self.read(struct.calcsize(form)))[0]
@@ -367,7 +367,7 @@ _ACTIONS: dict[bytes, Callable[[_Machine], Any]] = {
     pickle.STRING: _Machine.old_string_line,
     pickle.BINSTRING: lambda m: m.old_string(m.read(m.number("<I"))),
     pickle.SHORT_BINSTRING: lambda m: m.old_string(m.read(m.number("<B"))),
-    pickle.UNICODE: lambda m: m.stack.append(m.line()),
+    pickle.UNICODE: lambda m: m.stack.append(m.line("raw-unicode-escape")),
     pickle.BINUNICODE: lambda m: m.text(m.number("<I")),
     pickle.SHORT_BINUNICODE: lambda m: m.text(m.number("<B")),
     pickle.BINUNICODE8: lambda m: m.text(m.number("<Q")),
