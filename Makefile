@@ -67,7 +67,7 @@ test-peers: $(VENV_PEERS)/installed
 ## test-all: everything: slow tests, ARM and AVX-512 under emulation, sanitizers, wheels, a longer stress; an hour
 .PHONY: test-all
 test-all: $(VENV_PEERS)/installed
-	$(VENV_PEERS)/bin/python -m pytest -q tests
+	FASTLSTM_FUZZ_CASES=100000 $(VENV_PEERS)/bin/python -m pytest -q tests
 	$(MAKE) check test-c test-sanitize test-arm test-avx512 test-wheels test-stress
 
 ## check: lint, types and format, of Python and C

@@ -165,6 +165,19 @@ def test_what_torch_saves(new: bool, tmp_path: Path) -> None:
     assert load(path) == ["torch.float16", "cuda:1"]
 
 
+def test_archives_without_checksums_name_the_cure(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if not hasattr(torch.serialization, "set_crc32_options"):
+        pytest.skip("this version of PyTorch always writes checksums")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.ones(2)}, tmp_path / "file.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with pytest.raises(FileError, match=r"Bad CRC-32.*set_crc32_options\(False\): save it with them"):
+        load(tmp_path / "file.pt")
+
+
 @pytest.mark.parametrize("new", [True, False], ids=["zip", "stream"])
 def test_a_whole_model_of_torch(new: bool, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")

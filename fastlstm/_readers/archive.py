@@ -113,8 +113,16 @@ class Archive:
         except FileError:
             raise
         except ERRORS as error:
-            raise FileError(f"its entry {name!r:.80} is damaged ({one_line(error)})") from error
+            raise FileError(f"its entry {name!r:.80} is damaged ({one_line(error)}){self.cure(error)}") from error
         return data
+
+    @staticmethod
+    def cure(error: BaseException) -> str:
+        if "CRC" not in str(error):
+            return ""
+        return (
+            "; PyTorch writes no valid checksums after torch.serialization.set_crc32_options(False): save it with them"
+        )
 
     def _fill(self, info: zipfile.ZipInfo, room: memoryview) -> None:
         at = 0
