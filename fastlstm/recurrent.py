@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from .layer import Layer, SparseGradient, Tape
 from .layout import Array, Rows, draw, suffix
 from .memory import buffers
 from .packing import Batch, compact_ids
-from .spec import ACTIVATIONS, DEFAULT_ACTIVATIONS, Kind, Spec, activation
+from .spec import ACTIVATIONS, DEFAULT_ACTIVATIONS, Kind, Spec, activation_sets, untrainable
 from .stream import Stream
 from .validation import (
     as_array,
@@ -30,6 +31,7 @@ from .validation import (
     flag,
     float_dtype,
     positive,
+    positive_number,
     probability,
     seed_or_none,
     state_parts,
@@ -60,7 +62,9 @@ class Recurrent(Layer):
         dropout: float,
         bidirectional: bool,
         *,
-        activations: Sequence[Any],
+        activations: Any,
+        clip: float | None,
+        single_bias: bool,
         dtype: Any,
         backend: str,
         seed: int | None,
@@ -76,25 +80,26 @@ class Recurrent(Layer):
         self.proj_size = positive(options.get("proj_size", 0), "proj_size", 0)
         if self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size must be smaller than hidden_size, got {self.proj_size} and {hidden_size}")
-        expected = len(DEFAULT_ACTIVATIONS[self.kind])
-        if not isinstance(activations, (tuple, list)) or len(activations) != expected:
-            raise ValueError(f"activations needs {expected} entries for {type(self).__name__}, got {activations!r}")
         self.dtype = float_dtype(dtype)
+        self._storage = self.dtype.name  # what the backend keeps the matrices as
         self._backend = backend
-        self._connect()
         self._R = R = self.proj_size or self.hidden_size
         self._D = D = 2 if self.bidirectional else 1
+        self._activations = activation_sets(self.kind, activations, D)  # of each direction
+        options["clip"] = None if clip is None else positive_number(clip, "clip")
+        biases = self._count_biases(single_bias, options.get("reset_after", True))
         self._specs = [
             Spec(
                 self.kind,
                 self.input_size if layer == 0 else D * R,
                 self.hidden_size,
-                bias=self.bias,
-                activations=tuple(activation(a) for a in activations),
+                biases=biases,
+                activations=self._activations[0],
                 **options,
             )
             for layer in range(self.num_layers)
         ]
+        self._connect()
         for_weights, for_dropout = np.random.SeedSequence(seed_or_none(seed)).spawn(2)
         self._rng = np.random.default_rng(for_dropout)
         rng = np.random.default_rng(for_weights)
@@ -111,10 +116,31 @@ class Recurrent(Layer):
 
     def _connect(self) -> None:
         """Choose the backend; done at construction and after unpickling, perhaps on another machine."""
-        self._module = choose(self._backend, self.dtype.name)
+        self._module = choose(self._backend, self.dtype.name, self._direction_specs(0), self._storage)
         # The object that arrays have, by which the door knows it: a pickle's is not.
         self.dtype = np.dtype(self.dtype.name)
         self._packed: tuple[int, list[list[Any]]] | None = None
+
+    def _count_biases(self, single_bias: bool, reset_after: bool) -> int:
+        """How many biases a direction has: 0, 1 or 2."""
+        if single_bias and not self.bias:
+            raise ValueError("single_bias=True needs bias=True: with bias=False there is none")
+        if single_bias and self.kind == "gru" and reset_after:
+            raise ValueError(
+                "a GRU with reset_after=True has two biases, since bias_hh of n is inside r * (...): "
+                "leave out single_bias, or take reset_after=False"
+            )
+        return 0 if not self.bias else 1 if single_bias else 2
+
+    def _direction_specs(self, layer: int) -> list[Spec]:
+        """The spec of each direction of a layer: one but for the activations."""
+        return [replace(self._specs[layer], activations=of_one) for of_one in self._activations]
+
+    def _check_trainable(self) -> None:
+        """Raise ValueError where an activation serves for inference only."""
+        for f in dict.fromkeys(f for of_one in self._activations for f in of_one):
+            if (why := untrainable(f)) is not None:
+                raise ValueError(f"activation {tuple(f)} cannot be trained: {why}. For inference call the layer itself")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -131,11 +157,19 @@ class Recurrent(Layer):
             "proj_size": (self.proj_size, 0),
             "peepholes": (spec.peepholes, False),
             "reset_after": (spec.reset_after, True),
+            "clip": (spec.clip, None),
+            "input_forget": (spec.input_forget, False),
+            "single_bias": (spec.biases == 1, False),
         }
         shown = [f"{name}={value!r}" for name, (value, default) in given.items() if value != default]
-        if spec.activations != tuple(ACTIVATIONS[a] for a in DEFAULT_ACTIVATIONS[self.kind]):
-            names = tuple(a.name if a == ACTIVATIONS[a.name] else tuple(a) for a in spec.activations)
-            shown.append(f"nonlinearity={names[0]!r}" if self.kind == "rnn" else f"activations={names!r}")
+        standard = tuple(ACTIVATIONS[a] for a in DEFAULT_ACTIVATIONS[self.kind])
+        if any(of_one != standard for of_one in self._activations):
+            sets: list[Any] = [
+                tuple(a.name if a == ACTIVATIONS[a.name] else tuple(a) for a in of_one) for of_one in self._activations
+            ]
+            sets = [of_one[0] for of_one in sets] if self.kind == "rnn" else sets
+            value = sets[0] if sets[0] == sets[-1] else tuple(sets)
+            shown.append(f"{'nonlinearity' if self.kind == 'rnn' else 'activations'}={value!r}")
         shown += [f"dtype='{self.dtype}'"] if self.dtype != np.float32 else []
         return f"{type(self).__name__}({', '.join([str(self.input_size), str(self.hidden_size), *shown])})"
 
@@ -153,10 +187,10 @@ class Recurrent(Layer):
             if self._packed is None or self._packed[0] != self._version:
                 blocks = [
                     [
-                        self._module.pack(spec, self._direction_params(layer, d), self.dtype.name, bool(d))
-                        for d in range(self._D)
+                        self._module.pack(spec, self._direction_params(layer, d), self._storage, bool(d))
+                        for d, spec in enumerate(self._direction_specs(layer))
                     ]
-                    for layer, spec in enumerate(self._specs)
+                    for layer in range(self.num_layers)
                 ]
                 self._packed = (self._version, blocks)
             return self._packed
@@ -430,7 +464,13 @@ class Recurrent(Layer):
             Serves one `backward`. It holds, for each valid step and layer, a copy of the layer's input and for each
             direction 6 H floats for LSTM (gates, c, h; with a projection 6 H + proj_size), 5 H for GRU, H for RNN; and
             dropout's factors, where it drops.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `__call__`; and an activation that serves for inference only, such as leaky_relu with alpha < 0.
         """
+        self._check_trainable()
         every = None if checkpoint_every is None else positive(checkpoint_every, "checkpoint_every")
         rows, batch, unbatched = self._enter(x, lengths, mask)
         h, c = self._check_state(state, "state", batch.B, unbatched)
@@ -578,8 +618,16 @@ class LSTM(Recurrent):
         Width of a projected output, smaller than hidden_size; 0 for none.
     peepholes : bool
         The gates see the cell state; parameters ``weight_peep_l{k}`` (3, H), order i, f, o.
-    activations : three names, or (name, alpha, beta)
-        Of the gates, the candidate and the output; names in `fastlstm.spec.ACTIVATIONS`.
+    activations : three names or (name, alpha, beta), or two tuples of three
+        Of the gates, the candidate and the output; names in `fastlstm.spec.ACTIVATIONS`. Two tuples are those of the
+        two directions. Some serve for inference only: leaky_relu and elu with alpha < 0, scaled_tanh with alpha = 0.
+    clip : float, optional
+        Pre-activations are clipped to +-clip, but for the cell state on its way into the output activation (ONNX's
+        attribute of that name, as ONNX Runtime computes it). Where a gate was clipped its gradient is 0.
+    input_forget : bool
+        The forget gate is 1 - i (ONNX). The parameters' rows of f stay, are not read, and have gradients of 0.
+    single_bias : bool
+        One bias, ``bias_ih_l{k}``, instead of two whose sum counts, of which training would move both (Keras's way).
     dtype : {"float32", "float64"}
     backend : str
         "auto", or a name from `fastlstm.backends()`; a forced one never falls back.
@@ -609,6 +657,9 @@ class LSTM(Recurrent):
         *,
         peepholes: bool = False,
         activations: Sequence[Any] = DEFAULT_ACTIVATIONS["lstm"],
+        clip: float | None = None,
+        input_forget: bool = False,
+        single_bias: bool = False,
         dtype: Any = "float32",
         backend: str = "auto",
         seed: int | None = None,
@@ -623,7 +674,10 @@ class LSTM(Recurrent):
             bidirectional,
             proj_size=proj_size,
             peepholes=flag(peepholes, "peepholes"),
+            input_forget=flag(input_forget, "input_forget"),
             activations=activations,
+            clip=clip,
+            single_bias=flag(single_bias, "single_bias"),
             dtype=dtype,
             backend=backend,
             seed=seed,
@@ -631,14 +685,16 @@ class LSTM(Recurrent):
 
 
 class GRU(Recurrent):
-    """Gated recurrent unit. Arguments as `LSTM`, without proj_size and peepholes.
+    """Gated recurrent unit. Arguments as `LSTM`, without proj_size, peepholes and input_forget.
 
     Parameters
     ----------
-    activations : two names, or (name, alpha, beta)
-        Of the gates and the candidate.
+    activations : two names or (name, alpha, beta), or two tuples of two
+        Of the gates and the candidate; two tuples are those of the two directions.
     reset_after : bool
         Reset the recurrent product (PyTorch, cuDNN, Keras) or, False, the state that goes into it (the paper).
+    single_bias : bool
+        As in `LSTM`; only with reset_after=False, since the other form has a bias inside the reset.
     """
 
     kind = "gru"
@@ -655,6 +711,8 @@ class GRU(Recurrent):
         *,
         reset_after: bool = True,
         activations: Sequence[Any] = DEFAULT_ACTIVATIONS["gru"],
+        clip: float | None = None,
+        single_bias: bool = False,
         dtype: Any = "float32",
         backend: str = "auto",
         seed: int | None = None,
@@ -669,6 +727,8 @@ class GRU(Recurrent):
             bidirectional,
             reset_after=flag(reset_after, "reset_after"),
             activations=activations,
+            clip=clip,
+            single_bias=flag(single_bias, "single_bias"),
             dtype=dtype,
             backend=backend,
             seed=seed,
@@ -676,11 +736,12 @@ class GRU(Recurrent):
 
 
 class RNN(Recurrent):
-    """Elman network. Arguments as `LSTM`, without proj_size, peepholes and activations.
+    """Elman network. Arguments as `LSTM`, without proj_size, peepholes, input_forget and activations.
 
     Parameters
     ----------
-    nonlinearity : name, or (name, alpha, beta)
+    nonlinearity : name or (name, alpha, beta), or a tuple of two
+        Two are those of the two directions.
     """
 
     kind = "rnn"
@@ -696,6 +757,8 @@ class RNN(Recurrent):
         bidirectional: bool = False,
         *,
         nonlinearity: Any = "tanh",
+        clip: float | None = None,
+        single_bias: bool = False,
         dtype: Any = "float32",
         backend: str = "auto",
         seed: int | None = None,
@@ -708,7 +771,9 @@ class RNN(Recurrent):
             batch_first,
             dropout,
             bidirectional,
-            activations=(nonlinearity,),
+            activations=nonlinearity,
+            clip=clip,
+            single_bias=flag(single_bias, "single_bias"),
             dtype=dtype,
             backend=backend,
             seed=seed,

@@ -7,7 +7,7 @@ The equations, in PyTorch's names and gate orders (* is element-wise, @ a matrix
 
 LSTM (Hochreiter & Schmidhuber 1997; peepholes: Gers & Schmidhuber 2000; projection: Sak, Senior & Beaufays 2014)
     i = f(W_ii x + b_ii + W_hi h + b_hi  [+ p_i * c])
-    f = f(W_if x + b_if + W_hf h + b_hf  [+ p_f * c])
+    f = f(W_if x + b_if + W_hf h + b_hf  [+ p_f * c])    [input_forget: f = 1 - i]
     g = g(W_ig x + b_ig + W_hg h + b_hg)
     c' = f * c + i * g
     o = f(W_io x + b_io + W_ho h + b_ho  [+ p_o * c'])
@@ -20,6 +20,11 @@ GRU (Cho et al. 2014)
     h' = (1 - z) * n + z * h
 RNN (Elman 1990)
     h' = f(W_ih x + b_ih + W_hh h + b_hh)
+
+`clip` bounds the argument of every activation above to +-clip, but for the LSTM's h(c'), whose argument is the cell
+state; in a GRU with reset_after the sum W_hn h + b_hn is not clipped by itself. This is what ONNX Runtime's CPU
+kernels do (ONNX operators LSTM, GRU, RNN, attribute clip). With `input_forget` (ONNX, LSTM; Greff et al. 2017 call it
+coupled gates) the rows of W, b and p that belong to f are kept, not read, and have gradients of 0.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
 from numbers import Real
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Kind = Literal["lstm", "gru", "rnn"]
 
@@ -71,7 +76,7 @@ def activation(given: str | Sequence[object]) -> Activation:
     TypeError
         Neither a name nor a tuple that begins with one, or parameters that are no finite numbers.
     ValueError
-        Unknown name, or parameters for which the derivative cannot be had from the output.
+        Unknown name, or more than two parameters.
     """
     name, *parameters = given if isinstance(given, (tuple, list)) and given else [given]
     if not isinstance(name, str):
@@ -87,20 +92,65 @@ def activation(given: str | Sequence[object]) -> Activation:
         raise TypeError(f"alpha and beta of activation {name!r} must be finite numbers, got {given!r}")
     given_numbers = [float(p) for p in parameters]  # type: ignore[arg-type]
     alpha, beta = given_numbers + [default.alpha, default.beta][len(given_numbers) :]
-    # Backward sees an activation's output only (one array less on the tape), so the output must tell the side.
-    if name in ("leaky_relu", "elu") and alpha < 0:
-        raise ValueError(f"activation {name!r} needs alpha >= 0, got {alpha}")
-    if name == "scaled_tanh" and alpha == 0:
-        raise ValueError("activation 'scaled_tanh' needs alpha != 0")
     return Activation(name, alpha, beta)
 
 
-class Phase(NamedTuple):
-    """One panel product and its epilogue within a step; a thread team meets in a barrier after each."""
+def untrainable(f: Activation) -> str | None:
+    """Why an activation serves for inference only, with the cure; None where it can be trained.
 
-    product: str  # the parameter whose panels are multiplied with the phase's input
-    gates: tuple[str, ...]  # what the epilogue makes of the product
-    epilogue: str  # what follows in registers
+    Backward sees an activation's output only (one array less on the tape), so the output must tell the derivative.
+    """
+    if f.name in ("leaky_relu", "elu") and f.alpha < 0:
+        return f"its output does not tell on which side of 0 the input was; take alpha >= 0, not {f.alpha:g}"
+    if f.name == "scaled_tanh" and f.alpha == 0:
+        return "its output is always 0; take another alpha"
+    return None
+
+
+def _is_one(given: object) -> bool:
+    """Whether this is one activation: a name, or a sequence of a name and numbers."""
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        return isinstance(given, str)
+    return bool(given) and isinstance(given[0], str) and not any(isinstance(p, (str, Sequence)) for p in given[1:])
+
+
+def activation_sets(kind: Kind, given: Any, directions: int) -> tuple[tuple[Activation, ...], ...]:
+    """The activations of each direction, from one set for all or one for each.
+
+    Parameters
+    ----------
+    kind : {"lstm", "gru", "rnn"}
+    given : sequence
+        One activation for each of ``ROLES[kind]``, or two such sequences. For "rnn": one activation, or two.
+    directions : int
+        1 or 2.
+
+    Returns
+    -------
+    sets : tuple of `directions` tuples of Activation
+
+    Raises
+    ------
+    ValueError
+        Another number of entries, two sets for one direction, or an unknown activation.
+    """
+    argument, roles = ("nonlinearity", 1) if kind == "rnn" else ("activations", len(ROLES[kind]))
+    if kind == "rnn":
+        of_each = [[given]] if _is_one(given) else [[f] for f in given] if isinstance(given, Sequence) else [[given]]
+    else:
+        listed = isinstance(given, Sequence) and not isinstance(given, str)
+        two = listed and len(given) == 2 and not any(_is_one(f) for f in given)
+        of_each = list(given) if two else [given]
+    for one in of_each:
+        if isinstance(one, str) or not isinstance(one, Sequence) or len(one) != roles or len(of_each) > 2:
+            raise ValueError(
+                f"{argument} needs {roles} entries for {kind.upper()}, got {given!r} "
+                "(with bidirectional=True also two tuples of so many, one a direction)"
+            )
+    if len(of_each) > directions:
+        raise ValueError(f"{argument} names two directions, but the layer has one: bidirectional=True, or one set")
+    sets = tuple(tuple(activation(f) for f in one) for one in of_each)
+    return sets if len(sets) == directions else sets * directions
 
 
 GATES: dict[str, tuple[str, ...]] = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("h",)}
@@ -127,19 +177,27 @@ class Spec:
         I and H.
     proj_size : int
         Width of a projected output (LSTM only), 0 for none.
-    bias, peepholes, reset_after : bool
+    biases : {0, 1, 2}
+        None; ``bias_ih`` alone; or ``bias_ih`` and ``bias_hh``, which a GRU with reset_after needs apart.
+    peepholes, reset_after : bool
     activations : tuple of Activation
         One per role, in the order of ``ROLES[kind]``.
+    clip : float, optional
+        Bound of every pre-activation; None for none.
+    input_forget : bool
+        f = 1 - i (LSTM only).
     """
 
     kind: Kind
     input_size: int
     hidden_size: int
     proj_size: int = 0
-    bias: bool = True
+    biases: int = 2
     peepholes: bool = False
     reset_after: bool = True
     activations: tuple[Activation, ...] = ()
+    clip: float | None = None
+    input_forget: bool = False
 
     def __post_init__(self) -> None:
         if not self.activations:
@@ -167,22 +225,12 @@ class Spec:
         """Width of h: what a step gives out and takes in."""
         return self.proj_size or self.hidden_size
 
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        """The products of one step, in order. The input's product belongs to the first."""
-        if self.kind == "gru" and not self.reset_after:
-            return (Phase("weight_hh", ("r", "z"), "r * h"), Phase("weight_hh", ("n",), "h"))
-        if self.proj_size:
-            return (Phase("weight_hh", self.gates, "o * h(c)"), Phase("weight_hr", ("h",), "h"))
-        return (Phase("weight_hh", self.gates, "h"),)
-
     @cached_property
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Canonical (PyTorch) shape of every parameter of the direction, by name."""
         GH = self.G * self.H
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (GH, self.I), "weight_hh": (GH, self.R)}
-        if self.bias:
-            shapes |= {"bias_ih": (GH,), "bias_hh": (GH,)}
+        shapes |= dict.fromkeys(("bias_ih", "bias_hh")[: self.biases], (GH,))
         if self.proj_size:
             shapes["weight_hr"] = (self.R, self.H)
         if self.peepholes:

@@ -188,3 +188,12 @@ def shape_error(x: Array, shape: tuple[int, ...], name: str, meaning: str) -> Va
 def check_shape(x: Array, shape: tuple[int, ...], name: str, meaning: str) -> None:
     if x.shape != shape:
         raise shape_error(x, shape, name, meaning)
+
+
+def positive_number(value: Any, name: str) -> float:
+    """value as a finite float above 0, or an error."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 < value < np.inf:
+        raise ValueError(f"{name} must be a finite number above 0, or None, got {value!r}")
+    return float(value)

@@ -203,6 +203,38 @@ OPTIONS: tuple[Case, ...] = (
     Case("rnn", 4, 3, 5, 7, {"nonlinearity": ("thresholded_relu", 0.25)}),
 )
 
+GATED = {"bidirectional": True, "clip": 0.5}
+LSTM_SETS = (("sigmoid", "tanh", "tanh"), ("hard_sigmoid", ("elu", 0.7), "softsign"))
+GRU_SETS = (("sigmoid", "tanh"), (("hard_sigmoid", 0.3, 0.4), ("leaky_relu", 0.2)))
+
+# What other libraries' layers ask of an equation: clip, input_forget, one bias, activations of each direction.
+EQUATIONS: tuple[Case, ...] = (
+    Case("lstm", 5, 3, 4, 6, {"clip": 0.4}),
+    Case("lstm", 5, 6, 4, 6, {**TWO, "clip": 0.3, "peepholes": True, "proj_size": 3}, RAGGED),
+    Case("lstm", 5, 3, 4, 6, {"input_forget": True}),
+    Case("lstm", 5, 6, 4, 6, {**TWO, "input_forget": True, "peepholes": True, "proj_size": 5}, RAGGED),
+    Case("lstm", 5, 6, 11, 6, {**GATED, "input_forget": True, "peepholes": True, "bias": False}, RAGGED, ids=True),
+    Case("lstm", 5, 3, 4, 6, {"single_bias": True}, given="h"),
+    Case("lstm", 5, 6, 11, 6, {**TWO, "single_bias": True, "peepholes": True, "proj_size": 2}, RAGGED, ids=True),
+    Case("lstm", 5, 6, 4, 6, {"bidirectional": True, "activations": LSTM_SETS}, RAGGED),
+    Case("lstm", 4, 6, 4, 6, {**TWO, **GATED, "activations": LSTM_SETS, "input_forget": True, "single_bias": True}),
+    Case("gru", 5, 3, 4, 6, {"clip": 0.4}),
+    Case("gru", 5, 6, 4, 6, {**TWO, "clip": 0.3}, RAGGED),
+    Case("gru", 5, 6, 11, 6, {**GATED, "reset_after": False, "single_bias": True}, RAGGED, ids=True),
+    Case("gru", 5, 3, 4, 6, {"reset_after": False, "single_bias": True}),
+    Case("gru", 5, 6, 4, 6, {"bidirectional": True, "activations": GRU_SETS}, RAGGED),
+    Case("gru", 5, 6, 4, 6, {**TWO, **GATED, "activations": GRU_SETS, "reset_after": False}, RAGGED),
+    Case("rnn", 5, 3, 4, 6, {"clip": 0.4}),
+    Case("rnn", 5, 6, 4, 6, {**TWO, "clip": 0.3, "single_bias": True}, RAGGED),
+    Case("rnn", 5, 6, 4, 6, {"bidirectional": True, "nonlinearity": ("tanh", ("elu", 0.5))}, RAGGED),
+    Case("rnn", 5, 6, 11, 6, {**GATED, "nonlinearity": ("relu", "sigmoid"), "bias": False}, RAGGED, ids=True),
+    *(Case("rnn", 4, 3, 5, 7, {"nonlinearity": name, "clip": 0.4}) for name in ACTIVATIONS),
+    Case("rnn", 4, 3, 5, 7, {"nonlinearity": ("scaled_tanh", -1.5, 0.7), "clip": 0.4}),
+    Case("rnn", 4, 3, 5, 7, {"nonlinearity": ("affine", 0.0, 0.3)}),
+    Case("rnn", 4, 3, 5, 7, {"nonlinearity": ("hard_sigmoid", -0.3, 0.4)}),
+    Case("rnn", 4, 3, 5, 7, {"nonlinearity": ("thresholded_relu", -0.2)}),
+)
+
 # Nothing to do, and next to nothing.
 EMPTY: tuple[Case, ...] = (
     *(Case(kind, 0, 3, 4, 6, TWO) for kind in LAYERS),
@@ -232,4 +264,4 @@ SIZES: tuple[Case, ...] = (
     Case("lstm", 5, 64, 128, 256),
 )  # fmt: skip
 
-CASES = OPTIONS + EMPTY + SIZES
+CASES = OPTIONS + EQUATIONS + EMPTY + SIZES

@@ -6,6 +6,7 @@ import ast
 import copy
 import importlib
 import inspect
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,10 +46,20 @@ def assert_agrees(got: dict[str, Any], case: Case) -> None:
     assert_all_near(got, expected(case), TOLERANCE["values"], TOLERANCE["gradients"])
 
 
+def skip_unsupported(case: Case, backend: str) -> None:
+    """Skip what the backend refuses by name."""
+    specs = case.layer(backend="numpy")._direction_specs(0)
+    for why in filter(None, (module(backend).supports(spec, "float32", "float32") for spec in specs)):
+        with pytest.raises(fl.BackendError, match=re.escape(why)):
+            case.layer(backend=backend)
+        pytest.skip(f"backend {backend!r} {why}")
+
+
 # --------------------------------------------------------------------------------------------------- against reference
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_the_reference(case: Case, backend: str) -> None:
     """Outputs, states and every gradient in float32; the reference's own float32 is held to the same."""
+    skip_unsupported(case, backend)
     layer, drawn = case.layer("float32", backend), case.draw("float32")
     assert_agrees(drawn.run(layer), case)
     y, state = layer(drawn.x, drawn.state, drawn.lengths)
@@ -71,7 +82,7 @@ def test_a_wrong_weight_is_seen(kind: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "numpy"])
-@pytest.mark.parametrize("function", ["unusable", "pack", "forward", "backward", "bind"])
+@pytest.mark.parametrize("function", ["unusable", "supports", "pack", "forward", "backward", "bind"])
 def test_signatures_are_the_references(name: str, function: str) -> None:
     theirs, ours = (inspect.signature(getattr(m, function)) for m in (module(name), reference))
     assert [(p.name, p.kind, p.default) for p in theirs.parameters.values()] == [
@@ -342,6 +353,7 @@ def test_bits_do_not_depend_on_other_callers(compiled: str) -> None:
 @pytest.mark.parametrize("case", [case for case in CASES if case.ids and case.T], ids=str)
 def test_token_ids_are_one_hot_rows(case: Case, backend: str) -> None:
     """Outputs and states bit for bit: the zeros of a one-hot row change nothing. Gradients add in another order."""
+    skip_unsupported(case, backend)
     layer, drawn = case.layer("float32", backend), case.draw()
     by_id = drawn.run(layer)
     ids = drawn.x

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import EMPTY, OPTIONS, SIZES, TOLERANCE, Case, Drawn, assert_near, named
+from cases import EMPTY, EQUATIONS, OPTIONS, SIZES, TOLERANCE, Case, Drawn, assert_near, named
 
 from fastlstm._backends import numpy as reference
+from fastlstm._backends.numpy import activations, gradients, recurrent
 from fastlstm.spec import ACTIVATIONS, Activation
 
 STEP = 1e-5  # error of a central difference: STEP^2 f'''/6 from its truncation, 1e-16 f/STEP from rounding
@@ -28,15 +29,25 @@ KINKS = {
 
 
 class KinkMeter:
-    """Stands in for the reference's `act` and remembers how near its inputs came to a kink."""
+    """Stands in for the reference's `act` and `gate` and remembers how near their inputs came to a kink."""
 
-    def __init__(self) -> None:
-        self.act, self.nearest = reference.act, np.inf
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.nearest = np.inf
+        self.true_act, self.true_gate = activations.act, activations.gate
+        patch.setattr(activations, "act", self.act)
+        patch.setattr(recurrent, "act", self.act)
+        patch.setattr(recurrent, "gate", self.gate)
 
-    def __call__(self, f: Activation, x: Any) -> Any:
+    def gate(self, f: Activation, a: Any, clip: Any, ends: Any) -> Any:
+        """The ends of clipping are kinks too."""
+        if clip is not None:
+            self.nearest = min(self.nearest, np.abs(np.abs(a) - clip).min(initial=np.inf))
+        return self.true_gate(f, a, clip, ends)
+
+    def act(self, f: Activation, x: Any) -> Any:
         for kink in KINKS.get(f.name, lambda a, b: ())(f.alpha, f.beta):
             self.nearest = min(self.nearest, np.abs(x - kink).min(initial=np.inf))
-        return self.act(f, x)
+        return self.true_act(f, x)
 
 
 def smooth_sample(case: Case, layer: Any, monkeypatch: pytest.MonkeyPatch) -> Drawn:
@@ -44,7 +55,7 @@ def smooth_sample(case: Case, layer: Any, monkeypatch: pytest.MonkeyPatch) -> Dr
     for seed in range(20):
         drawn = case.draw("float64", seed)
         with monkeypatch.context() as patch:
-            patch.setattr(reference, "act", meter := KinkMeter())
+            meter = KinkMeter(patch)
             drawn.forward(layer)
         if meter.nearest > MARGIN:
             return drawn
@@ -108,7 +119,7 @@ def check_gradients(case: Case, layer: Any, drawn: Drawn) -> None:
 LARGE = [case for case in SIZES if case.H == 33 and case.T < 10 and case.B < 20]
 
 
-@pytest.mark.parametrize("case", [*OPTIONS, *EMPTY, *LARGE], ids=str)
+@pytest.mark.parametrize("case", [*OPTIONS, *EQUATIONS, *EMPTY, *LARGE], ids=str)
 def test_gradients_are_finite_differences(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = case.layer("float64", "numpy")
     check_gradients(case, layer, smooth_sample(case, layer, monkeypatch))
@@ -126,7 +137,7 @@ BREAKABLE = [
 @pytest.mark.parametrize(("kind", "function", "result"), BREAKABLE)
 def test_a_broken_gradient_is_seen(kind: str, function: str, result: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison can fail: one entry of one result, off by a hundred-thousandth of the largest, is noticed."""
-    true = getattr(reference, function)
+    true = getattr(gradients, function)
 
     def broken(*args: Any) -> Any:
         results = true(*args)
@@ -136,7 +147,7 @@ def test_a_broken_gradient_is_seen(kind: str, function: str, result: int, monkey
     case = Case(kind, 3, 1, 2, 3)
     layer, drawn = case.layer("float64", "numpy"), case.draw("float64")
     check_gradients(case, layer, drawn)
-    monkeypatch.setattr(reference, function, broken)
+    monkeypatch.setattr(gradients, function, broken)
     with pytest.raises(AssertionError, match="differences give"):
         check_gradients(case, layer, drawn)
 

@@ -8,15 +8,21 @@ A backend is a stateless module with four functions, the same in name, signature
     backward(block, x, rows, h, c, tape, dy, dx, grads)      one direction, one stretch of time
     bind(blocks, x, h, c) -> step()                          one step of all layers, everything bound
 
-and says what it can do: ``DTYPES``, ``STORAGES`` and ``unusable()`` (None, or why it cannot be used here, with the
-cure). Modules are imported when first asked for: importing fastlstm loads none but this one.
+and says what it can do: ``DTYPES``, ``STORAGES``, ``unusable()`` (None, or why it cannot be used here, with the cure)
+and ``supports(spec, storage, dtype)`` (None, or why it cannot compute such a direction of a layer, with the cure).
+Modules are imported when first asked for: importing fastlstm loads none but this one.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..spec import Spec
 
 NAMES = ("c", "numba", "numpy")  # best first
 
@@ -34,23 +40,40 @@ def backends() -> dict[str, str | None]:
     return {name: module(name).unusable() for name in NAMES}
 
 
-def choose(name: str, dtype: str) -> ModuleType:
+def _problem(backend: ModuleType, dtype: str, specs: Sequence[Spec], storage: str) -> str | None:
+    """Why a backend does not serve such a layer, as a sentence with the cure; None where it does."""
+    name = backend.__name__.rpartition(".")[2]
+    if dtype not in backend.DTYPES:
+        return (
+            f"backend {name!r} has no {dtype} (only {', '.join(backend.DTYPES)}). "
+            f"Use dtype='{backend.DTYPES[0]}', or backend='auto', which finds one that has it."
+        )
+    reasons = (backend.supports(spec, storage, dtype) for spec in specs)
+    return next((f"backend {name!r} {why}." for why in reasons if why is not None), None)
+
+
+def choose(name: str, dtype: str, specs: Sequence[Spec] = (), storage: str | None = None) -> ModuleType:
     """The module that serves a layer.
 
     Parameters
     ----------
     name : str
-        "auto" takes the best usable backend that has the dtype (or what FASTLSTM_BACKEND names); any other name is
-        forced and never falls back.
+        "auto" takes the best usable backend that has the dtype and supports every spec (or what FASTLSTM_BACKEND
+        names); any other name is forced and never falls back.
     dtype : str
+    specs : sequence of Spec
+        The layer's directions, as far as they differ; none for a layer that is not recurrent.
+    storage : str, optional
+        How the matrices are kept; the dtype where None.
 
     Raises
     ------
     ValueError
         Unknown name or dtype.
     BackendError
-        The forced backend cannot be used, or has not this dtype.
+        The forced backend cannot be used, has not this dtype, or does not support a spec or the storage.
     """
+    storage = storage or dtype
     if dtype not in module("numpy").DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported; expected one of {', '.join(module('numpy').DTYPES)}")
     if name == "auto":
@@ -59,8 +82,13 @@ def choose(name: str, dtype: str) -> ModuleType:
         forced_isa = module("c").forced_isa_problem()
         if forced_isa is not None:
             raise BackendError(forced_isa)
-        fitting = (m for m in map(module, NAMES) if dtype in m.DTYPES and m.unusable() is None)
-        return next(fitting)
+        problems = []
+        for each in map(module, NAMES):
+            why = each.unusable() or _problem(each, dtype, specs, storage)
+            if why is None:
+                return each
+            problems.append(why)
+        raise BackendError("no backend can compute this layer: " + " ".join(problems))
     if name not in NAMES:
         raise ValueError(f"backend {name!r} is not known; expected auto, {', '.join(NAMES)}")
     chosen = module(name)
@@ -68,9 +96,7 @@ def choose(name: str, dtype: str) -> ModuleType:
     if why is not None:
         usable = ", ".join(n for n, reason in backends().items() if reason is None)
         raise BackendError(f"backend {name!r} cannot be used: {why}. Usable here: {usable}.")
-    if dtype not in chosen.DTYPES:
-        raise BackendError(
-            f"backend {name!r} has no {dtype} (only {', '.join(chosen.DTYPES)}). "
-            f"Use dtype='{chosen.DTYPES[0]}', or backend='auto', which finds one that has it."
-        )
+    why = _problem(chosen, dtype, specs, storage)
+    if why is not None:
+        raise BackendError(why)
     return chosen

@@ -21,6 +21,7 @@ from ..layout import Array, RowMap, Rows
 from ..memory import LARGE, buffers
 from ..num_threads import get_num_threads
 from ..spec import ACTIVATIONS, Spec
+from ..storage import problem
 
 try:
     from .._fastlstm_c import ffi, lib
@@ -54,6 +55,15 @@ def unusable() -> str | None:
         cure = "install a C compiler, then pip install --force-reinstall fastlstm"
         return f"its extension is missing ({why}). To get it: {cure}"
     return forced_isa_problem()
+
+
+def supports(spec: Spec, storage: str, dtype: str) -> str | None:
+    """See `_backends.numpy.supports`."""
+    why = problem(storage, dtype, STORAGES)
+    if why is None and (spec.clip is not None or spec.input_forget):
+        option = f"clip={spec.clip:g}" if spec.clip is not None else "input_forget=True"
+        why = f"cannot compute {option}: use backend='auto', which finds one that can, or leave it out"
+    return why
 
 
 def isas() -> dict[str, str | None]:
@@ -151,7 +161,6 @@ class Block:
     """Packed weights of one direction of one layer, for the instruction set that was active."""
 
     spec: Spec
-    storage: str
     handle: Any  # fl_block *
     params: Any  # fl_params *
     keep: list[Array]  # what the handle and the params point to
@@ -161,10 +170,11 @@ class Block:
     work_of_ids: int  # of a token id, which has no product with the input matrix
 
 
-def pack(spec: Spec, params: dict[str, Array], storage: str = "float32", reverse: bool = False) -> Block:
+def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, reverse: bool = False) -> Block:
     """See `_backends.numpy.pack`. The panels for backward are packed when it is first called."""
-    if storage not in STORAGES:
-        raise ValueError(f"backend 'c' stores weights as {', '.join(STORAGES)}, not {storage!r}")
+    why = supports(spec, storage or "float32", "float32")
+    if why is not None:
+        raise ValueError(f"backend 'c' {why}.")
     handle = new("fl_block *")
     s = handle.spec
     s.kind, s.I, s.H, s.R = KINDS.index(spec.kind), spec.I, spec.H, spec.R
@@ -172,12 +182,13 @@ def pack(spec: Spec, params: dict[str, Array], storage: str = "float32", reverse
     for at, f in enumerate(spec.activations):
         s.act[at].id, s.act[at].alpha, s.act[at].beta = ACTIVATION_IDS[f.name], f.alpha, f.beta
     handle.isa, handle.reverse = lib.fl_isa_chosen(), reverse
-    given = {name: pointer(np.ascontiguousarray(p)) for name, p in params.items()}
     GH = spec.G * spec.H
+    given = {name: pointer(np.ascontiguousarray(p)) for name, p in params.items()}
+    if spec.biases == 1:  # C adds the two
+        given["bias_hh"] = pointer(np.zeros(GH, np.float32))
     keep = list(given.values())
     block = Block(
         spec,
-        storage,
         handle,
         new("fl_params *", given),
         keep,

@@ -1,42 +1,37 @@
 """The jitted backend: element-wise parts fused by Numba, matrix products through BLAS; float32 and float64.
 
 It serves where the compiled backend cannot: in float64, and where there is no C compiler. What is computed, and by
-which contract, stands in `_backends.numpy`; the kernels in `_backends.numba_kernels`, which this file imports at the
-first call, since numba is slow to import. The first call of a kind of layer in a dtype compiles its kernels (some
-seconds), later processes read them from Numba's cache on disk.
+which contract, stands in `_backends.numpy`. The package `jitted` is imported at the first call (by `runtime`), since
+numba is slow to import. The first call of a kind of layer in a dtype compiles its kernels (some seconds), later
+processes read them from Numba's cache on disk.
 
-Threads: `cpu.get_num_threads` says how many share the element-wise part of a large step, as far as Numba has started
-so many (NUMBA_NUM_THREADS). The threads of the matrix products are BLAS's own affair: OPENBLAS_NUM_THREADS and its
-like, or threadpoolctl, set them.
+Threads: `num_threads.get_num_threads` says how many share the element-wise part of a large step, as far as Numba has
+started so many (NUMBA_NUM_THREADS). The threads of the matrix products are BLAS's own affair: OPENBLAS_NUM_THREADS
+and its like, or threadpoolctl, set them.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import importlib.metadata
 import importlib.util
-import os
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
-from ..forksafe import Lock
-from ..layout import Array, RowMap, Rows, begin_tape, parts_of_tape
-from ..memory import buffers
-from ..num_threads import get_num_threads
-from ..spec import Spec
-from . import numpy as reference
+from ...layout import Array, RowMap, Rows, begin_tape, parts_of_tape
+from ...memory import buffers
+from ...spec import Spec
+from ...storage import problem
+from .. import numpy as reference
+from .runtime import kernels, team
+
+__all__ = ["DTYPES", "STORAGES", "backward", "bind", "forward", "kernels", "pack", "supports", "unusable"]
 
 DTYPES = ("float32", "float64")
-STORAGES = reference.STORAGES
+STORAGES = ("float32", "float64")
 
 NO_IDS = np.empty(0, np.int64)
 PACKED = RowMap(0, np.empty(0, np.int64))
@@ -71,119 +66,11 @@ def unusable_environment() -> str | None:
     return None
 
 
-# ------------------------------------------------------------------------------------------------------------- threads
-class Gate:
-    """Lets calls in and, at a fork, waits until they are out.
-
-    A child has only the thread that forked. What others were about at that moment, in a threading layer, in BLAS or in
-    Numba's compiler, would stay half done in it for ever, locks included.
-    """
-
-    PATIENCE = 10.0  # seconds; then the fork goes on (it may have been asked for by a signal in the midst of a call)
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._inside = 0  # calls
-        self._closed = 0  # forks that wait
-
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._closed)
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed += 1
-            self._changed.wait_for(lambda: not self._inside, self.PATIENCE)
-
-    def open(self) -> None:
-        with self._changed:
-            self._closed -= 1
-            self._changed.notify_all()
-
-
-# Of Numba's threading layers only tbb bears both a fork and several callers at once: without it, calls take turns. In a
-# forked child, GNU's OpenMP kills the process and Numba's workqueue has lost its threads; and tbb cannot be put to rest
-# before a fork while other threads of Python are known to it (Numba prints that it was "Unable to join threads"). So a
-# forked child stays on one thread, unless tbb serves it and the process that forked had but one Python thread.
-_gate = Gate()
-_turn = Lock()
-_forked = _had_others = False  # this process is such a child; at its fork there were other threads
-
-
-def _before_fork() -> None:
-    global _had_others
-    _gate.close()
-    _had_others = threading.active_count() > 1
-
-
-def _after_fork_in_child() -> None:
-    global _gate, _forked
-    _gate = Gate()
-    _forked = "numba" in sys.modules
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(before=_before_fork, after_in_parent=lambda: _gate.open(), after_in_child=_after_fork_in_child)
-
-
-def _load_tbb() -> None:
-    """Load the library of the package tbb: it lies in a venv's lib, where the dynamic linker does not look."""
-    try:
-        files = importlib.metadata.files("tbb") or []
-    except importlib.metadata.PackageNotFoundError:
-        return
-    for file in files:
-        if file.name == "libtbb.so.12":
-            try:
-                ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)
-            except OSError:  # broken: Numba finds another layer
-                return
-
-
-@functools.cache
-def kernels() -> ModuleType:
-    """The jitted functions; imports numba."""
-    _load_tbb()
-    try:
-        return importlib.import_module(".numba_kernels", __package__)
-    except ImportError as error:  # numba is there, but not for this NumPy or Python
-        from . import BackendError
-
-        raise BackendError(
-            f"backend 'numba' cannot be used: {error}. Install versions that fit (pip install --upgrade "
-            "\"fastlstm[numba]\"), or take backend='numpy'."
-        ) from error
-
-
-@contextmanager
-def team(work: int) -> Iterator[int]:
-    """How many threads may share the steps of a call, of which the largest has `work` rows times units."""
-    with _gate.call():
-        threads = get_num_threads() if work >= kernels().PARALLEL else 1
-        if threads == 1:
-            yield 1
-            return
-        import numba
-
-        before = numba.get_num_threads()  # of this Python thread; starts the threading layer
-        safe = numba.threading_layer() == "tbb"
-        if _forked and (_had_others or not safe):
-            yield 1
-            return
-        with nullcontext() if safe else _turn:
-            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-            try:
-                yield numba.get_num_threads()
-            finally:
-                numba.set_num_threads(before)
+def supports(spec: Spec, storage: str, dtype: str) -> str | None:
+    """See `_backends.numpy.supports`."""
+    return problem(storage, dtype, STORAGES) or (
+        None if storage == dtype else f"keeps weights as the layer's dtype: use storage {dtype}, not {storage}"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- packing
@@ -198,8 +85,8 @@ class Block:
     W_r: Array  # (H, R), or empty
     b_x: Array  # (GH,)
     extra: Array  # (3, H) peepholes, or (1, H) b_hn, or empty
-    act: Array  # (roles,) ids of the activations
-    par: Array  # (roles, 2) their alpha and beta
+    act: Array  # (roles + 1,) ids of the activations, and whether f = 1 - i
+    par: Array  # (roles, 5) their alpha, beta, bound of the argument, and values at minus and plus that
 
     @cached_property
     def forward(self) -> tuple[Array, ...]:
@@ -220,14 +107,30 @@ class Block:
         return np.ascontiguousarray(self.W_x.T)  # (GH, I)
 
 
-def pack(spec: Spec, params: dict[str, Array], storage: str = "float32", reverse: bool = False) -> Block:
-    """See `_backends.numpy.pack`, which rounds the matrices and adds the biases."""
+def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, reverse: bool = False) -> Block:
+    """See `_backends.numpy.pack`, which transposes the matrices and adds the biases."""
+    dtype = params["weight_hh"].dtype
+    why = supports(spec, storage or dtype.name, dtype.name)
+    if why is not None:
+        raise ValueError(f"backend 'numba' {why}.")
     k = reference.pack(spec, params, storage, reverse)
-    dtype = k.W_h.dtype
+    W_r = np.zeros((spec.H, 0), dtype) if k.W_r is None else k.W_r.values
     extra = k.peep if spec.peepholes else k.b_hn[None] if spec.kind == "gru" else nothing(dtype)
-    act = np.array([kernels().IDS[f.name] for f in spec.activations])
-    par = np.array([(f.alpha, f.beta) for f in spec.activations], dtype)
-    return Block(spec, reverse, k.W_x, k.W_h, k.W_r, k.b_x, extra, act, par)
+    act = np.array([*(kernels().IDS[f.name] for f in spec.activations), spec.input_forget], np.int64)
+    return Block(spec, reverse, k.W_x.values, k.W_h.values, W_r, k.b_x, extra, act, activation_numbers(k))
+
+
+def activation_numbers(k: reference.Block) -> Array:
+    """(roles, 5) what the kernels need of each activation besides its id; see `Block.par`."""
+    spec, dtype = k.spec, k.b_x.dtype
+    par = np.zeros((len(spec.activations), 5), dtype)
+    par[:, :2] = [(f.alpha, f.beta) for f in spec.activations]
+    par[:, 2] = np.inf
+    if spec.clip is not None and k.ends is not None:
+        par[:, 2], par[:, 3:] = spec.clip, k.ends
+        if spec.kind == "lstm":
+            par[2, 2] = np.inf  # the cell state is not clipped on its way into the output
+    return par
 
 
 @functools.cache
@@ -386,9 +289,8 @@ def add_up(part: Part, block: Block, x: Array, dx: Array | None, grads: dict[str
         k.add_to_ids(part.d_x, x, part.at, grads["weight_ih"])
     else:
         k.add_weights(part.d_x, x, grads["weight_ih"][columns])
-    if block.spec.bias:
-        k.add_sum(part.d_x, grads["bias_ih"][columns])
-        k.add_sum(part.d_h, grads["bias_hh"][columns])
+    for name, d in (("bias_ih", part.d_x), ("bias_hh", part.d_h))[: block.spec.biases]:
+        k.add_sum(d, grads[name][columns])
     if dx is not None:
         k.add_input(part.d_x, block.v_x[columns], dx)
 

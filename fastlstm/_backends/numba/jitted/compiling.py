@@ -1,0 +1,40 @@
+"""How the kernels are compiled: the options of Numba, and a cache on disk that sees changes in any of their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numba
+
+# Division by zero gives infinity, as in NumPy, and costs no branch; a product and a sum may become one fused
+# multiply-add. No other freedom: NaN and infinity pass as in NumPy.
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+
+def _stamp() -> tuple[float, int]:
+    """When the kernels' files were last changed, and their size together."""
+    files = [path.stat() for path in Path(__file__).parent.glob("*.py")]
+    return max(file.st_mtime for file in files), sum(file.st_size for file in files)
+
+
+STAMP = _stamp()
+
+
+def jit(function: Any, **options: Any) -> Any:
+    """`numba.njit`, cached on disk; where no folder can be written to, compiled anew in every process.
+
+    Numba compares the file of a function with what its cache was made from, but not those of the functions that it
+    calls; so every function gets the stamp of all files.
+    """
+    try:
+        compiled = numba.njit(cache=True, **OPTIONS, **options)(function)
+    except RuntimeError:
+        return numba.njit(**OPTIONS, **options)(function)
+    if hasattr(getattr(compiled._cache, "_cache_file", None), "_source_stamp"):
+        compiled._cache._cache_file._source_stamp = STAMP
+    return compiled
+
+
+def jit_parallel(function: Any) -> Any:
+    return jit(function, parallel=True)

@@ -1,0 +1,131 @@
+"""Numba itself: importing it late, its threading layers, and forks."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import importlib.metadata
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import ModuleType
+
+from ...forksafe import Lock
+from ...num_threads import get_num_threads
+
+
+class Gate:
+    """Lets calls in and, at a fork, waits until they are out.
+
+    A child has only the thread that forked. What others were about at that moment, in a threading layer, in BLAS or in
+    Numba's compiler, would stay half done in it for ever, locks included.
+    """
+
+    PATIENCE = 10.0  # seconds; then the fork goes on (it may have been asked for by a signal in the midst of a call)
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0  # calls
+        self._closed = 0  # forks that wait
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._closed)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed += 1
+            self._changed.wait_for(lambda: not self._inside, self.PATIENCE)
+
+    def open(self) -> None:
+        with self._changed:
+            self._closed -= 1
+            self._changed.notify_all()
+
+
+# Of Numba's threading layers only tbb bears both a fork and several callers at once: without it, calls take turns. In a
+# forked child, GNU's OpenMP kills the process and Numba's workqueue has lost its threads; and tbb cannot be put to rest
+# before a fork while other threads of Python are known to it (Numba prints that it was "Unable to join threads"). So a
+# forked child stays on one thread, unless tbb serves it and the process that forked had but one Python thread.
+_gate = Gate()
+_turn = Lock()
+_forked = _had_others = False  # this process is such a child; at its fork there were other threads
+
+
+def _before_fork() -> None:
+    global _had_others
+    _gate.close()
+    _had_others = threading.active_count() > 1
+
+
+def _after_fork_in_child() -> None:
+    global _gate, _forked
+    _gate = Gate()
+    _forked = "numba" in sys.modules
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(before=_before_fork, after_in_parent=lambda: _gate.open(), after_in_child=_after_fork_in_child)
+
+
+def _load_tbb() -> None:
+    """Load the library of the package tbb: it lies in a venv's lib, where the dynamic linker does not look."""
+    try:
+        files = importlib.metadata.files("tbb") or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for file in files:
+        if file.name == "libtbb.so.12":
+            try:
+                ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)
+            except OSError:  # broken: Numba finds another layer
+                return
+
+
+@functools.cache
+def kernels() -> ModuleType:
+    """The jitted functions; imports numba."""
+    _load_tbb()
+    try:
+        return importlib.import_module(".jitted", __package__)
+    except ImportError as error:  # numba is there, but not for this NumPy or Python
+        from .. import BackendError
+
+        raise BackendError(
+            f"backend 'numba' cannot be used: {error}. Install versions that fit (pip install --upgrade "
+            "\"fastlstm[numba]\"), or take backend='numpy'."
+        ) from error
+
+
+@contextmanager
+def team(work: int) -> Iterator[int]:
+    """How many threads may share the steps of a call, of which the largest has `work` rows times units."""
+    with _gate.call():
+        threads = get_num_threads() if work >= kernels().PARALLEL else 1
+        if threads == 1:
+            yield 1
+            return
+        import numba
+
+        before = numba.get_num_threads()  # of this Python thread; starts the threading layer
+        safe = numba.threading_layer() == "tbb"
+        if _forked and (_had_others or not safe):
+            yield 1
+            return
+        with nullcontext() if safe else _turn:
+            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+            try:
+                yield numba.get_num_threads()
+            finally:
+                numba.set_num_threads(before)

@@ -1,0 +1,66 @@
+"""The reference: what every backend computes, written to be read beside the equations in `spec`.
+
+Float32 and float64. Gates are stacked, so a step is one matrix product and the element-wise rest; the input's
+product is taken for a stretch of steps at once. "Activations =, parameters +=": forward and backward overwrite states
+and tape, and add to the gradients of parameters and input that the caller hands in.
+
+`products` multiplies with matrices in any storage, `activations` has the gates and their derivatives (with the rule
+for clipped ones), `recurrent` packs and goes forward, `gradients` back; `dense` is the dense layer.
+"""
+
+from __future__ import annotations
+
+from ...spec import Spec
+from ...storage import problem
+from .activations import DERIVATIVES, FUNCTIONS, act, dact
+from .dense import cross_entropy, dense_backward, dense_cross_entropy, dense_forward, dense_pack
+from .gradients import backward
+from .recurrent import Block, bind, forward, pack
+
+__all__ = [
+    "DERIVATIVES",
+    "DTYPES",
+    "FUNCTIONS",
+    "STORAGES",
+    "Block",
+    "act",
+    "backward",
+    "bind",
+    "cross_entropy",
+    "dact",
+    "dense_backward",
+    "dense_cross_entropy",
+    "dense_forward",
+    "dense_pack",
+    "forward",
+    "pack",
+    "supports",
+    "unusable",
+]
+
+DTYPES = ("float32", "float64")
+STORAGES = ("float32", "float64", "float16")
+
+
+def unusable() -> str | None:
+    """Why this backend cannot be used here: never."""
+    return None
+
+
+def supports(spec: Spec, storage: str, dtype: str) -> str | None:
+    """Why this backend cannot compute such a direction of a layer, with the cure; None where it can.
+
+    Parameters
+    ----------
+    spec : Spec
+    storage : str
+        What the matrices are kept as.
+    dtype : {"float32", "float64"}
+        One of the backend's ``DTYPES``.
+
+    Returns
+    -------
+    why : str or None
+        A clause whose subject is the backend: "does not ...: ...".
+    """
+    return problem(storage, dtype, STORAGES)

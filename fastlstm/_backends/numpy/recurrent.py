@@ -1,0 +1,236 @@
+"""One direction of one layer: packing, a step forward of each cell, forward over packed rows, streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...layout import Array, RowMap, Rows, begin_tape
+from ...spec import Spec
+from .activations import act, bounds, gate
+from .products import Matrix, rows_of, times
+
+# Rows whose input product is taken at once: as quick as all of them, and no buffer as long as the sequences.
+STRETCH = 512
+
+
+# ------------------------------------------------------------------------------------------------------------- packing
+@dataclass(frozen=True)
+class Block:
+    """Weights of one direction of one layer as this backend reads them (copies: a later update cannot change them)."""
+
+    spec: Spec
+    reverse: bool
+    W_x: Matrix  # (I, GH)
+    W_h: Matrix  # (R, GH)
+    W_r: Matrix | None  # (H, R)    projection
+    b_x: Array  # (GH,)     every bias that the input's product may carry
+    b_hn: Array  # (H,)      GRU with reset_after: the bias inside r * (...); else zeros
+    peep: Array  # (3, H)    peepholes of i, f, o, or zeros
+    ends: Array | None  # (roles, 2) with clip: the activations' outputs at -clip and clip
+
+    def end(self, role: int) -> Array | None:
+        """(2,) the outputs of one role's activation at -clip and clip; None where nothing is clipped."""
+        return None if self.ends is None else self.ends[role]
+
+
+def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, reverse: bool = False) -> Block:
+    """One direction of one layer: its weights, in the form that `forward`, `backward` and `bind` take.
+
+    Parameters
+    ----------
+    spec : Spec
+    params : dict of arrays
+        Canonical shapes (``spec.parameters``).
+    storage : {"float32", "float64", "float16"}, optional
+        How every entry of a matrix is kept (`fastlstm.storage`); the parameters' dtype where None. Biases, peepholes
+        and arithmetic stay in the parameters' dtype.
+    reverse : bool
+        Walk the rows from the last step to the first; a sequence joins, with its initial state, at its last step.
+
+    Raises
+    ------
+    ValueError
+        An entry is too large for the storage.
+    """
+    dtype = params["weight_hh"].dtype
+    storage = storage or dtype.name
+    H, GH = spec.H, spec.G * spec.H
+    b_ih, b_hh = (params.get(name, np.zeros(GH, dtype)) for name in ("bias_ih", "bias_hh"))
+    b_hn = np.zeros(H, dtype)
+    if spec.kind == "gru" and spec.reset_after:  # b_hn stays inside r * (...)
+        b_hn, b_hh = b_hh[2 * H :].copy(), np.concatenate((b_hh[: 2 * H], b_hn))
+    return Block(
+        spec,
+        reverse,
+        Matrix.of(params["weight_ih"], storage, "weight_ih"),
+        Matrix.of(params["weight_hh"], storage, "weight_hh"),
+        Matrix.of(params["weight_hr"], storage, "weight_hr") if spec.proj_size else None,
+        b_ih + b_hh,
+        b_hn,
+        params.get("weight_peep", np.zeros((3, H), dtype)).copy(),
+        bounds(spec, dtype),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- one step, forward
+def activated(k: Block, role: int, a: Array) -> Array:
+    """The gates of a role from pre-activations."""
+    return gate(k.spec.activations[role], a, k.spec.clip, k.end(role))
+
+
+def lstm_step(k: Block, a: Array, h: Array, c: Array) -> tuple[Array, Array, dict[str, Array]]:
+    """(h', c', what goes on the tape) from a = W_x x + b: a (B, 4H), h (B, R), c (B, H)."""
+    H = k.spec.H
+    a = a + times(h, k.W_h)
+    p_i, p_f, p_o = k.peep
+    peepholes = k.spec.peepholes
+    a_i, a_f = a[:, :H], a[:, H : 2 * H]
+    if peepholes:
+        a_i, a_f = a_i + p_i * c, a_f + p_f * c
+    i = activated(k, 0, a_i)
+    f = 1 - i if k.spec.input_forget else activated(k, 0, a_f)
+    g = activated(k, 1, a[:, 2 * H : 3 * H])
+    c = f * c + i * g
+    o = activated(k, 0, a[:, 3 * H :] + p_o * c if peepholes else a[:, 3 * H :])
+    m = o * act(k.spec.activations[2], c)
+    h = times(m, k.W_r) if k.W_r is not None else m
+    return h, c, {"gates": np.concatenate((i, f, g, o), axis=1), "c": c, "h": h, "m": m}
+
+
+def gru_step(k: Block, a: Array, h: Array) -> tuple[Array, dict[str, Array]]:
+    """(h', tape) from a = W_x x + b: a (B, 3H), h (B, H)."""
+    H = k.spec.H
+    if k.spec.reset_after:
+        u = times(h, k.W_h)  # (B, 3H)
+        rz = activated(k, 0, a[:, : 2 * H] + u[:, : 2 * H])
+        r, z = rz[:, :H], rz[:, H:]
+        m = u[:, 2 * H :] + k.b_hn  # n_h, kept apart from the input's part
+        n = activated(k, 1, a[:, 2 * H :] + r * m)
+    else:
+        rz = activated(k, 0, a[:, : 2 * H] + times(h, k.W_h.columns(0, 2 * H)))
+        r, z = rz[:, :H], rz[:, H:]
+        m = r * h
+        n = activated(k, 1, a[:, 2 * H :] + times(m, k.W_h.columns(2 * H, 3 * H)))
+    h = (1 - z) * n + z * h
+    return h, {"gates": np.concatenate((r, z, n, m), axis=1), "h": h}
+
+
+def rnn_step(k: Block, a: Array, h: Array) -> tuple[Array, dict[str, Array]]:
+    """(h', tape) from a = W_x x + b: a (B, H), h (B, H)."""
+    h = activated(k, 0, a + times(h, k.W_h))
+    return h, {"h": h}
+
+
+def step(k: Block, a: Array, h: Array, c: Array | None) -> tuple[Array, Array | None, dict[str, Array]]:
+    if k.spec.kind == "lstm":
+        assert c is not None
+        return lstm_step(k, a, h, c)
+    h, tape = (gru_step if k.spec.kind == "gru" else rnn_step)(k, a, h)
+    return h, None, tape
+
+
+def input_product(k: Block, x: Array) -> Array:
+    """b + W_x x for rows (N, I), or the stored rows of token ids (N,): (N, GH)."""
+    return (rows_of(x, k.W_x, k.b_x.dtype) if x.ndim == 1 else times(x, k.W_x)) + k.b_x
+
+
+def input_products(k: Block, x: Array, rows: Rows) -> Iterator[tuple[int, slice, Array]]:
+    """(step, its rows, their `input_product`) in walking order; taken for a stretch of steps at once."""
+    steps, every = rows.steps(k.reverse), max(1, STRETCH // max(1, rows.B))
+    for i in range(0, rows.T, every):
+        stretch = steps[i : i + every]
+        begin, end = rows.offsets[min(stretch)], rows.offsets[max(stretch) + 1]
+        a = input_product(k, x[begin:end])
+        for t in stretch:
+            at = slice(rows.offsets[t], rows.offsets[t + 1])
+            yield t, at, a[at.start - begin : at.stop - begin]
+
+
+# ------------------------------------------------------------------------------------------------------------- forward
+def put(h: Array, y: Array, now: slice, t: int, row_map: RowMap | None) -> None:
+    """h (b, R), the outputs of step t, into the rows of y that are the packed rows `now`, or at their places."""
+    if row_map is None:
+        y[now] = h
+        return
+    at = t * row_map.step + row_map.sequences
+    y[at[: len(h)]] = h
+    y[at[len(h) :]] = 0
+
+
+def forward(
+    blocks: list[Block],
+    x: Array,
+    rows: Rows,
+    h: Array,
+    c: Array | None,
+    y: Array | None,
+    tapes: Array | None = None,
+    at: int = 0,
+    row_map: RowMap | None = None,
+) -> None:
+    """Run the directions of one layer over packed rows.
+
+    Parameters
+    ----------
+    blocks : list of D blocks, one for each direction
+    x : (N, I) array or, as it lies the same, (T, B, I); or (N,) integer token ids
+    rows : Rows
+    h, c : (L*D, B, R) and (L*D, B, H) arrays, c None but for LSTM
+        The initial states, overwritten in place with the final ones. Those of this layer are `at` and the following.
+    y : (N, D*R) or (T, B, D*R) array, contiguous, optional
+        Overwritten with the outputs, the directions side by side. With `row_map` of any shape (..., D*R).
+    tapes : (D, ``spec.tape_size(N, B)``) array, optional
+        Overwritten with what backward needs: of each direction the parts that `parts_of_tape` names.
+    at : int
+    row_map : RowMap, optional
+        The rows of y where the outputs go, instead of packed: steps after a sequence's last, up to the longest one's,
+        become zeros; other rows stay as they are.
+    """
+    x = x if x.ndim == 1 else x.reshape(rows.N, -1)
+    y = None if y is None else y.reshape(-1, y.shape[-1])
+    for d, k in enumerate(blocks):
+        h_d, c_d, R = h[at + d], None if c is None else c[at + d], k.spec.R
+        tape = None if tapes is None else begin_tape(k.spec, tapes[d], rows, h_d, c_d)
+        for t, now, a in input_products(k, x, rows):
+            b = rows.batch_sizes[t]
+            h_t, c_t, kept = step(k, a, h_d[:b], None if c_d is None else c_d[:b])
+            h_d[:b] = h_t
+            if c_d is not None:
+                c_d[:b] = c_t
+            if y is not None:
+                put(h_t, y[:, d * R : (d + 1) * R], now, t, row_map)
+            if tape is not None:
+                for name in k.spec.tape:
+                    tape[name][now] = kept[name]
+
+
+# ----------------------------------------------------------------------------------------------------------- streaming
+def bind(blocks: list[Block], x: Array, h: Array, c: Array | None) -> Callable[[], None]:
+    """One step of all layers, with weights, input and state bound.
+
+    Parameters
+    ----------
+    blocks : list of L blocks, one direction each
+    x : (B, I) array, or (B,) int64 token ids
+        Read by every step.
+    h, c : (L, B, R) and (L, B, H) arrays, c None but for LSTM
+        The state, updated in place by every step.
+
+    Returns
+    -------
+    step : callable without arguments
+        The result is the last layer's h.
+    """
+
+    def one_step() -> None:
+        below = x
+        for layer, k in enumerate(blocks):
+            below, c_new, _ = step(k, input_product(k, below), h[layer], None if c is None else c[layer])
+            h[layer] = below
+            if c is not None:
+                c[layer] = c_new
+
+    return one_step
