@@ -107,11 +107,19 @@ def untrainable(f: Activation) -> str | None:
     return None
 
 
-def _is_one(given: object) -> bool:
-    """Whether this is one activation: a name, or a sequence of a name and numbers."""
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        return isinstance(given, str)
-    return bool(given) and isinstance(given[0], str) and not any(isinstance(p, (str, Sequence)) for p in given[1:])
+def _two_sets(kind: Kind, given: Any) -> bool:
+    """Whether this is a set of activations for each of two directions, not one for both."""
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        return False
+    if kind != "rnn":
+        roles = len(ROLES[kind])
+        return all(isinstance(one, (tuple, list)) and len(one) == roles and all(map(_named, one)) for one in given)
+    return _named(given[0]) and (given[1] in ACTIVATIONS if isinstance(given[1], str) else _named(given[1]))
+
+
+def _named(given: object) -> bool:
+    """Whether this is a name, or a sequence that begins with one."""
+    return isinstance(given, str) or (isinstance(given, (tuple, list)) and bool(given) and isinstance(given[0], str))
 
 
 def activation_sets(kind: Kind, given: Any, directions: int) -> tuple[tuple[Activation, ...], ...]:
@@ -134,23 +142,21 @@ def activation_sets(kind: Kind, given: Any, directions: int) -> tuple[tuple[Acti
     ValueError
         Another number of entries, two sets for one direction, or an unknown activation.
     """
+    two = _two_sets(kind, given)
     argument, roles = ("nonlinearity", 1) if kind == "rnn" else ("activations", len(ROLES[kind]))
+    if two and directions == 1:
+        raise ValueError(f"{argument} names two directions, but the layer has one: bidirectional=True, or one set")
+    of_each = given if two else (given,)
     if kind == "rnn":
-        of_each = [[given]] if _is_one(given) else [[f] for f in given] if isinstance(given, Sequence) else [[given]]
-    else:
-        listed = isinstance(given, Sequence) and not isinstance(given, str)
-        two = listed and len(given) == 2 and not any(_is_one(f) for f in given)
-        of_each = list(given) if two else [given]
+        of_each = [(f,) for f in of_each]
     for one in of_each:
-        if isinstance(one, str) or not isinstance(one, Sequence) or len(one) != roles or len(of_each) > 2:
+        if not isinstance(one, (tuple, list)) or len(one) != roles:
             raise ValueError(
-                f"{argument} needs {roles} entries for {kind.upper()}, got {given!r} "
+                f"{argument} needs {roles} entries for {kind.upper()}, got {one!r} "
                 "(with bidirectional=True also two tuples of so many, one a direction)"
             )
-    if len(of_each) > directions:
-        raise ValueError(f"{argument} names two directions, but the layer has one: bidirectional=True, or one set")
     sets = tuple(tuple(activation(f) for f in one) for one in of_each)
-    return sets if len(sets) == directions else sets * directions
+    return sets if two else sets * directions
 
 
 GATES: dict[str, tuple[str, ...]] = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("h",)}
