@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .gates import order, places
 from .layout import Array
 from .spec import GATES, Kind
 
@@ -42,7 +43,7 @@ class Form:
     units_first : bool
         Matrices are (units, inputs), for batches in columns, and biases (H, 1); else (inputs, units) and (H,).
     parts : dict
-        Of each key its gates (names of `cells.GATES`, in the array's order) and columns (a key of `COLUMNS`).
+        Of each key its gates (names of `spec.GATES`, in the array's order) and columns (a key of `COLUMNS`).
     head : pair of keys, optional
         Weight and bias of a dense layer that may follow.
     reset_after : bool
@@ -73,15 +74,29 @@ class Form:
         return np.array(a if self.units_first else a[:, 0] if columns == "b" else a.T, order="C")
 
 
-def _per_gate(names: Mapping[str, str], matrices: Mapping[str, str], bias: str) -> dict[str, tuple[str, str]]:
+def _per_gate(form: str, kind: Kind, matrices: Mapping[str, str], bias: str) -> dict[str, tuple[str, str]]:
     """Parts of a form with own arrays for each gate: templates of keys, filled with the form's name of each gate."""
+    gates, names = order(form, kind)
     return {
         template.format(own): (gate, columns)
-        for own, gate in names.items()
+        for gate, own in zip(gates, names, strict=True)
         for template, columns in (*matrices.items(), (bias, "b"))
     }
 
 
+def _stacked(form: str, kind: Kind, bias: str) -> dict[str, tuple[str, str]]:
+    """Parts of a form whose arrays stack all gates."""
+    gates = order(form, kind).gates
+    return {"kernel": (gates, "x"), "recurrent_kernel": (gates, "h"), "bias": (gates, bias)}
+
+
+# Kind, columns of the bias (a key of `COLUMNS`), and reset_after.
+KERAS: tuple[tuple[Kind, str, bool], ...] = (
+    ("lstm", "b", True),
+    ("gru", "bb", True),
+    ("gru", "b", False),
+    ("rnn", "b", True),
+)
 _D2L = {"W_x{}": "x", "W_h{}": "h"}
 
 FORMS: tuple[Form, ...] = (
@@ -89,29 +104,22 @@ FORMS: tuple[Form, ...] = (
         "stacked",  # on [h; x]
         "lstm",
         True,
-        _per_gate({"f": "f", "i": "i", "c": "g", "o": "o"}, {"W{}": "hx"}, "b{}"),
+        _per_gate("stacked", "lstm", {"W{}": "hx"}, "b{}"),
         ("Wy", "by"),
     ),
-    Form("waa", "rnn", True, {"Waa": ("h", "h"), "Wax": ("h", "x"), "ba": ("h", "b")}, ("Wya", "by")),
-    Form("d2l", "lstm", False, _per_gate({"i": "i", "f": "f", "o": "o", "c": "g"}, _D2L, "b_{}"), ("W_hq", "b_q")),
-    Form(
-        "d2l", "gru", False, _per_gate({"z": "z", "r": "r", "h": "n"}, _D2L, "b_{}"), ("W_hq", "b_q"), reset_after=False
-    ),
-    Form("d2l", "rnn", False, _per_gate({"h": "h"}, _D2L, "b_{}"), ("W_hq", "b_q")),
+    Form("waa", "rnn", True, _per_gate("waa", "rnn", {"W{}a": "h", "W{}x": "x"}, "b{}"), ("Wya", "by")),
+    Form("d2l", "lstm", False, _per_gate("d2l", "lstm", _D2L, "b_{}"), ("W_hq", "b_q")),
+    Form("d2l", "gru", False, _per_gate("d2l", "gru", _D2L, "b_{}"), ("W_hq", "b_q"), reset_after=False),
+    Form("d2l", "rnn", False, _per_gate("d2l", "rnn", _D2L, "b_{}"), ("W_hq", "b_q")),
     *(
         Form(
             "keras",
-            kind,  # type: ignore[arg-type]
+            kind,
             False,
-            {"kernel": (gates, "x"), "recurrent_kernel": (gates, "h"), "bias": (gates, bias)},
+            _stacked("keras", kind, bias),
             reset_after=reset_after,
         )
-        for kind, gates, bias, reset_after in (
-            ("lstm", "ifgo", "b", True),
-            ("gru", "zrn", "bb", True),
-            ("gru", "zrn", "b", False),
-            ("rnn", "h", "b", True),
-        )
+        for kind, bias, reset_after in KERAS
     ),
 )
 
@@ -119,7 +127,7 @@ FORMS: tuple[Form, ...] = (
 # --------------------------------------------------------------------------------------------------------------- moving
 def _rows(kind: str, gates: str, H: int) -> Array:
     """Rows of the canonical arrays that hold these gates."""
-    return np.concatenate([np.arange(H) + GATES[kind].index(gate) * H for gate in gates])
+    return places(gates, order("torch", kind).gates, H)
 
 
 def _columns(params: Mapping[str, Array], columns: str) -> list[Array]:

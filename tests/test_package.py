@@ -24,7 +24,7 @@ ORDER = [
     ["_backends"],
     ["info", "stream", "files", "layer"],
     ["recurrent", "cell", "_readers"],
-    ["losses", "metrics", "optim", "schedules", "nn", "arrays"],
+    ["losses", "metrics", "optim", "schedules", "nn", "arrays", "_keras_weights", "_onnx_weights"],
     ["train"],
     ["text", "torch", "keras", "onnx", "report", "plot"],
     ["cli"],

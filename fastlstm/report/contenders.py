@@ -18,7 +18,10 @@ from typing import Any
 import numpy as np
 
 from .._backends import backends, module
+from .._keras_weights import from_keras, to_keras
+from .._onnx_weights import node_attributes, node_tensors
 from ..layout import Array, suffix
+from ..spec import Spec
 from ..validation import flag
 from .cases import Case, Drawn
 from .measure import Contender, Maker, Unsupported
@@ -184,9 +187,6 @@ def torch_train(torch: Any, layer: Any, x: Any, dy: Any, lengths: Array | None) 
 
 
 # --------------------------------------------------------------------------------------------------- ONNX and its users
-ONNX_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}  # where ONNX's gates stand among ours
-
-
 def onnx_model(case: Case) -> bytes:
     """The case as an ONNX model: inputs x, lengths where ragged, the state for steps; outputs y, and the new state."""
     onnx = needed("onnx")
@@ -207,13 +207,13 @@ def onnx_model(case: Case) -> bytes:
         inputs.append(tensor("lengths", (case.B,), onnx.TensorProto.INT32))
     x = "x"
     for layer in range(case.layers):
-        W, R, B = onnx_weights(case, drawn, layer)
-        given = [x, constant(f"W{layer}", W), constant(f"R{layer}", R), constant(f"B{layer}", B)]
+        directions = [layer_params(drawn, layer, d) for d in range(case.D)]
+        tensors = node_tensors(directions, case.kind)
+        given = [x, *(constant(f"{name}{layer}", tensors[name]) for name in "WRB")]
         given += ["lengths" if case.ragged else ""] + ([f"{s}_0" for s in states] if steps else [])
-        options: dict[str, Any] = {"direction": "bidirectional" if case.bidirectional else "forward"}
-        options |= {"linear_before_reset": int(case.reset_after)} if case.kind == "gru" else {}
+        spec = Spec(case.kind, case.I, case.H, reset_after=case.reset_after)
         made = [f"Y{layer}"] + ([f"{s}_n" for s in states] if steps else [])
-        nodes.append(make.make_node(case.kind.upper(), given, made, hidden_size=case.H, **options))
+        nodes.append(make.make_node(case.kind.upper(), given, made, **node_attributes([spec] * case.D)))
         if layer < case.layers - 1:  # (T, D, B, H) -> (T, B, D*H); the last one stays as it is
             nodes.append(make.make_node("Transpose", [made[0]], [f"Z{layer}"], perm=(0, 2, 1, 3)))
             shape = constant(f"S{layer}", np.array((T, case.B, case.D * case.H), np.int64))
@@ -230,16 +230,10 @@ def onnx_model(case: Case) -> bytes:
     return data
 
 
-def onnx_weights(case: Case, drawn: Drawn, layer: int) -> tuple[Array, Array, Array]:
-    """W (D, GH, I), R (D, GH, H) and B (D, 2GH) of a layer, in ONNX's order of gates."""
-
-    def reordered(name: str) -> Array:
-        each = [drawn.weights[name + suffix(layer, d)] for d in range(case.D)]
-        gates = [w.reshape(-1, case.H, *w.shape[1:])[list(ONNX_GATES[case.kind])].reshape(w.shape) for w in each]
-        return np.stack(gates)
-
-    biases = reordered("bias_ih"), reordered("bias_hh")
-    return reordered("weight_ih"), reordered("weight_hh"), np.concatenate(biases, axis=1)
+def layer_params(drawn: Drawn, layer: int, d: int) -> dict[str, Array]:
+    """The parameters of one direction of a layer, without the suffix."""
+    end = suffix(layer, d)
+    return {name.removesuffix(end): w for name, w in drawn.weights.items() if name == name.removesuffix(end) + end}
 
 
 def unstacked(y: Array) -> Array:
@@ -316,9 +310,6 @@ def onnx_contender(case: Case, run: Callable[[dict[str, Array]], list[Array]]) -
 
 
 # ----------------------------------------------------------------------------------------------------------- TensorFlow
-KERAS_GATES = {"lstm": (0, 1, 2, 3), "gru": (1, 0, 2), "rnn": (0,)}  # swaps at most two, so it is its own inverse
-
-
 def tensorflow(case: Case, threads: int) -> Contender:
     """Training with Keras layers in a tf.function. For inference the others are quicker by far."""
     if case.mode != "train" or case.ragged or case.bidirectional or not case.reset_after:
@@ -336,7 +327,7 @@ def tensorflow(case: Case, threads: int) -> Contender:
     layers = [make(case.H, return_sequences=True) for _ in range(case.layers)]
     for at, layer in enumerate(layers):
         layer.build((case.B, case.T, case.I if at == 0 else case.H))
-        layer.set_weights(keras_weights(case, drawn, at))
+        layer.set_weights(to_keras(layer_params(drawn, at, 0), case.kind))
     variables = [v for layer in layers for v in layer.trainable_weights]
     x, dy = (tf.constant(a.swapaxes(0, 1)) for a in (drawn.x, drawn.dy))  # Keras has the batch first
 
@@ -357,27 +348,11 @@ def tensorflow(case: Case, threads: int) -> Contender:
     return Contender(lambda: train(x, dy), values)
 
 
-def keras_order(case: Case, w: Array) -> Array:
-    """Gates (last axis) from our order into Keras's, or back."""
-    gates = w.reshape(*w.shape[:-1], -1, case.H)[..., list(KERAS_GATES[case.kind]), :]
-    return np.ascontiguousarray(gates.reshape(w.shape))
-
-
-def keras_weights(case: Case, drawn: Drawn, layer: int) -> list[Array]:
-    """Kernel (I, GH), recurrent kernel (H, GH) and bias of a layer: one (GH,), but for GRU two (2, GH)."""
-    W, R, b, c = (
-        keras_order(case, drawn.weights[name + suffix(layer, 0)].T)
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    )
-    return [W, R, np.stack((b, c)) if case.kind == "gru" else b + c]
-
-
 def keras_gradients(case: Case, grads: list[Array]) -> dict[str, Array]:
-    """Three gradients a layer, by our names."""
+    """Three gradients a layer, by our names: Keras's one bias stands for two of ours, which have the same gradient."""
     found: dict[str, Array] = {}
     for layer in range(case.layers):
-        W, R, b = (keras_order(case, g) for g in grads[3 * layer : 3 * layer + 3])
-        biases = b if case.kind == "gru" else (b, b)
-        each = {"weight_ih": W.T, "weight_hh": R.T, "bias_ih": biases[0], "bias_hh": biases[1]}
+        each = from_keras(grads[3 * layer : 3 * layer + 3], case.kind)
+        each.setdefault("bias_hh", each["bias_ih"])
         found |= {name + suffix(layer, 0): g for name, g in each.items()}
     return found
