@@ -104,6 +104,18 @@ def conversions() -> Iterator[tuple[str, Bad]]:
 
 CASES: dict[str, Bad] = {
     **dict(conversions()),
+    "a single bias without any": Bad(
+        lambda bias: fl.LSTM(3, 4, bias=bias, single_bias=True), {"bias": False}
+    ),
+    "a single bias of a GRU that resets after": Bad(
+        lambda reset_after: fl.GRU(3, 4, reset_after=reset_after, single_bias=True), {"reset_after": True}
+    ),
+    "activations of two directions for one": Bad(
+        lambda bidirectional: fl.LSTM(
+            3, 4, bidirectional=bidirectional, activations=(("sigmoid", "tanh", "tanh"), ("sigmoid", "tanh", "relu"))
+        ),
+        {"bidirectional": False},
+    ),
     "a masked array": Bad(lstm, {"x": np.ma.array(ONES, mask=ONES > 0)}),
     "samples of sound for a layer of one": Bad(
         lambda x: fl.LSTM(1, 4)(x), {"x": np.array([[-5], [300], [7]], np.int16)}
