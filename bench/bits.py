@@ -71,7 +71,7 @@ def hashes(backends: list[str]) -> dict[str, dict[str, str]]:
             for case in CASES:
                 try:
                     layer = case.layer(backend=backend)
-                except (TypeError, ValueError):  # an option that this version does not know
+                except (TypeError, ValueError, fl.BackendError):  # an option unknown to this version or backend
                     continue
                 with fl.threads(threads), context():
                     drawn = case.draw()

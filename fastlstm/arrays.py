@@ -317,7 +317,7 @@ def _form_for(layer: Recurrent, name: str) -> Form:
     if not named:
         known = ", ".join(dict.fromkeys(form.name for form in forms))
         raise ValueError(f"form {name!r} is not known for {type(layer).__name__}; expected one of {known}")
-    spec = layer._specs[0]
+    spec = layer._specs[0][0]
     against = {
         f"num_layers={layer.num_layers}": layer.num_layers > 1,
         "bidirectional=True": layer.bidirectional,

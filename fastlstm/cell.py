@@ -2,85 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
-from .layer import Layer, Tape
+from . import engine
+from .layer import given
 from .layout import Array
-from .recurrent import GRU, LSTM, RNN, Recurrent, State
-from .validation import as_array, check_shape, checked_mask
+from .packing import INT64, Batch
+from .spec_layer import RecurrentTape, SpecLayer, State, check_trainable, unwrapped
+from .validation import checked_ids, checked_input, checked_mask
+
+OF_BATCH, OF_ONE = 0, (0, 0)  # the part of a state (1, B, H) that is the caller's
 
 
-class Cell(Layer):
+class Cell(SpecLayer):
     """One step of one layer. Use `LSTMCell`, `GRUCell` or `RNNCell`.
 
     A cell is a layer of which every call sees one step; its parameters carry PyTorch's cell names, without a suffix.
     """
 
-    def __init__(self, layer: Recurrent) -> None:
-        super().__init__()
-        self._layer = layer
-        self._params = {name.removesuffix("_l0"): p for name, p in layer._params.items()}
-
-    @property
-    def version(self) -> int:
-        """How often the parameters have changed."""
-        return self._layer.version
-
-    @contextmanager
-    def update(self) -> Iterator[dict[str, Array]]:
-        """The live parameters, to be changed in place."""
-        with self._layer.update(), super().update() as params:
-            yield params
-
-    @property
-    def backend(self) -> str:
-        """The backend in use."""
-        return self._layer.backend
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of parameters, input and state."""
-        dtype: np.dtype[Any] = self._layer.dtype
-        return dtype
-
-    def __repr__(self) -> str:
-        return repr(self._layer).replace("(", "Cell(", 1)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._params = {name.removesuffix("_l0"): p for name, p in self._layer._params.items()}
-
-    def _wide(self, state: Any, name: str, batch: tuple[int, ...]) -> Any:
-        """A cell's state, (B, H) or (H,), as the layer's (1, B, H) or (1, H)."""
-        if state is None or (isinstance(state, (tuple, list)) and len(state) != 2):
-            return state  # the layer knows what to say
-        if isinstance(state, (tuple, list)):
-            return tuple(self._wide(part, f"{name}'s {which}", batch) for part, which in zip(state, "hc", strict=True))
-        state = state if type(state) is np.ndarray else as_array(state, name)
-        meaning = "(batch, hidden_size)" if batch else "(hidden_size,), since x has no batch"
-        check_shape(state, (*batch, self._layer.hidden_size), name, meaning)
-        return state[None]
+    _state_axes = ("batch", "hidden_size")
 
     @staticmethod
-    def _narrow(state: Any) -> Any:
-        return tuple(part[0] for part in state) if isinstance(state, tuple) else state[0]
+    def _ending(layer: int, d: int) -> str:
+        return ""
 
-    def _one_step(self, x: Any) -> tuple[Array, tuple[int, ...]]:
-        """x (B, I), (I,) or ids (B,) as a sequence of one step, and (B,) or, without a batch, ()."""
-        x = x if type(x) is np.ndarray else as_array(x, "x")
-        rank = 0 if x.dtype.kind in "iu" else 1
-        if x.ndim not in (rank, rank + 1):
-            raise ValueError(f"x has shape {x.shape}, expected (batch, {self._layer.input_size}) or token ids (batch,)")
-        return x[None], x.shape[: x.ndim - rank]
+    def _enter(self, x: Any, state: Any, mask: Any) -> tuple[Array, Batch, engine.States, bool]:
+        """(x (1, B, I) or ids (N,), the batch of one step, the state as (1, B, H), whether x has no batch)."""
+        x, ids, unbatched = checked_input(x, ("B",), self.input_size, self.dtype)
+        leading: tuple[int, ...] = () if unbatched else x.shape[:1]
+        x = x[None] if unbatched else x
+        batch = Batch.of(1, len(x), None)
+        if mask is not None:
+            given_mask = checked_mask(mask, leading, "mask", "one entry for each sequence")
+            batch = Batch.of_mask(given_mask.reshape(1, len(x)))
+        if ids:
+            x = checked_ids(batch.pack(x[None], INT64).reshape(batch.rows.N), self.input_size, self.dtype)
+        return x if ids else x[None], batch, self._take_state(state, "state", leading), unbatched
 
-    @staticmethod
-    def _wide_mask(mask: Any, batch: tuple[int, ...]) -> Array:
-        """A cell's mask, (B,) or a single bool, as the layer's (1, B) or (1,)."""
-        return checked_mask(mask, batch, "mask", "one entry for each sequence")[None]
+    def _take_state(self, state: Any, name: str, leading: tuple[int, ...]) -> engine.States:
+        """A state, (B, H) or (H,) each, as fresh arrays (1, B, H); one half of an LSTM's gradient may be None."""
+        states = self._state.check(state, leading, name, optional=name == "dstate")
+        return tuple(s.reshape(1, *(leading or (1,)), self.hidden_size) for s in states)
 
     def __call__(self, x: Any, state: Any = None, *, mask: Any = None) -> State:
         """One step for inference.
@@ -96,30 +58,35 @@ class Cell(Layer):
         -------
         state : as given
         """
-        x, batch = self._one_step(x)
-        wide = None if mask is None else self._wide_mask(mask, batch)
-        _, state = self._layer(x, self._wide(state, "state", batch), mask=wide)
-        return self._narrow(state)
+        x, batch, states, unbatched = self._enter(x, state, mask)
+        engine.forward(self._module, self._blocks()[1], x, batch, states, None, None, True)
+        return unwrapped(states, OF_ONE if unbatched else OF_BATCH)
 
-    def forward(self, x: Any, state: Any = None, *, mask: Any = None) -> tuple[State, Tape]:
+    def forward(self, x: Any, state: Any = None, *, mask: Any = None) -> tuple[State, RecurrentTape]:
         """One step for training: (state, tape). Arguments as `__call__`."""
-        x, batch = self._one_step(x)
-        wide = None if mask is None else self._wide_mask(mask, batch)
-        _, state, tape = self._layer.forward(x, self._wide(state, "state", batch), mask=wide)
-        return self._narrow(state), tape
+        check_trainable(self._specs[0])
+        x, batch, states, unbatched = self._enter(x, state, mask)
+        version, blocks = self._blocks()
+        tape = RecurrentTape(self, version, unbatched, engine.Record(batch))
+        engine.forward(self._module, blocks, x, batch, states, tape.record, None, True)
+        return unwrapped(states, OF_ONE if unbatched else OF_BATCH), tape
 
-    def backward(self, tape: Tape, dstate: Any) -> tuple[Array | None, State, dict[str, Array]]:
+    def backward(self, tape: RecurrentTape, dstate: Any) -> tuple[Array | None, State, dict[str, Array]]:
         """Gradients of one step: (dx, dstate, grads); see `Recurrent.backward`."""
-        self._layer._check_tape(tape)
-        batch = () if tape.unbatched else (tape.batch.B,)
-        dx, dstate, grads = self._layer.backward(tape, None, self._wide(dstate, "dstate", batch))
-        grads = {name.removesuffix("_l0"): g for name, g in grads.items()}
-        return None if dx is None else dx[0], self._narrow(dstate), grads
+        self._check_tape(tape, RecurrentTape)
+        batch, unbatched = tape.record.batch, tape.unbatched
+        dstates = self._take_state(dstate, "dstate", () if unbatched else (batch.B,))
+        tape.used = True
+        dx, grads = self._gradients(tape, None, dstates, sparse=False)
+        dx = None if dx is None else batch.unpack(dx)[OF_ONE if unbatched else OF_BATCH]
+        return dx, unwrapped(dstates, OF_ONE if unbatched else OF_BATCH), grads
 
 
 class LSTMCell(Cell):
     """One step of an `LSTM`."""
 
+    kind = "lstm"
+
     def __init__(
         self,
         input_size: int,
@@ -130,12 +97,14 @@ class LSTMCell(Cell):
         backend: str = "auto",
         seed: int | None = None,
     ) -> None:
-        super().__init__(LSTM(input_size, hidden_size, bias=bias, dtype=dtype, backend=backend, seed=seed))
+        super().__init__(given(locals()))
 
 
 class GRUCell(Cell):
     """One step of a `GRU`."""
 
+    kind = "gru"
+
     def __init__(
         self,
         input_size: int,
@@ -146,11 +115,13 @@ class GRUCell(Cell):
         backend: str = "auto",
         seed: int | None = None,
     ) -> None:
-        super().__init__(GRU(input_size, hidden_size, bias=bias, dtype=dtype, backend=backend, seed=seed))
+        super().__init__(given(locals()))
 
 
 class RNNCell(Cell):
     """One step of an `RNN`."""
+
+    kind = "rnn"
 
     def __init__(
         self,
@@ -163,7 +134,4 @@ class RNNCell(Cell):
         backend: str = "auto",
         seed: int | None = None,
     ) -> None:
-        layer = RNN(
-            input_size, hidden_size, bias=bias, nonlinearity=nonlinearity, dtype=dtype, backend=backend, seed=seed
-        )
-        super().__init__(layer)
+        super().__init__(given(locals()))

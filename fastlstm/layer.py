@@ -1,20 +1,32 @@
-"""Named parameters, the rules by which they change, and what a training step passes round: tapes and gradients."""
+"""What everything with parameters has in common, `Layer`; tapes and gradients, which a training step passes round."""
 
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from ._backends import choose
 from .forksafe import Lock
 from .layout import Array
-from .packing import Batch
-from .validation import is_real
+from .memory import LINE, buffers
+from .validation import float_dtype, is_real
+
+NOT_IN_CONFIG = ("backend", "seed")  # arguments that say how a layer is made, not what it is
+
+AnyLayer = TypeVar("AnyLayer", bound="Layer")
+
+
+def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor from its ``locals()``."""
+    return {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
 
 
 def arrays_of(d: Mapping[str, Any]) -> tuple[dict[str, Array], list[str]]:
@@ -33,39 +45,68 @@ def arrays_of(d: Mapping[str, Any]) -> tuple[dict[str, Array], list[str]]:
 
 
 class Layer:
-    """Named parameters, and the rules by which they change.
+    """Named parameters, the rules by which they change, and the backend that computes with them.
 
     Parameters change only through `load_state_dict`, the optimisers and `update`; each raises `version`, by which
-    packed weights and tapes know whether they are still true.
+    packed weights and tapes know whether they are still true. They compare by the property: a layer whose weights are
+    owned elsewhere overrides it.
+
+    A layer may have other layers as `children`; their parameters are its own too, as ``{child}.{parameter}``.
+
+    A subclass gives every constructor argument an attribute of the same name (`to_config`, `from_config` and ``repr``
+    read them there) and defines `_pack`; it calls `_connect` once it knows what `_choose` asks.
     """
 
+    name: str
+    dtype: np.dtype[Any]
+    training: bool
     _params: dict[str, Array]
     _version: int
     _lock: Lock
     _module: ModuleType
-    training: bool
+    _packed: tuple[int, Any] | None
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: Any, backend: str, children: Mapping[str, Layer] | None = None) -> None:
+        self.name = type(self).__name__.lower()
+        self.dtype = float_dtype(dtype)
+        self.training = True
+        self._backend = backend
+        self._children = dict(children or {})
         self._params = {}
         self._version = 0
         self._lock = Lock()
-        self.training = True
 
+    # ------------------------------------------------------------------------------------------------------- parameters
     @property
     def version(self) -> int:
         """How often the parameters have changed."""
-        return self._version
+        return (
+            self._version + sum(child.version for child in self._children.values())
+            if self._children
+            else (self._version)
+        )
 
     @property
-    def backend(self) -> str:
-        """The backend in use."""
-        name: str = self._module.__name__.rpartition(".")[2]
-        return name
+    def children(self) -> dict[str, Layer]:
+        """The layers inside this one, by name."""
+        return dict(self._children)
+
+    def _live(self) -> dict[str, Array]:
+        """The parameters themselves, by name, the children's included."""
+        inner = {f"{n}.{name}": p for n, child in self._children.items() for name, p in child._live().items()}
+        return self._params | inner if inner else self._params
+
+    def parameters(self) -> dict[str, Array]:
+        """Read-only views of all parameters, with `state_dict`'s names: no copies, and they follow every update."""
+        views = {name: p.view() for name, p in self._live().items()}
+        for view in views.values():
+            view.flags.writeable = False
+        return views
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters, by PyTorch's names, in PyTorch's shapes and gate order."""
         with self._lock:
-            return {name: p.copy() for name, p in self._params.items()}
+            return {name: p.copy() for name, p in self._live().items()}
 
     def load_state_dict(self, d: Mapping[str, Any]) -> None:
         """Copy the given arrays into the parameters, casting them to the layer's dtype.
@@ -79,12 +120,13 @@ class Layer:
         """
         if not isinstance(d, Mapping):
             raise TypeError(f"a state_dict is a mapping from names to arrays, got {type(d).__name__}")
+        own = self._live()
         new, wrong = arrays_of(d)
-        wrong += [f"missing: {name} {p.shape}" for name, p in self._params.items() if name not in d]
-        wrong += [f"unexpected: {name} {value.shape}" for name, value in new.items() if name not in self._params]
+        wrong += [f"missing: {name} {p.shape}" for name, p in own.items() if name not in d]
+        wrong += [f"unexpected: {name} {value.shape}" for name, value in new.items() if name not in own]
         wrong += [
             f"misshapen: {name} has shape {new[name].shape}, expected {p.shape}"
-            for name, p in self._params.items()
+            for name, p in own.items()
             if name in new and new[name].shape != p.shape
         ]
         wrong += [
@@ -105,42 +147,89 @@ class Layer:
         RuntimeError
             At the end of the block: an array or number was put into the dictionary that fits no parameter.
         """
-        with self._lock:
-            params = dict(self._params)
+        with ExitStack() as stack:
+            layers = self._tree()
+            for layer in layers:
+                stack.enter_context(layer._lock)
+            params = dict(self._live())
             try:
                 yield params
             finally:
-                self._version += 1  # even where the block failed: it may have changed some
+                for layer in layers:
+                    layer._version += 1  # even where the block failed: it may have changed some
                 wrong = self._put(params)
         if wrong:
             raise RuntimeError(f"what was put into {self!r} does not fit, and none was taken:\n  " + "\n  ".join(wrong))
 
+    def _tree(self) -> list[Layer]:
+        """This layer and all inside it."""
+        return [self, *(below for child in self._children.values() for below in child._tree())]
+
     def _put(self, params: dict[str, Any]) -> list[str]:
         """Copy the arrays put into `update`'s dictionary into the parameters, or return what is wrong with them."""
-        put = {name: a for name, a in params.items() if a is not self._params.get(name)}
-        new, wrong = arrays_of({name: a for name, a in put.items() if name in self._params})
-        wrong += [f"unexpected: {name}" for name in put if name not in self._params]
+        own = self._live()
+        put = {name: a for name, a in params.items() if a is not own.get(name)}
+        new, wrong = arrays_of({name: a for name, a in put.items() if name in own})
+        wrong += [f"unexpected: {name}" for name in put if name not in own]
         for name, a in new.items():
-            p = self._params[name]
+            p = own[name]
             fits = is_real(a.dtype) and (a.shape == p.shape or a.ndim == 0)
             wrong += [] if fits else [f"{name} has dtype {a.dtype} and shape {a.shape}, expected {p.shape}"]
         for name, a in new.items() if not wrong else ():
-            self._params[name][...] = a
+            own[name][...] = a
         return wrong
 
+    # ---------------------------------------------------------------------------------------------------------- backend
+    @property
+    def backend(self) -> str:
+        """The backend in use."""
+        name: str = self._module.__name__.rpartition(".")[2]
+        return name
+
+    def _choose(self) -> ModuleType:
+        """The backend's module for this layer, or an error."""
+        return choose(self._backend, self.dtype.name)
+
+    def _connect(self) -> None:
+        """Choose the backend; done at construction and after unpickling, perhaps on another machine."""
+        self._module = self._choose()
+        # The object that arrays have, by which fast paths know it: a pickle's is not.
+        self.dtype = np.dtype(self.dtype.name)
+        self._packed = None
+
+    def _pack(self) -> Any:
+        """The parameters as the backend takes them."""
+        raise NotImplementedError
+
+    def _blocks(self) -> tuple[int, Any]:
+        """(version, what `_pack` gave for it), packed anew only after a change."""
+        packed = self._packed
+        if packed is not None and packed[0] == self.version:
+            return packed
+        with self._lock:
+            version = self.version
+            if self._packed is None or self._packed[0] != version:  # another thread may have packed meanwhile
+                self._packed = version, self._pack()
+            return self._packed
+
+    # --------------------------------------------------------------------------------------------------------- training
     def train(self) -> Any:
         """`forward` drops from now on (the state after construction)."""
-        self.training = True
-        return self
+        return self._set_training(True)
 
     def eval(self) -> Any:
         """`forward` no longer drops."""
-        self.training = False
+        return self._set_training(False)
+
+    def _set_training(self, training: bool) -> Any:
+        self.training = training
+        for child in self._children.values():
+            child._set_training(training)
         return self
 
-    def _check_tape(self, tape: Any) -> None:
-        """Raise RuntimeError unless the tape can serve this layer now, TypeError where it is none."""
-        if not isinstance(tape, Tape):
+    def _check_tape(self, tape: Any, kind: type[Tape]) -> None:
+        """Raise RuntimeError unless the tape can serve this layer now, TypeError where it is none of this kind."""
+        if not isinstance(tape, kind):
             raise TypeError(f"backward needs the tape that this layer's forward returned, got {type(tape).__name__}")
         if tape.layer is not self:
             raise RuntimeError("this tape was made by another layer; backward needs the one from this layer's forward")
@@ -152,6 +241,49 @@ class Layer:
                 "call forward again, and update the weights after backward"
             )
 
+    # ---------------------------------------------------------------------------------------------------- configuration
+    def to_config(self) -> dict[str, Any]:
+        """The arguments that make such a layer, without backend and seed, and its class's name: what JSON can hold."""
+        return {"class": type(self).__name__} | {name: value for name, value, _ in self._arguments()}
+
+    @classmethod
+    def from_config(
+        cls: type[AnyLayer], config: Mapping[str, Any], *, backend: str = "auto", seed: int | None = None
+    ) -> AnyLayer:
+        """A layer from what `to_config` gave, with new parameters.
+
+        Raises
+        ------
+        ValueError
+            The configuration is of another class than this one and its subclasses.
+        TypeError, ValueError
+            An argument does not fit, as in the constructor.
+        """
+        arguments = dict(config)
+        wanted = arguments.pop("class", cls.__name__)
+        made = _classes(cls).get(wanted) if isinstance(wanted, str) else None
+        if made is None:
+            raise ValueError(f"the configuration is of class {wanted!r}, expected one of {', '.join(_classes(cls))}")
+        constructor: Any = made
+        layer: AnyLayer = constructor(**arguments, backend=backend, seed=seed)
+        return layer
+
+    def _arguments(self) -> Iterator[tuple[str, Any, Any]]:
+        """(name, value, default) of every argument that a configuration holds."""
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            if name not in NOT_IN_CONFIG and hasattr(self, name):
+                value = self.dtype.name if name == "dtype" else getattr(self, name)
+                yield name, value, parameter.default
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{value!r}" if default is inspect.Parameter.empty else f"{name}={value!r}"
+            for name, value, default in self._arguments()
+            if value != default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    # ------------------------------------------------------------------------------------------------- copies, pickles
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_packed", "_module")}
@@ -159,9 +291,22 @@ class Layer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = Lock()
+        self._connect()
 
     def __copy__(self) -> Any:
         return copy.deepcopy(self)  # two layers that share parameters would change behind each other's version
+
+
+def _classes(cls: type[AnyLayer]) -> dict[str, type[AnyLayer]]:
+    """A class and its subclasses as far as they are imported, by name, those of the package included."""
+    import fastlstm
+
+    for name in ("LSTM", "LSTMCell", "Dense"):  # one of each module that has layers
+        getattr(fastlstm, name)
+    found = {cls.__name__: cls}
+    for below in cls.__subclasses__():
+        found |= _classes(below)
+    return found
 
 
 @dataclass
@@ -170,13 +315,7 @@ class Tape:
 
     layer: Layer
     version: int
-    batch: Batch
-    unbatched: bool
-    x: list[Array]  # of each layer: its input rows (N, I)
-    kept: list[Any]  # of each layer: (D, ...) its directions' tapes or, of each, the states before its stretches
-    masks: list[Array | None]  # of each layer: dropout's factors on its output, (N, D*R)
-    checkpoint_every: int | None = None  # steps of a stretch
-    used: bool = False
+    used: bool = field(default=False, init=False)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
@@ -205,8 +344,50 @@ class SparseGradient:
     rows: Array
     shape: tuple[int, int]
 
-    def dense(self) -> Array:
-        """The whole matrix."""
-        whole = np.zeros(self.shape, self.rows.dtype)
+    def dense(self, out: Array | None = None) -> Array:
+        """The whole matrix; written to `out`, zeros of its shape, where that is given."""
+        whole = np.zeros(self.shape, self.rows.dtype) if out is None else out
         whole[:, self.ids] = self.rows.T
         return whole
+
+
+class Gradients(dict[str, Any]):
+    """The gradients of a layer's parameters by name: arrays, or `SparseGradient` where asked for.
+
+    Parameters
+    ----------
+    shapes : dict of shapes
+        Of the arrays, which are zeros.
+    dtype : dtype
+    sparse : dict of SparseGradient
+        These instead of arrays.
+
+    Attributes
+    ----------
+    flat : (P,) array
+        The memory of all arrays one after the other, so that one call can zero, scale or sum them. Each array begins
+        at a cache line of its own; what lies between them is zeros.
+    """
+
+    flat: Array
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: np.dtype[Any],
+        sparse: Mapping[str, SparseGradient] | None = None,
+    ) -> None:
+        super().__init__()
+        line, at, starts = LINE // dtype.itemsize, 0, {}
+        for name, shape in shapes.items():
+            if not sparse or name not in sparse:
+                starts[name] = at
+                at += -(-math.prod(shape) // line) * line
+        self.flat = buffers.zeros((at,), dtype)
+        for name, shape in shapes.items():
+            begin = starts.get(name)
+            if begin is None:
+                assert sparse is not None
+                self[name] = sparse[name]
+            else:
+                self[name] = self.flat[begin : begin + math.prod(shape)].reshape(shape)

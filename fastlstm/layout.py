@@ -102,12 +102,11 @@ def parts_of_tape(spec: Spec, tape: Array, rows: Rows) -> dict[str, Array]:
     return parts
 
 
-def begin_tape(spec: Spec, tape: Array, rows: Rows, h: Array, c: Array | None) -> dict[str, Array]:
-    """The same parts, of which the initial state, h (B, R) and c (B, H), is written now and the rest is to be."""
+def begin_tape(spec: Spec, tape: Array, rows: Rows, states: tuple[Array, ...]) -> dict[str, Array]:
+    """The same parts, of which the initial state, (B, width) each, is written now and the rest is to be."""
     parts = parts_of_tape(spec, tape, rows)
-    parts["h0"][...] = h
-    if c is not None:
-        parts["c0"][...] = c
+    for name, state in zip(spec.initial, states, strict=True):
+        parts[name][...] = state
     return parts
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ._backends import choose, module
+from ._backends import choose, module, provides
 from .layer import Layer, SparseGradient
 from .layout import Array
 from .validation import flag, is_real, number
@@ -54,7 +54,7 @@ def writable_arrays(grads: Any) -> list[Array]:
 
 def compiled(backend: ModuleType) -> ModuleType | None:
     """The backend, if it has functions of its own that update, sum and scale float32 arrays."""
-    return backend if hasattr(backend, "square_sum") else None
+    return backend if provides(backend, "optimisers") else None
 
 
 def fits_compiled(a: Array) -> bool:
@@ -157,7 +157,7 @@ class Optimizer:
         self.lr = lr
         self.steps = 0
         self._slots = [
-            {name: {slot: np.zeros_like(p) for slot in self._kept()} for name, p in layer._params.items()}
+            {name: {slot: np.zeros_like(p) for slot in self._kept()} for name, p in layer._live().items()}
             for layer in self.layers
         ]
 
@@ -242,7 +242,7 @@ class Optimizer:
             raise ValueError(f"got gradients of {len(given)} layer(s), expected {len(self.layers)}: {self.layers}")
         wrong = []
         for layer, of_layer in zip(self.layers, given, strict=True):
-            shapes = {name: p.shape for name, p in layer._params.items()}
+            shapes = {name: p.shape for name, p in layer._live().items()}
             wrong += [f"missing: {name} {shape} of {layer!r}" for name, shape in shapes.items() if name not in of_layer]
             wrong += [f"unexpected: {name}, which {layer!r} has not" for name in of_layer if name not in shapes]
             for name, g in of_layer.items():

@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy import ndarray  # a global name is found sooner than np.ndarray
 
 from .layout import Array, RowMap, Rows
 from .memory import buffers
+from .validation import check_ids, checked_input, checked_lengths, checked_step_mask
+
+INT64 = np.dtype(np.int64)  # of token ids inside
 
 
 def compact_ids(ids: Array, size: int) -> tuple[Array, Array]:
@@ -35,12 +39,11 @@ class Batch:
     absent: Array | None = None  # (B - alive,) the others
     at: Array | None = None  # (N,) the place of each packed row; None for a dense batch
     axes: tuple[int, int] = field(init=False)  # (T, B) or (B, T), as batch_first says
-    shape: tuple[int, ...] = field(init=False)  # of the packed rows: (N,) or, as it lies the same, two axes if dense
+    regular: bool = field(init=False)  # whether a backend can write outputs to their places: packed, or by the row map
 
     def __post_init__(self) -> None:
         self.axes = (self.B, self.T) if self.batch_first else (self.T, self.B)
-        dense = self.axes if self.row_map is None else (self.T, self.B)
-        self.shape = dense if self.order is None else (self.rows.N,)
+        self.regular = self.row_map is not None or self.at is None
 
     @classmethod
     def of(cls, T: int, B: int, lengths: Array | None, batch_first: bool = False) -> Batch:
@@ -117,15 +120,70 @@ class Batch:
             x.reshape(-1, W)[self.at] = rows
         return x
 
-    def pack_states(self, h: Array, c: Array | None) -> tuple[Array, Array | None]:
-        """(L*D, B, .) -> (L*D, rows.B, .): the same memory where the batch is dense, else copies."""
-        if self.order is None:
-            return h, c
-        return h.take(self.order, axis=1), None if c is None else c.take(self.order, axis=1)
+    def last(self, rows: Array) -> Array:
+        """Packed rows (N, W) of every sequence's last valid step: (B, W), zeros for a sequence without any."""
+        if self.order is None and self.T:
+            last: Array = rows.reshape(self.T, self.B, rows.shape[-1])[-1].copy()
+            return last
+        r = self.rows
+        y = np.zeros((self.B, rows.shape[-1]), rows.dtype)
+        if r.N:
+            lengths = np.searchsorted(-r.batch_sizes, -np.arange(r.B), side="left")
+            y[self.order] = rows[r.offsets[lengths - 1] + np.arange(r.B)]
+        return y
 
-    def unpack_states(self, h: Array, c: Array | None, h_rows: Array, c_rows: Array | None) -> None:
+    def pack_states(self, states: tuple[Array, ...]) -> tuple[Array, ...]:
+        """(L*D, B, .) each -> (L*D, rows.B, .): the same memory where the batch is dense, else copies."""
+        if self.order is None:
+            return states
+        return tuple(s.take(self.order, axis=1) for s in states)
+
+    def unpack_states(self, states: tuple[Array, ...], packed: tuple[Array, ...]) -> None:
         """Write packed states back over (L*D, B, .); sequences without steps keep what they have."""
         if self.order is not None:
-            h[:, self.order] = h_rows
-            if c is not None:
-                c[:, self.order] = c_rows
+            for s, rows in zip(states, packed, strict=True):
+                s[:, self.order] = rows
+
+
+def enter(
+    x: Any, lengths: Any, mask: Any, size: int, dtype: np.dtype[Any], batch_first: bool
+) -> tuple[Array, Batch, bool]:
+    """What a call over sequences was given, checked and packed.
+
+    Parameters
+    ----------
+    x, lengths, mask
+        As `LSTM` takes them.
+    size, dtype, batch_first
+        The layer's input_size, dtype and batch_first.
+
+    Returns
+    -------
+    x : (T, B, I) array in any memory layout, or packed token ids (N,) int64
+        Numbers may share memory with what was given; token ids do not.
+    batch : Batch
+    unbatched : bool
+        Whether x came without a batch axis.
+    """
+    # Fast path: the checks below take longer than a short call.
+    if type(x) is ndarray and x.dtype is dtype and lengths is mask is None and x.flags.c_contiguous:
+        shape = x.shape
+        if len(shape) == 3 and shape[2] == size and not batch_first:
+            return x, Batch.of(shape[0], shape[1], None), False
+        if len(shape) == 2 and shape[1] == size:
+            return x[:, None], Batch.of(shape[0], 1, None), True
+    x, ids, unbatched = checked_input(x, ("B", "T") if batch_first else ("T", "B"), size, dtype)
+    batch_first = batch_first and not unbatched
+    x = x[:, None] if unbatched else x.swapaxes(0, 1) if batch_first else x
+    T, B = x.shape[:2]
+    if mask is None:
+        batch = Batch.of(T, B, checked_lengths(lengths, T, B, unbatched), batch_first)
+    else:
+        batch = Batch.of_mask(checked_step_mask(mask, lengths, T, B, unbatched, batch_first), batch_first)
+    if not ids:
+        return x, batch, unbatched
+    rows = batch.pack(x, INT64).reshape(batch.rows.N)
+    if np.may_share_memory(rows, x):
+        rows = rows.copy()  # ids are places in memory: those that are checked must be those that are used
+    check_ids(rows, size, dtype)
+    return rows, batch, unbatched

@@ -22,7 +22,8 @@ from .layout import Array
 from .losses import softmax_cross_entropy
 from .nn import Dense
 from .optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, clip_by_norm
-from .recurrent import LSTM, State
+from .recurrent import LSTM
+from .spec_layer import State
 from .train import Diverged, History
 from .validation import number, positive, probability
 
@@ -103,7 +104,7 @@ class CharModel:
         """(mean loss, state after the window, gradients of `layers`) of a window: ids and targets (T, B)."""
         y, state, tape = self.lstm.forward(x, state)
         loss, dy, of_head = self.head.cross_entropy(y, targets)
-        _, _, of_lstm = self.lstm._backward(tape, dy)  # of the ids seen only
+        _, _, of_lstm = self.lstm.backward(tape, dy, sparse=True)
         return loss, state, [of_lstm, of_head]
 
     def loss(self, x: Array, targets: Array) -> float:
@@ -360,7 +361,7 @@ class TextTraining:
         training = {
             "settings": asdict(self.settings),
             "position": self.position,
-            "rng": self.model.lstm._rng.bit_generator.state,
+            "rng": self.model.lstm.rng_state,
             "fingerprint": self.fingerprint,
         }
         arrays = self.model.to_arrays() | optimizer | history | state
@@ -406,7 +407,7 @@ class TextTraining:
             raise ValueError(f"position {self.position} lies outside the text")
         self.state = (arrays["state.h"], arrays["state.c"]) if "state.h" in arrays else None
         self.model.lstm(self._inputs[:0], self.state)  # raises unless the state fits
-        self.model.lstm._rng.bit_generator.state = training["rng"]
+        self.model.lstm.rng_state = training["rng"]
 
 
 def fingerprint(text: str) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import numpy as np
+from numpy import ndarray  # a global name is found sooner than np.ndarray
 
 from .layout import Array
 
@@ -169,17 +172,6 @@ def rows_of(given: Any, B: int) -> Array:
     return rows
 
 
-def state_parts(state: Any, lstm: bool, name: str, kind: str) -> list[Any]:
-    """The parts of a state, [h, c] of an LSTM and [h] of others, or TypeError."""
-    if not lstm:
-        if isinstance(state, (tuple, list)):
-            raise TypeError(f"{name} of {kind} is one array h, got a {type(state).__name__}")
-        return [state]
-    if not isinstance(state, (tuple, list)) or len(state) != 2:
-        raise TypeError(f"{name} of {kind} is a pair (h, c), got {type(state).__name__}")
-    return list(state)
-
-
 def shape_error(x: Array, shape: tuple[int, ...], name: str, meaning: str) -> ValueError:
     """For short calls, which should not make a message that nobody needs; else `check_shape`."""
     return ValueError(f"{name} has shape {x.shape}, expected {shape}: {meaning}")
@@ -197,3 +189,194 @@ def positive_number(value: Any, name: str) -> float:
     if not 0 < value < np.inf:
         raise ValueError(f"{name} must be a finite number above 0, or None, got {value!r}")
     return float(value)
+
+
+# ------------------------------------------------------------------------------------------- inputs, states, gradients
+def _shown(axes: Sequence[Any]) -> str:
+    """A shape with names in it, as Python writes shapes: (T, B, 4)."""
+    return f"({', '.join(map(str, axes))}{',' * (len(axes) == 1)})"
+
+
+def checked_input(
+    x: Any, axes: tuple[str | int, ...], size: int, dtype: np.dtype[Any], single: bool = True
+) -> tuple[Array, bool, bool]:
+    """The input of a recurrent layer, cell or stream, in one wording for all of them.
+
+    Parameters
+    ----------
+    x : array
+        Numbers (*axes, size) of the dtype, or integers (*axes): token ids, whose values are not looked at here.
+    axes : tuple
+        "T" for the steps, where there are any, and the batch: "B", or a stream's batch size. The order is x's.
+    size : int
+        input_size.
+    single : bool
+        Whether x may come without its batch axis.
+
+    Returns
+    -------
+    x : array
+        In any memory layout and byte order.
+    ids : bool
+        Whether x is token ids.
+    unbatched : bool
+        Whether x came without a batch axis.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Another shape or dtype.
+    """
+    given, x = x, x if type(x) is ndarray else as_array(x, "x")
+    ids = x.dtype.kind in "iu"
+    if not ids:
+        x = as_numbers(given, "x", dtype)
+    tail: tuple[int, ...] = () if ids else (size,)
+    alone = tuple(a for a in axes if a == "T")
+    unbatched = single and x.ndim == len(alone) + len(tail)
+    expected = (*(alone if unbatched else axes), *tail)
+    if x.ndim == len(expected) and all(isinstance(a, str) or a == n for a, n in zip(expected, x.shape, strict=True)):
+        return x, ids, unbatched
+    raise _input_error(x, axes, size, dtype, single)
+
+
+def _input_error(x: Array, axes: tuple[str | int, ...], size: int, dtype: np.dtype[Any], single: bool) -> Exception:
+    """What `checked_input` raises for an x of another shape."""
+    ids = x.dtype.kind in "iu"
+    tail: tuple[int, ...] = () if ids else (size,)
+    steps = tuple(a for a in axes if a == "T")
+    shapes = _shown((*axes, *tail)) + (f", or {_shown((*steps, *tail))} without a batch" if single else "")
+    cure = f". For numbers, convert: x.astype('{dtype}')" if ids else ""
+    if ids and x.ndim == len(axes) + 1:
+        return TypeError(f"x of dtype {x.dtype} has shape {x.shape}: integers are token ids, of shape {shapes}{cure}")
+    if not ids and x.ndim in (len(axes), len(axes) - 1) and bool(((x == np.floor(x)) & (x >= 0) & (x < size)).all()):
+        cure = ". Token ids are integers: x.astype(int)"
+    reasons = [f"its last axis must be input_size = {size}"] if tail and x.shape[-1:] != tail else []
+    reasons += [f"batch_size is {a}" for a in axes if isinstance(a, int)]
+    why = f": {', '.join(reasons)}" if reasons else ""
+    return ValueError(f"x has shape {x.shape}, expected {shapes}{' for token ids' if ids else ''}{why}{cure}")
+
+
+def checked_rows(x: Any, size: int, dtype: np.dtype[Any]) -> Array:
+    """The input (..., size) of a layer that treats all leading axes alike, in any memory layout, or an error."""
+    rows = as_numbers(x, "x", dtype)
+    if rows.ndim == 0 or rows.shape[-1] != size:
+        raise ValueError(f"x has shape {rows.shape}, expected (..., {size}): its last axis must be input_size = {size}")
+    return rows
+
+
+def checked_ids(x: Array, size: int, dtype: Any = "float32") -> Array:
+    """Token ids as int64, contiguous, checked: a copy, since those that are checked must be those that are used."""
+    ids = np.array(x, np.int64, order="C")
+    check_ids(ids, size, dtype)
+    return ids
+
+
+def checked_lengths(lengths: Any, T: int, B: int, unbatched: bool) -> Array | None:
+    """Lengths of B sequences as (B,) int64, None where there are none, or an error."""
+    if lengths is None:
+        return None
+    if unbatched:
+        raise ValueError("lengths goes with a batch; x came without one: cut x to its length instead")
+    given = as_array(lengths, "lengths")
+    if given.dtype.kind not in "iu" and given.size:
+        cure = conversion(lengths, given, "lengths", "int64") if given.dtype.kind == "f" else ""
+        cure = "; a mask is given as mask=" if given.dtype == bool else cure
+        raise TypeError(f"lengths must be integers, got dtype {given.dtype}{cure}")
+    check_shape(given, (B,), "lengths", f"one entry for each of the {B} sequences")
+    if given.size and (given.min() < 0 or given.max() > T):
+        raise ValueError(f"lengths must lie between 0 and T = {T}, got {given.min()} to {given.max()}")
+    return given.astype(np.int64)
+
+
+def checked_step_mask(mask: Any, lengths: Any, T: int, B: int, unbatched: bool, batch_first: bool) -> Array:
+    """The mask of the valid steps as (T, B) bools, or an error."""
+    if lengths is not None:
+        raise ValueError("mask and lengths both say which steps are valid: give one of them")
+    axes, names = ((T,), "(T,)") if unbatched else ((B, T), "(B, T)") if batch_first else ((T, B), "(T, B)")
+    given = checked_mask(mask, axes, "mask", f"{names}, True at the steps that are valid")
+    return given[:, None] if unbatched else given.T if batch_first else given
+
+
+@dataclass(frozen=True)
+class StateForm:
+    """What a state must be: that of a layer, a cell or a stream.
+
+    Parameters
+    ----------
+    owner : str
+        The class, for messages.
+    widths : dict
+        Width of every array of the state by its name: h and, for LSTM, c.
+    dtype : dtype
+    axes : tuple of str
+        The axes in words, of which "batch" may be absent.
+    """
+
+    owner: str
+    widths: dict[str, int]
+    dtype: np.dtype[Any]
+    axes: tuple[str, ...]
+
+    def zeros(self, leading: tuple[int, ...]) -> tuple[Array, ...]:
+        """The zero state: (*leading, width) arrays."""
+        return tuple(np.zeros((*leading, width), self.dtype) for width in self.widths.values())
+
+    def check(self, state: Any, leading: tuple[int, ...], name: str, optional: bool = False) -> tuple[Array, ...]:
+        """The arrays (*leading, width) of a state as copies, in the order of `widths`; zeros where it is None.
+
+        Parameters
+        ----------
+        state : tuple of arrays, or one array where there is only h
+        leading : tuple of int
+            The axes before the width.
+        name : str
+            The argument's, for messages.
+        optional : bool
+            Whether one array of several may be None.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Another number of arrays, shape or dtype.
+        """
+        if state is None:
+            return self.zeros(leading)
+        several = len(self.widths) > 1
+        if isinstance(state, (tuple, list)) != several or (several and len(state) != len(self.widths)):
+            expected = f"a pair ({', '.join(self.widths)})" if several else "one array h"
+            got = type(state).__name__
+            got = f"a {got} of {len(state)}" if isinstance(state, (tuple, list)) else got
+            raise TypeError(f"{name} of {self.owner} is {expected}, got {got}")
+        arrays = []
+        for part, (which, width) in zip(state if several else (state,), self.widths.items(), strict=True):
+            shape = (*leading, width)
+            if part is None and optional:
+                arrays.append(np.zeros(shape, self.dtype))
+                continue
+            if not (type(part) is ndarray and part.dtype is self.dtype and part.shape == shape):
+                label = f"{name}'s {which}"
+                part = as_numbers(part, label, self.dtype).astype(self.dtype, copy=False)
+                axes = [a for a in self.axes if a != "batch" or len(shape) == len(self.axes)]
+                check_shape(part, shape, label, _shown(axes))
+            arrays.append(part.copy())
+        return tuple(arrays)
+
+
+def checked_dy(dy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """The gradient of an output of this shape, in any memory layout, or an error."""
+    given = as_numbers(dy, "dy", dtype)
+    check_shape(given, shape, "dy", "the shape of y")
+    return given
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Raise unless results of this shape and dtype can be written to `out`."""
+    if type(out) is ndarray and out.dtype is dtype and out.shape == shape and out.flags.carray:
+        return
+    if not isinstance(out, ndarray):
+        raise TypeError(f"out must be a NumPy array to write to, got {type(out).__name__}")
+    if out.dtype != dtype or out.shape != shape:
+        raise ValueError(f"out has shape {out.shape} and dtype {out.dtype}, expected {shape} and {dtype}")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError(f"out must be C-contiguous and writeable: make it with numpy.empty({shape}, '{dtype}')")

@@ -48,7 +48,7 @@ def assert_agrees(got: dict[str, Any], case: Case) -> None:
 
 def skip_unsupported(case: Case, backend: str) -> None:
     """Skip what the backend refuses by name."""
-    specs = case.layer(backend="numpy")._direction_specs(0)
+    specs = case.layer(backend="numpy")._specs[0]
     for why in filter(None, (module(backend).supports(spec, "float32", "float32") for spec in specs)):
         with pytest.raises(fl.BackendError, match=re.escape(why)):
             case.layer(backend=backend)
@@ -94,7 +94,7 @@ def test_signatures_are_the_references(name: str, function: str) -> None:
 def one_layer(case: Case, backend: str, reverse: bool = False) -> tuple[Any, Any, dict[str, Any], Any]:
     """(the backend's module, spec, canonical parameters, packed block) of a case of one layer and direction."""
     layer = case.layer("float32", backend)
-    spec = layer._specs[0]
+    spec = layer._specs[0][0]
     params = {name.removesuffix("_l0"): p for name, p in layer.state_dict().items()}
     return module(backend), spec, params, module(backend).pack(spec, params, "float32", reverse)
 
@@ -114,29 +114,28 @@ def test_backward_goes_through_time_in_pieces_and_adds(case: Case, reverse: bool
     """Two stretches, the states' gradients carried over, give what one gives; gradients are added to what is there."""
     m, spec, params, block = one_layer(case, backend, reverse)
     drawn = case.draw()
-    h, c = named("{}", drawn.state)["h"][0], named("{}", drawn.state).get("c", [None])[0]
-    dh, dc = named("{}", drawn.dstate)["h"][0], named("{}", drawn.dstate).get("c", [None])[0]
+    initial, final = ([s[0] for s in named("{}", given).values()] for given in (drawn.state, drawn.dstate))
     T, B = case.T, case.B
     x, dy = drawn.x.reshape(T * B, -1), drawn.dy.reshape(T * B, -1)
     rows = Rows.dense(T, B)
     y = np.full((T * B, spec.R), np.nan, np.float32)
 
-    def ran() -> tuple[Any, Any, Any]:
+    def ran() -> tuple[Any, Any]:
         """The tape of a forward call, and the gradients of the final state."""
         tape = np.full((1, spec.tape_size(rows.N, B)), np.nan, np.float32)
-        m.forward([block], x, rows, h.copy()[None], None if c is None else c.copy()[None], y, tape)
+        m.forward([block], x, rows, tuple(s.copy()[None] for s in initial), y, tape)
         assert np.isfinite(y).all() and np.isfinite(tape).all(), "something was not written"
-        return tape[0], dh.copy(), None if dc is None else dc.copy()
+        return tape[0], tuple(s.copy() for s in final)
 
     def gradients() -> tuple[dict[str, Any], Any]:
         return {name: np.full_like(p, 0.5) for name, p in params.items()}, np.full_like(x, 0.25)
 
-    tape, whole_dh, whole_dc = ran()
+    tape, whole = ran()
     grads, dx = gradients()
-    m.backward(block, x, rows, whole_dh, whole_dc, tape, dy, dx, grads)
+    m.backward(block, x, rows, whole, tape, dy, dx, grads)
 
     for cut in range(1, T):
-        (tape, got_dh, got_dc), (got, got_dx) = ran(), gradients()
+        (tape, carried), (got, got_dx) = ran(), gradients()
         early, late = slice(0, cut * B), slice(cut * B, None)
         first, last = (late, early) if reverse else (early, late)  # in walking order
         border = slice(cut * B, (cut + 1) * B) if reverse else slice((cut - 1) * B, cut * B)
@@ -146,9 +145,9 @@ def test_backward_goes_through_time_in_pieces_and_adds(case: Case, reverse: bool
         for part, begins in ((last, between), (first, started)):
             piece = np.concatenate([a.ravel() for a in (*(kept[name][part] for name in spec.tape), *begins)])
             stretch = Rows.dense(len(range(T * B)[part]) // B, B)
-            m.backward(block, x[part], stretch, got_dh, got_dc, piece, dy[part], got_dx[part], got)
-        pieces = {"dx": got_dx, "dh": got_dh, **got} | ({} if c is None else {"dc": got_dc})
-        single = {"dx": dx, "dh": whole_dh, **grads} | ({} if c is None else {"dc": whole_dc})
+            m.backward(block, x[part], stretch, carried, piece, dy[part], got_dx[part], got)
+        pieces = {"dx": got_dx, **got, **named("d{}", carried)}
+        single = {"dx": dx, **grads, **named("d{}", whole)}
         for name, array in single.items():
             assert_near(pieces[name], array, TOLERANCE["values"], f"cut at {cut}: {name}")
 
@@ -162,8 +161,8 @@ def test_outputs_go_to_their_places(case: Case, backend: str) -> None:
     x = np.random.default_rng(0).standard_normal((rows.N, case.I), np.float32)
 
     def run(y: Any, row_map: Any) -> Any:
-        h, c = (np.zeros((2, rows.B, size), np.float32) for size in (spec.R, spec.H))
-        m.forward(blocks, x, rows, h, c if case.kind == "lstm" else None, y, row_map=row_map)
+        states = tuple(np.zeros((2, rows.B, width), np.float32) for width in spec.initial.values())
+        m.forward(blocks, x, rows, states, y, row_map=row_map)
         return y
 
     packed = run(np.full((rows.N, width), np.nan, np.float32), None)
@@ -182,9 +181,9 @@ def test_a_block_keeps_its_weights(backend: str) -> None:
     x = np.ones((2, 3), np.float32)
 
     def step() -> Any:
-        h = np.zeros((1, 2, 5), np.float32)
-        m.bind([block], x, h, np.zeros((1, 2, 5), np.float32))()
-        return h[0]
+        states = np.zeros((1, 2, 5), np.float32), np.zeros((1, 2, 5), np.float32)
+        m.bind([block], x, states)()
+        return states[0][0]
 
     before = step()
     for p in params.values():
@@ -208,7 +207,10 @@ def test_no_numpy_arithmetic_hides_in_the_compiled_backend(compiled: str, monkey
     assert np.isfinite(steps).all()
 
 
-@pytest.mark.parametrize("source", ["_backends", "layout", "packing", "recurrent", "cell", "stream", "_backends.c"])
+@pytest.mark.parametrize(
+    "source",
+    ["_backends", "layout", "packing", "engine", "layer", "spec_layer", "recurrent", "cell", "stream", "_backends.c"],
+)
 def test_no_matrix_product_is_written_outside_the_reference(source: str) -> None:
     """The operator cannot be made to raise; so it is looked for in the text."""
     tree = ast.parse(inspect.getsource(importlib.import_module(f"fastlstm.{source}")))

@@ -10,7 +10,8 @@ import pytest
 from cases import TOLERANCE
 
 import fastlstm as fl
-from fastlstm import memory, recurrent
+from fastlstm import engine, memory, packing
+from fastlstm import layer as tapes_and_gradients
 
 LAYERS = {
     "lstm, 2 directions, dropout": lambda **k: fl.LSTM(5, 9, 2, bidirectional=True, dropout=0.3, **k),
@@ -59,7 +60,8 @@ def test_less_memory(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.zeros((800, 4, 8), np.float32)
 
     def peak(every: int | None) -> int:
-        monkeypatch.setattr(recurrent, "buffers", memory.BufferPool())
+        for module in (engine, packing, tapes_and_gradients):
+            monkeypatch.setattr(module, "buffers", memory.BufferPool())
         tracemalloc.start()
         train(layer, x, None, every)
         most = tracemalloc.get_traced_memory()[1]

@@ -14,8 +14,7 @@ import pytest
 from cases import CELLS, LAYERS, TOLERANCE, TWO, Case, Drawn, assert_all_near, assert_near, assert_same_bits, named
 
 import fastlstm as fl
-from fastlstm import recurrent
-from fastlstm import stream as streams
+from fastlstm import packing, validation
 from fastlstm.validation import check_ids
 
 T, B, I, H = 5, 6, 4, 7  # noqa: E741
@@ -670,7 +669,12 @@ def test_one_layer_serves_eight_threads(backend: str) -> None:
 F32 = np.float32
 X, HN = np.zeros((T, B, I), F32), np.zeros((1, B, H), F32)
 BAD_CALLS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
-    (np.zeros((T, B, 5), F32), {}, ValueError, "x has shape (5, 6, 5), its last axis must be input_size = 4"),
+    (
+        np.zeros((T, B, 5), F32),
+        {},
+        ValueError,
+        "x has shape (5, 6, 5), expected (T, B, 4), or (T, 4) without a batch: its last axis must be input_size = 4",
+    ),
     (np.zeros((T, B, I, 1), F32), {}, ValueError, "x has shape (5, 6, 4, 1), expected (T, B, 4), or (T, 4)"),
     (np.zeros(I, F32), {}, ValueError, "x has shape (4,), expected (T, B, 4)"),
     (F32(1), {}, ValueError, "x has shape ()"),
@@ -806,7 +810,7 @@ def test_a_bad_layer_says_what_was_expected(make: Callable[[], Any], error: type
 
 BAD_CELL_CALLS: list[tuple[Any, Any, type[Exception], str]] = [
     (np.zeros((B, 5), F32), None, ValueError, "x has shape"),
-    (np.zeros((1, B, I), F32), None, ValueError, "x has shape (1, 6, 4), expected (batch, 4) or token ids (batch,)"),
+    (np.zeros((1, B, I), F32), None, ValueError, "x has shape (1, 6, 4), expected (B, 4), or (4,) without a batch"),
     (np.zeros((B, I)), None, ValueError, "x has dtype float64"),
     (np.zeros((B, I), F32), np.zeros((B, H), F32), TypeError, "is a pair (h, c)"),
     (np.zeros((B, I), F32), (np.zeros((B, H), F32),) * 3, TypeError, "is a pair (h, c)"),
@@ -854,6 +858,6 @@ def test_checked_ids_are_those_used(call: str, monkeypatch: pytest.MonkeyPatch) 
         check_ids(given, *rest)
         ids[...] = 1 << 40
 
-    for module in (recurrent, streams):
+    for module in (packing, validation):
         monkeypatch.setattr(module, "check_ids", check_then_write)
     np.testing.assert_array_equal(calls[call](), right)

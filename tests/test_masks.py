@@ -154,7 +154,7 @@ def test_padding_on_the_right_is_lengths(kind: str, lengths: tuple[int, ...], ba
     for a, b in zip(layer(drawn.x, mask=mask.T if batch_first else mask), layer(drawn.x, lengths=lengths), strict=True):
         assert_same_bits(named("{}", a), named("{}", b))
     batch, known = Batch.of_mask(mask, batch_first), Batch.of(T, B, np.array(lengths), batch_first)
-    assert batch.shape == known.shape and (batch.row_map is None) == (known.row_map is None)
+    assert batch.regular and known.regular and (batch.row_map is None) == (known.row_map is None)
 
 
 def test_masked_steps_have_no_rows() -> None:

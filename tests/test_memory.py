@@ -63,38 +63,35 @@ def exercise(case: Case, at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def guard(a: Any) -> Any:
         return guarded(a, at_end)
 
-    spec = case.layer()._specs[0]
+    spec = case.layer()._specs[0][0]
     params = {name.removesuffix("_l0"): guard(p) for name, p in case.layer().state_dict().items()}
     drawn = case.draw()
     lengths = np.sort([n for n in case.lengths or [case.T] * case.B if n])[::-1].astype(np.int64)
     rows = Rows.of_lengths(lengths)
     object.__setattr__(rows, "batch_sizes", guard(rows.batch_sizes))
     x = guard(drawn.x.reshape(-1, *drawn.x.shape[2:])[: rows.N].astype(np.int64 if case.ids else np.float32))
-    is_lstm = case.kind == "lstm"
 
-    def state() -> tuple[Any, Any]:
-        h, cell = guard(np.ones((1, rows.B, spec.R), np.float32)), guard(np.ones((1, rows.B, spec.H), np.float32))
-        return h, cell if is_lstm else None
+    def state() -> tuple[Any, ...]:
+        return tuple(guard(np.ones((1, rows.B, width), np.float32)) for width in spec.initial.values())
 
     for reverse in (False, True):
         block = c.pack(spec, params, "float32", reverse)
-        h, cell = state()
+        states = state()
         tape = guard(np.zeros((1, spec.tape_size(rows.N, rows.B)), np.float32))
         y = guard(np.zeros((rows.N, spec.R), np.float32))
-        c.forward([block], x, rows, *state(), y)
-        c.forward([block], x, rows, h, cell, y, tape)
+        c.forward([block], x, rows, state(), y)
+        c.forward([block], x, rows, states, y, tape)
         grads = {name: guard(np.zeros_like(p)) for name, p in params.items()}
         if case.ids:
             grads["weight_ih"] = guard(np.zeros(params["weight_ih"].shape[::-1], np.float32))
         dx = None if case.ids else guard(np.zeros_like(x))
         dy = guard(np.ones((rows.N, spec.R), np.float32))
-        c.backward(block, x, rows, h[0], cell[0] if is_lstm else None, tape[0], dy, dx, grads)
+        c.backward(block, x, rows, tuple(s[0] for s in states), tape[0], dy, dx, grads)
         assert y.any() and all(np.isfinite(g).all() and g.any() for g in grads.values())
     block = c.pack(spec, params, "float32")
-    state_h = guard(np.zeros((1, rows.B, spec.R), np.float32))
-    state_c = guard(np.zeros((1, rows.B, spec.H), np.float32)) if is_lstm else None
-    c.bind([block], guard(x[: rows.B]), state_h, state_c)()
-    assert state_h.any()
+    states = tuple(guard(np.zeros((1, rows.B, width), np.float32)) for width in spec.initial.values())
+    c.bind([block], guard(x[: rows.B]), states)()
+    assert states[0].any()
 
 
 def in_child(work: Callable[[], None]) -> int:

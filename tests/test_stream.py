@@ -195,16 +195,21 @@ def unwritable() -> Any:
 
 GOOD = np.ones((B, I), F32)
 BAD_STEPS: list[tuple[Any, Any, type[Exception], str]] = [
-    (np.ones((B, 5), F32), None, ValueError, "x has shape (3, 5), expected (3, 4): batch_size is 3, input_size 4"),
+    (
+        np.ones((B, 5), F32),
+        None,
+        ValueError,
+        "x has shape (3, 5), expected (3, 4): its last axis must be input_size = 4, batch_size is 3",
+    ),
     (np.ones((2, I), F32), None, ValueError, "x has shape (2, 4), expected (3, 4)"),
     (np.ones(I, F32), None, ValueError, "x has shape (4,), expected (3, 4)"),
     (np.ones((1, B, I), F32), None, ValueError, "x has shape (1, 3, 4), expected (3, 4)"),
     (np.ones((B, I)), None, ValueError, "x has dtype float64, the layer float32. Convert it with x.astype('float32')"),
-    (np.ones((B, I), int), None, TypeError, "integers are token ids of shape (3,)"),
+    (np.ones((B, I), int), None, TypeError, "integers are token ids, of shape (3,)"),
     (np.ones((B, I), bool), None, TypeError, "got dtype bool"),
     (None, None, TypeError, "got dtype object"),
     (np.array([0, 1, 4]), None, ValueError, "token ids must lie between 0 and input_size - 1 = 3, got 0 to 4"),
-    (np.array([0, 1]), None, ValueError, "token ids has shape (2,), expected (3,)"),
+    (np.array([0, 1]), None, ValueError, "x has shape (2,), expected (3,) for token ids: batch_size is 3"),
     (GOOD, np.ones((B, I), F32), ValueError, "out has shape (3, 4) and dtype float32, expected (3, 7) and float32"),
     (GOOD, np.ones((B, H)), ValueError, "out has shape (3, 7) and dtype float64, expected (3, 7) and float32"),
     (GOOD, np.ones((H, B), F32).T, ValueError, "out must be C-contiguous and writeable"),
@@ -232,13 +237,14 @@ def test_a_bad_state_changes_nothing(backend: str) -> None:
     s = fl.LSTM(I, H, backend=backend, seed=1).stream(B)
     s.step(GOOD)
     h, c = s.state
-    for bad, message in (
-        ((h, c[:, :2]), "state's c has shape (1, 2, 7), expected (1, 3, 7)"),
-        ((h.astype(float), c), "state's h has dtype float64"),
-        ((h + 1, c, c), "state of LSTM is a pair (h, c), got tuple"),
-        ((h + 1,), "state of LSTM is a pair (h, c), got tuple"),
+    for bad, error, message in (
+        ((h, c[:, :2]), ValueError, "state's c has shape (1, 2, 7), expected (1, 3, 7)"),
+        ((h.astype(float), c), ValueError, "state's h has dtype float64"),
+        ((h + 1, c, c), TypeError, "state of LSTM is a pair (h, c), got a tuple of 3"),
+        ((h + 1,), TypeError, "state of LSTM is a pair (h, c), got a tuple of 1"),
+        (h + 1, TypeError, "state of LSTM is a pair (h, c), got ndarray"),
     ):
-        with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        with pytest.raises(error, match=re.escape(message)):
             s.state = bad
     np.testing.assert_array_equal(s.state[0], h)
     np.testing.assert_array_equal(s.state[1], c)

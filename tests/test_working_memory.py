@@ -19,7 +19,7 @@ import pytest
 
 import fastlstm as fl
 from fastlstm._backends import backends
-from fastlstm.layer import Tape
+from fastlstm.spec_layer import RecurrentTape
 
 MIB = 1 << 20
 CACHED = 4 * MIB  # what a call may take beside its outputs: what stays in cache
@@ -162,7 +162,7 @@ def rises_with_a_million_tokens(backend: str) -> dict[str, int]:
 
     def step(ids: Any, update: bool = True) -> None:
         y, _, tape = layer.forward(ids)
-        _, _, grads = layer._backward(tape, y)  # as `fastlstm.text` does: gradients of the ids seen alone
+        _, _, grads = layer.backward(tape, y, sparse=True)  # as `fastlstm.text` does: gradients of the ids seen alone
         fl.clip_by_norm([grads], 1.0)
         if update:
             optimizer.step([grads])
@@ -198,7 +198,7 @@ def test_a_large_vocabulary_costs_no_memory(backend: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- the tape
-def nbytes(tape: Tape) -> int:
+def nbytes(tape: RecurrentTape) -> int:
     """Bytes of all arrays that a tape holds, each counted once."""
     found: dict[int, int] = {}
 
@@ -208,7 +208,7 @@ def nbytes(tape: Tape) -> int:
         for part in thing.values() if isinstance(thing, dict) else thing if isinstance(thing, (list, tuple)) else ():
             count(part)
 
-    count([tape.x, tape.kept, tape.masks])
+    count([tape.record.inputs, tape.record.kept, tape.record.masks])
     return sum(found.values())
 
 

@@ -4,12 +4,13 @@ A backend is a stateless module with four functions, the same in name, signature
 `fastlstm._backends.numpy`, whose docstrings are the contract:
 
     pack(spec, params, storage, reverse)                     a block: one direction of one layer, in the backend's form
-    forward(blocks, x, rows, h, c, y, tapes, at)             the directions of one layer over packed rows
-    backward(block, x, rows, h, c, tape, dy, dx, grads)      one direction, one stretch of time
-    bind(blocks, x, h, c) -> step()                          one step of all layers, everything bound
+    forward(blocks, x, rows, states, y, tapes, at, row_map)  the directions of one layer over packed rows
+    backward(block, x, rows, states, tape, dy, dx, grads)    one direction, one stretch of time
+    bind(blocks, x, states) -> step()                        one step of all layers, everything bound
 
 and says what it can do: ``DTYPES``, ``STORAGES``, ``unusable()`` (None, or why it cannot be used here, with the cure)
 and ``supports(spec, storage, dtype)`` (None, or why it cannot compute such a direction of a layer, with the cure).
+It may have more functions, those of the groups in `EXTRAS`, and lists the groups that it has in its own ``EXTRAS``.
 Modules are imported when first asked for: importing fastlstm loads none but this one.
 """
 
@@ -26,6 +27,23 @@ if TYPE_CHECKING:
 
 NAMES = ("c", "numba", "numpy")  # best first
 
+# The functions that a backend may have besides the four, with their parameters: a group is there as a whole or not at
+# all. The reference for "dense" is `_backends.numpy`; for "optimisers", the `optim` package's own loops.
+EXTRAS: dict[str, dict[str, str]] = {
+    "dense": {
+        "dense_pack": "params",
+        "dense_forward": "block, x",
+        "dense_backward": "block, x, dy, grads",
+        "dense_cross_entropy": "block, x, targets, factor, grads",
+    },
+    "optimisers": {
+        "update": "rule, numbers, arrays",
+        "update_columns": "p, ids, rows, lr",
+        "square_sum": "arrays",
+        "scale": "arrays, factor",
+    },
+}
+
 
 class BackendError(RuntimeError):
     """A backend or instruction set that was asked for cannot be used."""
@@ -33,6 +51,11 @@ class BackendError(RuntimeError):
 
 def module(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def provides(backend: ModuleType, group: str) -> bool:
+    """Whether a backend has a group of `EXTRAS`."""
+    return group in backend.EXTRAS
 
 
 def backends() -> dict[str, str | None]:

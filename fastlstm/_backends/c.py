@@ -31,6 +31,7 @@ except ImportError as error:
 
 DTYPES = ("float32",)
 STORAGES = ("float32",)
+EXTRAS = ("dense", "optimisers")
 FLOAT32 = np.dtype(np.float32)
 
 if ffi is not None:  # by names of our own, which are found sooner than attributes: a short call looks up many
@@ -161,6 +162,7 @@ class Block:
     """Packed weights of one direction of one layer, for the instruction set that was active."""
 
     spec: Spec
+    reverse: bool
     handle: Any  # fl_block *
     params: Any  # fl_params *
     keep: list[Array]  # what the handle and the params point to
@@ -189,6 +191,7 @@ def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, rever
     keep = list(given.values())
     block = Block(
         spec,
+        reverse,
         handle,
         new("fl_params *", given),
         keep,
@@ -224,8 +227,7 @@ def forward(
     blocks: list[Block],
     x: Array,
     rows: Rows,
-    h: Array,
-    c: Array | None,
+    states: tuple[Array, ...],
     y: Array | None,
     tapes: Array | None = None,
     at: int = 0,
@@ -233,6 +235,7 @@ def forward(
 ) -> None:
     """See `_backends.numpy.forward`."""
     first, D, of_ids = blocks[0], len(blocks), x.ndim == 1
+    h, c = states if len(states) > 1 else (states[0], None)
     work = rows.N * D * (first.work_of_ids if of_ids else first.work)
     _scratch.call(
         lib.flq_forward if work < LOCKED_WORK else lib.fl_forward,
@@ -264,8 +267,7 @@ def backward(
     block: Block,
     x: Array,
     rows: Rows,
-    h: Array,
-    c: Array | None,
+    states: tuple[Array, ...],
     tape: Array,
     dy: Array | None,
     dx: Array | None,
@@ -273,6 +275,7 @@ def backward(
 ) -> None:
     """See `_backends.numpy.backward`."""
     of_ids = x.ndim == 1
+    h, c = states if len(states) > 1 else (states[0], None)
     panels = lib.FL_BACKWARD_IDS if of_ids else lib.FL_BACKWARD
     if panels not in block.packed:
         with block.lock:
@@ -296,8 +299,9 @@ def backward(
 
 
 # ----------------------------------------------------------------------------------------------------------- streaming
-def bind(blocks: list[Block], x: Array, h: Array, c: Array | None) -> Callable[[], None]:
+def bind(blocks: list[Block], x: Array, states: tuple[Array, ...]) -> Callable[[], None]:
     """See `_backends.numpy.bind`. Every pointer is taken here, once: a step is one C call."""
+    h, c = states if len(states) > 1 else (states[0], None)
     L, B = h.shape[:2]
     handles = new("fl_block *[]", [k.handle for k in blocks])
     given = {"ids": from_buffer(INTS, x)} if x.ndim == 1 else {"x": from_buffer(FLOATS, x)}
@@ -345,31 +349,24 @@ def dense_forward(block: DenseBlock, x: Array) -> Array:
     return y
 
 
-def dense_backward(block: DenseBlock, x: Array, dy: Array) -> tuple[Array, dict[str, Array]]:
+def dense_backward(block: DenseBlock, x: Array, dy: Array, grads: dict[str, Array]) -> Array:
     """See `_backends.numpy.dense_backward`."""
-    dx, grads = _dense_gradients(block, x)
+    dx = buffers.empty(x.shape, FLOAT32)
     if len(x):
         _dense_call(lib.fl_dense_backward, block, x, (pointer(dy),), dx, grads)
-    return dx, grads
+    return dx
 
 
 def dense_cross_entropy(
-    block: DenseBlock, x: Array, targets: Array, factor: float
-) -> tuple[Array, Array, dict[str, Array]]:
+    block: DenseBlock, x: Array, targets: Array, factor: float, grads: dict[str, Array]
+) -> tuple[Array, Array]:
     """See `_backends.numpy.dense_cross_entropy`."""
     losses, logits = np.empty(len(x)), buffers.empty((len(x), block.handle.U), FLOAT32)
-    dx, grads = _dense_gradients(block, x)
+    dx = buffers.empty(x.shape, FLOAT32)
     if len(x):
         data = from_buffer(INTS, targets), factor, pointer(logits), from_buffer(DOUBLES, losses)
         _dense_call(lib.fl_dense_cross_entropy, block, x, data, dx, grads)
-    return losses, dx, grads
-
-
-def _dense_gradients(block: DenseBlock, x: Array) -> tuple[Array, dict[str, Array]]:
-    """Room for dx, and zeros for the parameters' gradients."""
-    shapes = {"weight": block.weight.shape} | ({"bias": (block.handle.U,)} if block.handle.bias != NULL else {})
-    grads = {name: buffers.zeros(shape, FLOAT32) for name, shape in shapes.items()}
-    return buffers.empty(x.shape, FLOAT32), grads
+    return losses, dx
 
 
 def _dense_call(

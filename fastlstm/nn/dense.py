@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from .._backends import choose
+from .._backends import choose, provides
 from .._backends.numpy import cross_entropy
-from ..layer import Layer, Tape
+from ..layer import Gradients, Layer, Tape
 from ..layout import Array, uniform
 from ..losses.base import share_of_row
-from ..packing import Batch
-from ..validation import as_numbers, check_shape, flag, float_dtype, positive, seed_or_none
+from ..validation import checked_dy, checked_rows, flag, positive, seed_or_none
 from ..weighting import IGNORE_INDEX, labels
+
+
+@dataclass
+class DenseTape(Tape):
+    """What `Dense.forward` kept."""
+
+    x: Array  # (..., I)
 
 
 class Dense(Layer):
@@ -49,45 +57,30 @@ class Dense(Layer):
         backend: str = "auto",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(dtype, backend)
         self.input_size, self.units = positive(input_size, "input_size"), positive(units, "units")
         self.bias = flag(bias, "bias")
-        self.dtype = float_dtype(dtype)
-        self._backend = backend
         self._connect()
         rng = np.random.default_rng(seed_or_none(seed))
         shapes = {"weight": (self.units, self.input_size)} | ({"bias": (self.units,)} if self.bias else {})
         self._params = {name: uniform(shape, self.input_size, rng, self.dtype) for name, shape in shapes.items()}
 
-    def _connect(self) -> None:
-        """Choose the backend; done at construction and after unpickling, perhaps on another machine."""
-        module = choose(self._backend, self.dtype.name)
-        self._module = module if hasattr(module, "dense_forward") else choose("numpy", self.dtype.name)
-        self._packed: tuple[int, Any] | None = None
+    def _choose(self) -> ModuleType:
+        module = super()._choose()
+        return module if provides(module, "dense") else choose("numpy", self.dtype.name)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._connect()
-
-    def __repr__(self) -> str:
-        shown = [str(self.input_size), str(self.units)]
-        shown += [] if self.bias else ["bias=False"]
-        shown += [f"dtype='{self.dtype}'"] if self.dtype != np.float32 else []
-        return f"Dense({', '.join(shown)})"
-
-    def _check_x(self, x: Any) -> Array:
-        x = as_numbers(x, "x", self.dtype)
-        if x.ndim == 0 or x.shape[-1] != self.input_size:
-            raise ValueError(f"x has shape {x.shape}, its last axis must be input_size = {self.input_size}")
-        return np.ascontiguousarray(x, self.dtype)
+    def _pack(self) -> Any:
+        return self._module.dense_pack(self._params)
 
     def _block(self) -> Any:
-        """The packed weights, packed anew only after a change."""
-        packed = self._packed
-        if packed is None or packed[0] != self._version:
-            with self._lock:
-                packed = self._packed = self._version, self._module.dense_pack(self._params)
-        return packed[1]
+        """The packed weights of now."""
+        return self._blocks()[1]
+
+    def _zeros(self) -> Gradients:
+        return Gradients({name: p.shape for name, p in self._params.items()}, self.dtype)
+
+    def _check_x(self, x: Any) -> Array:
+        return np.ascontiguousarray(checked_rows(x, self.input_size, self.dtype), self.dtype)
 
     def _product(self, x: Array) -> Array:
         """(..., I) -> (..., U)."""
@@ -98,7 +91,7 @@ class Dense(Layer):
         """y (..., U) for x (..., I), for inference."""
         return self._product(self._check_x(x))
 
-    def forward(self, x: Any) -> tuple[Array, Tape]:
+    def forward(self, x: Any) -> tuple[Array, DenseTape]:
         """y for training, and the tape for one `backward`.
 
         Parameters
@@ -112,10 +105,9 @@ class Dense(Layer):
             Holds a copy of x.
         """
         x = self._check_x(x).copy()
-        tape = Tape(self, self.version, Batch.of(1, x.size // self.input_size, None), False, [x], [], [])
-        return self._product(x), tape
+        return self._product(x), DenseTape(self, self.version, x)
 
-    def backward(self, tape: Tape, dy: Any) -> tuple[Array, dict[str, Array]]:
+    def backward(self, tape: DenseTape, dy: Any) -> tuple[Array, dict[str, Array]]:
         """Gradients of x and of the parameters. Uses up the tape.
 
         Parameters
@@ -137,13 +129,12 @@ class Dense(Layer):
         ValueError, TypeError
             dy does not fit; the tape still serves then.
         """
-        self._check_tape(tape)
-        x = tape.x[0]
-        dy = as_numbers(dy, "dy", self.dtype)
-        check_shape(dy, (*x.shape[:-1], self.units), "dy", "the shape of y")
+        self._check_tape(tape, DenseTape)
+        x, grads = tape.x, self._zeros()
+        dy = checked_dy(dy, (*x.shape[:-1], self.units), self.dtype)
         tape.used = True
         rows = np.ascontiguousarray(dy, self.dtype).reshape(-1, self.units)
-        dx, grads = self._module.dense_backward(self._block(), x.reshape(-1, self.input_size), rows)
+        dx: Array = self._module.dense_backward(self._block(), x.reshape(-1, self.input_size), rows, grads)
         return dx.reshape(x.shape), grads
 
     def cross_entropy(
@@ -190,19 +181,19 @@ class Dense(Layer):
         x = self._check_x(x)
         flat, rows = labels(targets, (*x.shape[:-1], self.units), ignore_index, mask, weights)
         share = share_of_row(reduction, rows)
-        kept = rows.take(x.reshape(-1, self.input_size))
+        kept, grads = rows.take(x.reshape(-1, self.input_size)), self._zeros()
         if rows.weights is None:
-            losses, dx, grads = self._module.dense_cross_entropy(self._block(), kept, flat, share)
+            losses, dx = self._module.dense_cross_entropy(self._block(), kept, flat, share, grads)
             loss = float(losses.sum()) * share
         else:
-            loss, dx, grads = self._weighted_cross_entropy(kept, flat, rows.weights, share)
+            loss, dx = self._weighted_cross_entropy(kept, flat, rows.weights, share, grads)
         return loss, rows.spread(dx).reshape(x.shape), grads
 
     def _weighted_cross_entropy(
-        self, x: Array, targets: Array, weights: Array, share: float
-    ) -> tuple[float, Array, dict[str, Array]]:
+        self, x: Array, targets: Array, weights: Array, share: float, grads: Gradients
+    ) -> tuple[float, Array]:
         """The same for rows x (K, I) of weights (K,), step by step: the fused kernel knows one factor for all rows."""
         logits = self._product(x)
         losses = cross_entropy(logits, targets, 1.0)
         logits *= (weights * share).astype(logits.dtype)[:, None]
-        return float(losses @ weights) * share, *self._module.dense_backward(self._block(), x, logits)
+        return float(losses @ weights) * share, self._module.dense_backward(self._block(), x, logits, grads)

@@ -29,10 +29,11 @@ from ...storage import problem
 from .. import numpy as reference
 from .runtime import kernels, team
 
-__all__ = ["DTYPES", "STORAGES", "backward", "bind", "forward", "kernels", "pack", "supports", "unusable"]
+__all__ = ["DTYPES", "EXTRAS", "STORAGES", "backward", "bind", "forward", "kernels", "pack", "supports", "unusable"]
 
 DTYPES = ("float32", "float64")
 STORAGES = ("float32", "float64")
+EXTRAS = ()
 
 NO_IDS = np.empty(0, np.int64)
 PACKED = RowMap(0, np.empty(0, np.int64))
@@ -150,8 +151,7 @@ def forward(
     blocks: list[Block],
     x: Array,
     rows: Rows,
-    h: Array,
-    c: Array | None,
+    states: tuple[Array, ...],
     y: Array | None,
     tapes: Array | None = None,
     at: int = 0,
@@ -163,17 +163,16 @@ def forward(
     y = None if y is None else y.reshape(-1, y.shape[-1])
     with team(rows.B * spec.H) as threads:
         for d, block in enumerate(blocks):
-            h_d, c_d = h[at + d], None if c is None else c[at + d]
-            tape = {} if tapes is None else begin_tape(spec, tapes[d], rows, h_d, c_d)
-            run(block, x, rows.offsets, h_d, c_d, y, d * spec.R, row_map or PACKED, tape, threads)
+            own = tuple(s[at + d] for s in states)
+            tape = {} if tapes is None else begin_tape(spec, tapes[d], rows, own)
+            run(block, x, rows.offsets, own, y, d * spec.R, row_map or PACKED, tape, threads)
 
 
 def run(
     block: Block,
     x: Array,
     offsets: Array,
-    h: Array,
-    c: Array | None,
+    states: tuple[Array, ...],
     y: Array | None,
     column: int,
     row_map: RowMap,
@@ -181,10 +180,11 @@ def run(
     threads: int,
 ) -> None:
     """One direction, its outputs from `column` of y on."""
-    empty = nothing(h.dtype)
+    empty = nothing(states[0].dtype)
+    h, c = states if len(states) > 1 else (states[0], empty)
     kernel = getattr(kernels(), f"{block.spec.kind}_forward")
     rows, ids = (empty, x) if x.ndim == 1 else (x, NO_IDS)
-    c, y = (empty if a is None else a for a in (c, y))
+    y = empty if y is None else y
     kept = tuple(tape.get(name, empty) for name in ("gates", "c", "h", "m"))
     at = row_map.step, row_map.sequences
     kernel(threads, offsets, block.reverse, rows, ids, block.forward, h, c, y, column, at, kept)
@@ -204,18 +204,17 @@ def backward(
     block: Block,
     x: Array,
     rows: Rows,
-    h: Array,
-    c: Array | None,
+    states: tuple[Array, ...],
     tape: Array,
     dy: Array | None,
     dx: Array | None,
     grads: dict[str, Array],
 ) -> None:
     """See `_backends.numpy.backward`."""
-    dy = nothing(h.dtype) if dy is None else plain(dy)
+    dy = nothing(states[0].dtype) if dy is None else plain(dy)
     back = {"lstm": lstm_backward, "gru": gru_backward, "rnn": rnn_backward}[block.spec.kind]
     with team(rows.B * block.spec.H) as threads:
-        for part in back(threads, block, h, c, parts_of_tape(block.spec, tape, rows), rows.offsets, dy, grads):
+        for part in back(threads, block, states, parts_of_tape(block.spec, tape, rows), rows.offsets, dy, grads):
             add_up(part, block, plain(x), dx, grads)
 
 
@@ -229,8 +228,7 @@ def previous(k: Block, tape: dict[str, Array], offsets: Array, name: str) -> Arr
 def lstm_backward(
     threads: int,
     k: Block,
-    h: Array,
-    c: Array | None,
+    states: tuple[Array, ...],
     tape: dict[str, Array],
     offsets: Array,
     dy: Array,
@@ -239,7 +237,7 @@ def lstm_backward(
     d, cells, spec = tape["gates"], tape["c"], k.spec
     h_prev, c_prev = previous(k, tape, offsets, "h"), previous(k, tape, offsets, "c")
     dh_all = buffers.empty(tape["h"].shape, d.dtype) if spec.proj_size else nothing(d.dtype)
-    kernels().lstm_backward(threads, offsets, k.reverse, dy, k.backward, h, c, d, cells, c_prev, dh_all)
+    kernels().lstm_backward(threads, offsets, k.reverse, dy, k.backward, *states, d, cells, c_prev, dh_all)
     if spec.proj_size:
         kernels().add_weights(dh_all, tape["m"], grads["weight_hr"])
     if spec.peepholes:
@@ -251,8 +249,7 @@ def lstm_backward(
 def gru_backward(
     threads: int,
     k: Block,
-    h: Array,
-    c: Array | None,
+    states: tuple[Array, ...],
     tape: dict[str, Array],
     offsets: Array,
     dy: Array,
@@ -261,7 +258,7 @@ def gru_backward(
     gates, h_prev, after = tape["gates"], previous(k, tape, offsets, "h"), k.spec.reset_after
     N, H = h_prev.shape
     d_rz, d_n, d_m = (buffers.empty(shape, gates.dtype) for shape in ((N, 2 * H), (N, H), (N if after else 0, H)))
-    kernels().gru_backward(threads, offsets, k.reverse, dy, k.backward, h, gates, h_prev, d_rz, d_n, d_m)
+    kernels().gru_backward(threads, offsets, k.reverse, dy, k.backward, *states, gates, h_prev, d_rz, d_n, d_m)
     recurrent = (d_m, h_prev) if after else (d_n, gates[:, 3 * H :].copy())  # the tape's last column: r * h
     return [Part(0, d_rz, d_rz, h_prev), Part(2 * H, d_n, *recurrent)]
 
@@ -269,15 +266,14 @@ def gru_backward(
 def rnn_backward(
     threads: int,
     k: Block,
-    h: Array,
-    c: Array | None,
+    states: tuple[Array, ...],
     tape: dict[str, Array],
     offsets: Array,
     dy: Array,
     grads: dict[str, Array],
 ) -> list[Part]:
     d = buffers.empty(tape["h"].shape, tape["h"].dtype)
-    kernels().rnn_backward(offsets, k.reverse, dy, k.backward, h, tape["h"], d)
+    kernels().rnn_backward(offsets, k.reverse, dy, k.backward, *states, tape["h"], d)
     return [Part(0, d, d, previous(k, tape, offsets, "h"))]
 
 
@@ -297,16 +293,17 @@ def add_up(part: Part, block: Block, x: Array, dx: Array | None, grads: dict[str
 
 
 # ----------------------------------------------------------------------------------------------------------- streaming
-def bind(blocks: list[Block], x: Array, h: Array, c: Array | None) -> Callable[[], None]:
+def bind(blocks: list[Block], x: Array, states: tuple[Array, ...]) -> Callable[[], None]:
     """See `_backends.numpy.bind`."""
+    h = states[0]
     offsets = np.array([0, h.shape[1]])
     work = h.shape[1] * max(k.spec.H for k in blocks)
     inputs = [x, *h[:-1]]
-    layers = [(k, inputs[i], h[i], None if c is None else c[i]) for i, k in enumerate(blocks)]
+    layers = [(k, inputs[i], tuple(s[i] for s in states)) for i, k in enumerate(blocks)]
 
     def step() -> None:
         with team(work) as threads:
-            for k, below, h_k, c_k in layers:
-                run(k, below, offsets, h_k, c_k, None, 0, PACKED, {}, threads)
+            for k, below, own in layers:
+                run(k, below, offsets, own, None, 0, PACKED, {}, threads)
 
     return step

@@ -20,6 +20,7 @@ from .recurrent import Block, bind, forward, pack
 __all__ = [
     "DERIVATIVES",
     "DTYPES",
+    "EXTRAS",
     "FUNCTIONS",
     "STORAGES",
     "Block",
@@ -40,6 +41,7 @@ __all__ = [
 
 DTYPES = ("float32", "float64")
 STORAGES = ("float32", "float64", "float16")
+EXTRAS = ("dense",)
 
 
 def unusable() -> str | None:

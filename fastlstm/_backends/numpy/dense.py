@@ -1,4 +1,4 @@
-"""The dense layer and its cross-entropy. Not of the contract: a backend without these takes them from here."""
+"""The dense layer and its cross-entropy: the extra functions "dense". A backend without them has these."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ def dense_forward(block: dict[str, Array], x: Array) -> Array:
     return y
 
 
-def dense_backward(block: dict[str, Array], x: Array, dy: Array) -> tuple[Array, dict[str, Array]]:
-    """Gradients for x (N, I) and dy (N, U): (dx, by name those of the parameters)."""
-    grads = {"weight": dy.T @ x} | ({"bias": dy.sum(axis=0)} if "bias" in block else {})
-    return dy @ block["weight"], grads
+def dense_backward(block: dict[str, Array], x: Array, dy: Array, grads: dict[str, Array]) -> Array:
+    """Gradient dx of x (N, I) for dy (N, U); those of the parameters are written to `grads`, which comes as zeros."""
+    np.matmul(dy.T, x, out=grads["weight"])
+    if "bias" in block:
+        dy.sum(axis=0, out=grads["bias"])
+    return dy @ block["weight"]
 
 
 def dense_cross_entropy(
-    block: dict[str, Array], x: Array, targets: Array, factor: float
-) -> tuple[Array, Array, dict[str, Array]]:
-    """A head in one: (losses (N,), dx, gradients by name), the gradients times `factor`; see `cross_entropy`."""
+    block: dict[str, Array], x: Array, targets: Array, factor: float, grads: dict[str, Array]
+) -> tuple[Array, Array]:
+    """A head in one: (losses (N,), dx), all gradients times `factor`; see `dense_backward` and `cross_entropy`."""
     logits = dense_forward(block, x)
     losses = cross_entropy(logits, targets, factor)
-    return losses, *dense_backward(block, x, logits)
+    return losses, dense_backward(block, x, logits, grads)
 
 
 def cross_entropy(rows: Array, targets: Array, factor: float) -> Array:

@@ -75,8 +75,7 @@ def backward(
     block: Block,
     x: Array,
     rows: Rows,
-    h: Array,
-    c: Array | None,
+    states: tuple[Array, ...],
     tape: Array,
     dy: Array | None,
     dx: Array | None,
@@ -90,7 +89,7 @@ def backward(
     x : (N, I) array, or (N,) integers
         The input; for token ids, the row of ``grads["weight_ih"]`` that each packed row adds to.
     rows : Rows
-    h, c : (B, R) and (B, H) arrays, c None but for LSTM
+    states : tuple of arrays, (B, width) each by the names and widths of ``spec.initial``
         The final state's gradient, overwritten in place with the initial one's.
     tape : (``spec.tape_size(N, B)``,) array
         What forward wrote of this direction.
@@ -111,10 +110,12 @@ def backward(
     for t in reversed(rows.steps(k.reverse)):
         b, at = rows.batch_sizes[t], slice(rows.offsets[t], rows.offsets[t + 1])
         h_prev[at] = previous(rows, k.reverse, t, kept["h"], kept["h0"])
+        h = states[0]
         dh = h[:b] if dy is None else h[:b] + dy[at]
         dh_all[at] = dh
         if spec.kind == "lstm":
-            assert c_prev is not None and c is not None
+            assert c_prev is not None
+            c = states[1]
             c_prev[at] = previous(rows, k.reverse, t, kept["c"], kept["c0"])
             dgates[at], h[:b], c[:b] = lstm_step_backward(k, kept, at, c_prev[at], dh, c[:b])
         elif spec.kind == "gru":

@@ -124,12 +124,13 @@ def rnn_step(k: Block, a: Array, h: Array) -> tuple[Array, dict[str, Array]]:
     return h, {"h": h}
 
 
-def step(k: Block, a: Array, h: Array, c: Array | None) -> tuple[Array, Array | None, dict[str, Array]]:
+def step(k: Block, a: Array, states: tuple[Array, ...]) -> tuple[tuple[Array, ...], dict[str, Array]]:
+    """(the states after a step, what goes on the tape) from a = W_x x + b: a (B, GH), states (B, width) each."""
     if k.spec.kind == "lstm":
-        assert c is not None
-        return lstm_step(k, a, h, c)
-    h, tape = (gru_step if k.spec.kind == "gru" else rnn_step)(k, a, h)
-    return h, None, tape
+        h, c, tape = lstm_step(k, a, *states)
+        return (h, c), tape
+    h, tape = (gru_step if k.spec.kind == "gru" else rnn_step)(k, a, *states)
+    return (h,), tape
 
 
 def input_product(k: Block, x: Array) -> Array:
@@ -164,8 +165,7 @@ def forward(
     blocks: list[Block],
     x: Array,
     rows: Rows,
-    h: Array,
-    c: Array | None,
+    states: tuple[Array, ...],
     y: Array | None,
     tapes: Array | None = None,
     at: int = 0,
@@ -178,8 +178,9 @@ def forward(
     blocks : list of D blocks, one for each direction
     x : (N, I) array or, as it lies the same, (T, B, I); or (N,) integer token ids
     rows : Rows
-    h, c : (L*D, B, R) and (L*D, B, H) arrays, c None but for LSTM
-        The initial states, overwritten in place with the final ones. Those of this layer are `at` and the following.
+    states : tuple of arrays, (L*D, B, width) each by the names and widths of ``spec.initial``
+        The initial states, h and for LSTM c, overwritten in place with the final ones. Those of this layer are `at`
+        and the following.
     y : (N, D*R) or (T, B, D*R) array, contiguous, optional
         Overwritten with the outputs, the directions side by side. With `row_map` of any shape (..., D*R).
     tapes : (D, ``spec.tape_size(N, B)``) array, optional
@@ -192,23 +193,22 @@ def forward(
     x = x if x.ndim == 1 else x.reshape(rows.N, -1)
     y = None if y is None else y.reshape(-1, y.shape[-1])
     for d, k in enumerate(blocks):
-        h_d, c_d, R = h[at + d], None if c is None else c[at + d], k.spec.R
-        tape = None if tapes is None else begin_tape(k.spec, tapes[d], rows, h_d, c_d)
+        own, R = tuple(s[at + d] for s in states), k.spec.R
+        tape = None if tapes is None else begin_tape(k.spec, tapes[d], rows, own)
         for t, now, a in input_products(k, x, rows):
             b = rows.batch_sizes[t]
-            h_t, c_t, kept = step(k, a, h_d[:b], None if c_d is None else c_d[:b])
-            h_d[:b] = h_t
-            if c_d is not None:
-                c_d[:b] = c_t
+            new, kept = step(k, a, tuple(s[:b] for s in own))
+            for s, s_t in zip(own, new, strict=True):
+                s[:b] = s_t
             if y is not None:
-                put(h_t, y[:, d * R : (d + 1) * R], now, t, row_map)
+                put(new[0], y[:, d * R : (d + 1) * R], now, t, row_map)
             if tape is not None:
                 for name in k.spec.tape:
                     tape[name][now] = kept[name]
 
 
 # ----------------------------------------------------------------------------------------------------------- streaming
-def bind(blocks: list[Block], x: Array, h: Array, c: Array | None) -> Callable[[], None]:
+def bind(blocks: list[Block], x: Array, states: tuple[Array, ...]) -> Callable[[], None]:
     """One step of all layers, with weights, input and state bound.
 
     Parameters
@@ -216,8 +216,8 @@ def bind(blocks: list[Block], x: Array, h: Array, c: Array | None) -> Callable[[
     blocks : list of L blocks, one direction each
     x : (B, I) array, or (B,) int64 token ids
         Read by every step.
-    h, c : (L, B, R) and (L, B, H) arrays, c None but for LSTM
-        The state, updated in place by every step.
+    states : tuple of arrays, (L, B, width) each by the names and widths of ``spec.initial``
+        The state, h and for LSTM c, updated in place by every step.
 
     Returns
     -------
@@ -228,9 +228,9 @@ def bind(blocks: list[Block], x: Array, h: Array, c: Array | None) -> Callable[[
     def one_step() -> None:
         below = x
         for layer, k in enumerate(blocks):
-            below, c_new, _ = step(k, input_product(k, below), h[layer], None if c is None else c[layer])
-            h[layer] = below
-            if c is not None:
-                c[layer] = c_new
+            new, _ = step(k, input_product(k, below), tuple(s[layer] for s in states))
+            for s, s_new in zip(states, new, strict=True):
+                s[layer] = s_new
+            below = new[0]
 
     return one_step

@@ -1,0 +1,203 @@
+"""The one loop over depth, directions and stretches of time, on packed rows.
+
+It takes packed blocks as arguments and owns no parameters: layers, cells and streams call it with their blocks, and so
+may any other owner of parameters. A state is a tuple of arrays by the names of ``spec.initial``: (h, c) for LSTM, (h,)
+for the others, (L*D, B, width) each, layer then direction. Blocks are a list for each layer of one block for each
+direction; a block knows its ``spec`` and whether it walks in ``reverse``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .layout import Array, Rows
+from .memory import buffers
+from .packing import Batch
+
+States = tuple[Array, ...]
+Blocks = Sequence[Sequence[Any]]
+
+WHOLE = slice(None)
+
+
+@dataclass
+class Record:
+    """What `forward` keeps for one `backward`.
+
+    Parameters
+    ----------
+    batch : Batch
+        How the sequences were packed.
+    every : int, optional
+        Steps of a stretch: of each stretch only the state before it is kept, and `backward` runs it forward once more
+        (Chen et al. 2016). None keeps a tape of everything.
+    copies: bool
+        Whether an input whose memory is the caller's is copied: else the caller must not write to it before `backward`.
+    """
+
+    batch: Batch
+    every: int | None = None
+    copies: bool = True
+    inputs: list[Array] = field(default_factory=list)  # of each layer: (N, I), or (N,) token ids
+    kept: list[Any] = field(
+        default_factory=list
+    )  # of each layer: (D, its tape); or the states by direction and stretch
+    masks: list[Array | None] = field(default_factory=list)  # of each layer: factors of its output (N, D*R), or None
+
+    def walk(self, block: Any) -> list[tuple[Rows, slice]]:
+        """The stretches in the order in which a block walks them: their rows, and where these lie among all rows."""
+        stretches = self.batch.rows.cut(self.every or max(1, self.batch.rows.T))
+        return stretches[::-1] if block.reverse else stretches
+
+
+def forward(
+    module: ModuleType,
+    blocks: Blocks,
+    x: Array,
+    batch: Batch,
+    states: States,
+    record: Record | None = None,
+    drop: Callable[[tuple[int, ...]], Array | None] | None = None,
+    packed: bool = False,
+) -> Array:
+    """Run all layers over a batch.
+
+    Parameters
+    ----------
+    module : module
+        The backend that packed the blocks.
+    blocks : list of L lists of D blocks
+    x : (T, B, I) array, or packed rows: (N, I), or (N,) int64 token ids
+        Not read where no sequence has a step.
+    batch : Batch
+    states : tuple of (L*D, B, width) arrays
+        The initial states, overwritten with the final ones.
+    record : Record, optional
+        Filled with what `backward` needs. Inference where None.
+    drop : function, optional
+        From the shape (N, D*R) of a layer's outputs to their factors, or to None for none. Asked of every layer but
+        the last.
+    packed : bool
+        Return the outputs as packed rows.
+
+    Returns
+    -------
+    y : (T, B, D*R) array, (B, T, D*R) for a batch that came batch-first; (N, D*R) with `packed`
+        Zeros where no sequence has a step.
+    """
+    rows, D, last = batch.rows, len(blocks[0]), len(blocks) - 1
+    width, dtype = D * blocks[0][0].spec.R, states[0].dtype
+    to_places = not packed and batch.regular and (record is None or record.every is None)
+    own = batch.pack_states(states)
+    given, x = x, batch.pack(x, dtype) if x.ndim == 3 else x  # here, so that no caller keeps packed rows alive
+    if record is not None and record.copies and np.may_share_memory(x, given):
+        x = buffers.copy(x)
+    del given
+    for layer, of_layer in enumerate(blocks):
+        if to_places and layer == last:
+            y, row_map = batch.room(width, dtype), batch.row_map
+        else:
+            y, row_map = buffers.empty((rows.N, width), dtype), None
+        if record is None:
+            if rows.N:
+                module.forward(of_layer, x, rows, own, y, None, layer * D, row_map)
+            x = y
+            continue
+        x = x if x.ndim == 1 else x.reshape(rows.N, of_layer[0].spec.I)
+        record.inputs.append(x)
+        if record.every is None:
+            tapes = buffers.empty((D, of_layer[0].spec.tape_size(rows.N, rows.B)), dtype)
+            if rows.N:
+                module.forward(of_layer, x, rows, own, y, tapes, layer * D, row_map)
+            record.kept.append(tapes)
+        else:
+            record.kept.append(_forward_stretches(module, of_layer, x, own, y, layer * D, record))
+        mask = drop(y.shape) if drop is not None and layer < last else None
+        record.masks.append(mask)
+        x = y if mask is None else y * mask
+    batch.unpack_states(states, own)
+    return y if to_places or packed else batch.unpack(y)
+
+
+def _forward_stretches(
+    module: ModuleType, blocks: Sequence[Any], x: Array, states: States, y: Array, at: int, record: Record
+) -> list[list[States]]:
+    """Run a layer, the first of its states being ``states[.][at]``, stretch by stretch; the states before each."""
+    kept = []
+    for d, block in enumerate(blocks):
+        before: list[States] = []
+        for rows, now in record.walk(block):
+            alive = tuple(s[at + d : at + d + 1, : rows.B] for s in states)
+            before.append(tuple(s[0].copy() for s in alive))
+            part = buffers.empty((rows.N, block.spec.R), y.dtype)
+            module.forward([block], x[now], rows, alive, part)
+            y[now, d * block.spec.R : (d + 1) * block.spec.R] = part
+        kept.append(before)
+    return kept
+
+
+def backward(
+    module: ModuleType,
+    blocks: Blocks,
+    record: Record,
+    dstates: States,
+    dy: Array | None,
+    grads: Sequence[Sequence[dict[str, Array]]],
+    ids: Array | None = None,
+) -> Array | None:
+    """Back-propagate through all layers. Uses up the record.
+
+    Parameters
+    ----------
+    module, blocks
+        As in `forward`.
+    record : Record
+        Of `forward` with the same blocks.
+    dstates : tuple of (L*D, B, width) arrays
+        Gradient of the final states, overwritten with that of the initial ones.
+    dy : (N, D*R) array, optional
+        Gradient of the outputs, as packed rows.
+    grads : list of L lists of D dicts of arrays
+        Added to: gradients of each block's parameters (``spec.parameters``).
+    ids : (N,) int64 array, optional
+        For token ids: the row of the first layer's ``weight_ih``, there (rows, G*H), that each packed row adds to.
+
+    Returns
+    -------
+    dx : (N, I) array, or None for token ids
+    """
+    batch, D = record.batch, len(blocks[0])
+    own = batch.pack_states(dstates)
+    for layer in reversed(range(len(blocks) if batch.rows.N else 0)):
+        x = ids if ids is not None and layer == 0 else record.inputs[layer]
+        dx = buffers.zeros(x.shape, own[0].dtype) if x.ndim == 2 else None
+        for d, block in enumerate(blocks[layer]):
+            R = block.spec.R
+            of_d = None if dy is None else dy if D == 1 else dy[:, d * R : (d + 1) * R]
+            for rows, now, tape in _tapes(module, block, record, layer, d):
+                carried = tuple(s[layer * D + d, : rows.B] for s in own)
+                part, into = None if of_d is None else of_d[now], None if dx is None else dx[now]
+                module.backward(block, x[now], rows, carried, tape, part, into, grads[layer][d])
+        mask = record.masks[layer - 1] if layer else None
+        dy = dx if mask is None or dx is None else dx * mask
+    batch.unpack_states(dstates, own)
+    if record.inputs[0].ndim == 1:
+        return None
+    return dy if batch.rows.N else record.inputs[0]  # without a row, the input is as empty as its gradient
+
+
+def _tapes(module: ModuleType, block: Any, record: Record, layer: int, d: int) -> Iterator[tuple[Rows, slice, Array]]:
+    """(rows, where these lie among all rows, tape) of each stretch of a direction, the stretch walked last first."""
+    kept = record.kept[layer][d]
+    if record.every is None:
+        yield record.batch.rows, WHOLE, kept
+        return
+    for (rows, now), before in zip(reversed(record.walk(block)), reversed(kept), strict=True):
+        tapes = buffers.empty((1, block.spec.tape_size(rows.N, rows.B)), before[0].dtype)
+        module.forward([block], record.inputs[layer][now], rows, tuple(s[None] for s in before), None, tapes)
+        yield rows, now, tapes[0]

@@ -1,0 +1,204 @@
+"""What recurrent layers and cells share: parameters that a `Spec` describes, packed into the backend's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from . import engine
+from ._backends import choose
+from .layer import Gradients, Layer, SparseGradient, Tape
+from .layout import Array, draw, suffix
+from .memory import buffers
+from .packing import compact_ids
+from .spec import ACTIVATIONS, DEFAULT_ACTIVATIONS, Activation, Kind, Spec, activation_sets, untrainable
+from .validation import StateForm, flag, positive, positive_number, seed_or_none
+
+State = Any  # (h, c) for LSTM, h for GRU and RNN
+
+
+@dataclass
+class RecurrentTape(Tape):
+    """What a recurrent layer's or cell's `forward` kept."""
+
+    unbatched: bool
+    record: engine.Record
+
+
+def direction_specs(kind: Kind, input_size: int, hidden_size: int, directions: int, options: Any) -> list[Spec]:
+    """The spec of each direction of one layer: they differ in the activations only.
+
+    Parameters
+    ----------
+    kind : {"lstm", "gru", "rnn"}
+    input_size, hidden_size, directions : int
+    options : dict
+        The layer's arguments that belong to its equation, by name; not changed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An option does not fit; the message says which.
+    """
+    options = dict(options)
+    bias, single = flag(options.pop("bias"), "bias"), flag(options.pop("single_bias", False), "single_bias")
+    clip = options.pop("clip", None)
+    name, default = ("nonlinearity", "tanh") if kind == "rnn" else ("activations", DEFAULT_ACTIVATIONS[kind])
+    sets = activation_sets(kind, options.pop(name, default), directions)
+    for name in ("peepholes", "input_forget", "reset_after"):
+        if name in options:
+            options[name] = flag(options[name], name)
+    if single and not bias:
+        raise ValueError("single_bias=True needs bias=True: with bias=False there is none")
+    if single and kind == "gru" and options.get("reset_after", True):
+        raise ValueError(
+            "a GRU with reset_after=True has two biases, since bias_hh of n is inside r * (...): "
+            "leave out single_bias, or take reset_after=False"
+        )
+    options |= {"biases": 0 if not bias else 1 if single else 2}
+    options |= {"clip": None if clip is None else positive_number(clip, "clip")}
+    return [Spec(kind, input_size, hidden_size, activations=of_one, **options) for of_one in sets]
+
+
+def named_activations(specs: Sequence[Spec]) -> Any:
+    """The activations of a layer's directions as its argument `activations` (for RNN, `nonlinearity`) takes them."""
+    sets: list[Any] = [
+        tuple(a.name if a == ACTIVATIONS[a.name] else tuple(a) for a in spec.activations) for spec in specs
+    ]
+    if specs[0].kind == "rnn":
+        sets = [of_one[0] for of_one in sets]
+    return sets[0] if sets[0] == sets[-1] else tuple(sets)
+
+
+def check_trainable(specs: Sequence[Spec]) -> None:
+    """Raise ValueError where an activation serves for inference only."""
+    activations: dict[Activation, None] = dict.fromkeys(f for spec in specs for f in spec.activations)
+    for f in activations:
+        if (why := untrainable(f)) is not None:
+            raise ValueError(f"activation {tuple(f)} cannot be trained: {why}. For inference call the layer itself")
+
+
+def unwrapped(states: engine.States, index: Any = None) -> State:
+    """A state as users have it: (h, c), or h alone; of each array the part at `index`, where that is given."""
+    parts = states if index is None else tuple(s[index] for s in states)
+    return parts if len(parts) > 1 else parts[0]
+
+
+class SpecLayer(Layer):
+    """A layer whose parameters `Spec` describes: what recurrent layers and cells share.
+
+    Parameters
+    ----------
+    arguments : dict
+        Those of the constructor by name.
+    num_layers, directions : int
+    """
+
+    kind: ClassVar[Kind]
+    _state_axes: ClassVar[tuple[str, ...]]  # of a state, in words
+
+    def __init__(self, arguments: Mapping[str, Any], num_layers: int = 1, directions: int = 1) -> None:
+        options = dict(arguments)
+        super().__init__(options.pop("dtype"), options.pop("backend"))
+        seed = options.pop("seed")
+        self.input_size = positive(options.pop("input_size"), "input_size")
+        self.hidden_size = positive(options.pop("hidden_size"), "hidden_size")
+        self.proj_size = positive(options.get("proj_size", 0), "proj_size", 0)
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(f"proj_size must be smaller than hidden_size, got {self.proj_size} and {self.hidden_size}")
+        self._storage = self.dtype.name  # what the backend keeps the matrices as
+        self._R, self._D = self.proj_size or self.hidden_size, directions
+        self._specs = [
+            direction_specs(
+                self.kind, self._D * self._R if layer else self.input_size, self.hidden_size, directions, options
+            )
+            for layer in range(num_layers)
+        ]
+        self._take_spec(options)
+        self._connect()
+        for_weights, for_dropout = np.random.SeedSequence(seed_or_none(seed)).spawn(2)
+        self._rng = np.random.default_rng(for_dropout)
+        rng = np.random.default_rng(for_weights)
+        for layer, specs in enumerate(self._specs):
+            for d, spec in enumerate(specs):
+                self._params |= {n + self._ending(layer, d): p for n, p in draw(spec, rng, self.dtype).items()}
+
+    def _take_spec(self, names: Iterable[str]) -> None:
+        """Give the arguments of these names that belong to the equation an attribute each."""
+        spec, named = self._specs[0][0], named_activations(self._specs[0])
+        values = {
+            "bias": spec.biases > 0,
+            "single_bias": spec.biases == 1,
+            "activations": named,
+            "nonlinearity": named,
+            **{name: getattr(spec, name) for name in ("peepholes", "reset_after", "clip", "input_forget")},
+        }
+        vars(self).update({name: value for name, value in values.items() if name in names})
+
+    def _connect(self) -> None:
+        super()._connect()
+        widths = {name.removesuffix("0"): width for name, width in self._specs[0][0].initial.items()}
+        self._state = StateForm(type(self).__name__, widths, self.dtype, self._state_axes)
+
+    @staticmethod
+    def _ending(layer: int, d: int) -> str:
+        """What follows a parameter's name."""
+        return suffix(layer, d)
+
+    def _choose(self) -> ModuleType:
+        return choose(self._backend, self.dtype.name, self._specs[0], self._storage)
+
+    def _pack(self) -> list[list[Any]]:
+        """The packed weights of each layer and direction."""
+        return [
+            [
+                self._module.pack(
+                    spec,
+                    {name: self._params[name + self._ending(layer, d)] for name in spec.parameters},
+                    self._storage,
+                    bool(d),
+                )
+                for d, spec in enumerate(specs)
+            ]
+            for layer, specs in enumerate(self._specs)
+        ]
+
+    @property
+    def rng_state(self) -> dict[str, Any]:
+        """State of the generator that dropout draws from; may be assigned, so that a run goes on as it would have."""
+        return dict(self._rng.bit_generator.state)
+
+    @rng_state.setter
+    def rng_state(self, state: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._rng.bit_generator.state = dict(state)
+
+    def _gradients(
+        self, tape: RecurrentTape, dy: Array | None, dstates: engine.States, sparse: bool
+    ) -> tuple[Array | None, Gradients]:
+        """(dx as packed rows, None for token ids; gradients by name) from dy, packed rows; dstates is overwritten."""
+        x = tape.record.inputs[0]
+        shapes = {name: p.shape for name, p in self._params.items()}
+        place, of_ids = None, {}
+        if x.ndim == 1:
+            seen, place = compact_ids(x, self.input_size)
+            for name in ["weight_ih" + self._ending(0, d) for d in range(self._D)]:
+                rows = buffers.zeros((len(seen), shapes[name][0]), self.dtype)
+                of_ids[name] = SparseGradient(seen, rows, shapes[name])
+        grads = Gradients(shapes, self.dtype, of_ids if sparse else {})
+        # What backends add to: for token ids the rows of those seen, however large the vocabulary.
+        targets = grads | {name: g.rows for name, g in of_ids.items()}
+        into = [
+            [{name: targets[name + self._ending(layer, d)] for name in spec.parameters} for d, spec in enumerate(specs)]
+            for layer, specs in enumerate(self._specs)
+        ]
+        _, blocks = self._blocks()
+        dx = engine.backward(self._module, blocks, tape.record, dstates, dy, into, place)
+        if not sparse:
+            for name, g in of_ids.items():
+                g.dense(grads[name])
+        return dx, grads
