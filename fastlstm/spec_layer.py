@@ -53,7 +53,7 @@ def direction_specs(kind: Kind, input_size: int, hidden_size: int, directions: i
         if name in options:
             options[name] = flag(options[name], name)
     if single and not bias:
-        raise ValueError("single_bias=True needs bias=True: with bias=False there is none")
+        raise ValueError("single_bias is one of the biases that bias=True gives: leave it out where there is none")
     if single and kind == "gru" and options.get("reset_after", True):
         raise ValueError(
             "a GRU with reset_after=True has two biases, since bias_hh of n is inside r * (...): "

@@ -107,9 +107,6 @@ CASES: dict[str, Bad] = {
     "a single bias without any": Bad(
         lambda bias: fl.LSTM(3, 4, bias=bias, single_bias=True), {"bias": False}
     ),
-    "a single bias of a GRU that resets after": Bad(
-        lambda reset_after: fl.GRU(3, 4, reset_after=reset_after, single_bias=True), {"reset_after": True}
-    ),
     "activations of two directions for one": Bad(
         lambda bidirectional: fl.LSTM(
             3, 4, bidirectional=bidirectional, activations=(("sigmoid", "tanh", "tanh"), ("sigmoid", "tanh", "relu"))
@@ -259,6 +256,8 @@ LOOKS_LIKE_CODE = re.compile(r"\.(astype|asarray|empty|filled|detach|real|tolist
 
 # Texts that name code without advising it, or advice that cannot be followed here, and why.
 NOT_TRIED = {
+    "a GRU with reset_after=True has two biases": "names what was given",
+    "needs X entries for X": "says when two tuples are taken; tests/test_equations.py gives them",
     "nesterov=True needs": "names what was given",
     "F1 with average='binary'": "names what was given; tests/test_metrics.py follows the advice",
     "Install versions that fit": "needs a Numba that does not fit NumPy",
