@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .recurrent import LSTM as LSTM
     from .recurrent import RNN as RNN
     from .schedules import CosineAnnealingLR as CosineAnnealingLR
+    from .schedules import LambdaLR as LambdaLR
     from .schedules import LinearLR as LinearLR
     from .schedules import ReduceLROnPlateau as ReduceLROnPlateau
     from .schedules import SequentialLR as SequentialLR
@@ -77,6 +78,7 @@ _HOME = {
     "clip_by_norm": "optim",
     "clip_by_value": "optim",
     "CosineAnnealingLR": "schedules",
+    "LambdaLR": "schedules",
     "LinearLR": "schedules",
     "ReduceLROnPlateau": "schedules",
     "SequentialLR": "schedules",

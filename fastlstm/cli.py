@@ -13,6 +13,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS
     os.environ.setdefault(_name, "1")
 
 import argparse
+import errno
 import importlib.resources
 import sys
 import time
@@ -21,41 +22,73 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, console, files, outputs
 from ._backends import BackendError, backends
-from .files import check_writable
+from .metrics import perplexity
 from .num_threads import threads
 from .text import CharModel, Settings, TextTraining
-from .train import Diverged, perplexity, run
+from .training import Callback, Diverged, Loop, Progress, Record, SaveError, StopOnSignal
+from .training.progress import SHOWN, mean_of_last
 from .validation import number
 
 FAILED, WRONG = 1, 2  # exit statuses: the work failed; what was given is wrong
 INTERRUPTED = 128  # plus the number of the signal, as shells have it
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # errors of writing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors are one line on stderr."""
+    console.fill_closed_descriptors()
     options = parser().parse_args(argv)
     try:
+        if sys.stdout is None and options.run in PRINTING:
+            raise OSError("standard output is closed, and there the result would go")
         status: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader, say `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        console.discard(sys.stdout)
+        return 0 if options.run in PRINTING else INTERRUPTED + 13
     except KeyboardInterrupt:
-        return complain("interrupted", INTERRUPTED + 2)
+        return complain(f"interrupted{state_of(options)}", INTERRUPTED + 2)
     except Diverged as error:
-        return complain(f"{error}. Lower lr or clip. The last checkpoint, if any, is in {options.out}", FAILED)
+        return complain(f"{error}. Lower lr or clip{state_of(options)}", FAILED)
+    except SaveError as error:
+        return complain(str(error), FAILED)
+    except MemoryError as error:
+        return complain(f"there is not enough memory{f': {error}' if str(error) else ''}{state_of(options)}", FAILED)
     except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
+        name = f"{error.filename}: " if error.filename else "standard output: " if error.errno in FULL else ""
         return complain(f"{name}{error.strerror or error}", WRONG)
     except (ValueError, BackendError, ImportError) as error:
         return complain(str(error), WRONG)
+    finally:
+        flush_or_discard()
+
+
+def flush_or_discard() -> None:
+    """Empty the buffer of standard output, which Python would else do at its end with an error text of its own."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        console.discard(sys.stdout)
+
+
+def state_of(options: argparse.Namespace) -> str:
+    """What the model file of a command that trains holds by now, as the end of a message."""
+    if options.run not in (train_text, demo):
+        return ""
+    try:
+        steps = int(files.load(options.out)[0]["optimizer.steps"])
+        return f"; {options.out} has the model of step {steps}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"; no model was written to {options.out}"
 
 
 def complain(message: str, status: int) -> int:
-    print(f"fastlstm: {' '.join(message.split())}", file=sys.stderr)
+    console.say(f"fastlstm: {' '.join(message.split())}")
     return status
 
 
@@ -70,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--out", default="model.safetensors", metavar="MODEL", help="model file (default: %(default)s)")
     train.add_argument("--resume", action="store_true", help="go on where MODEL stands")
     train.add_argument("--plot", metavar="PICTURE", help="draw the loss curve, e.g. loss.png")
+    train.add_argument("--force", action="store_true", help="replace a MODEL or PICTURE that exists")
     for f in fields(Settings):
         flag, kind, meaning = "--" + f.name.replace("_", "-"), f.metadata["type"], f.metadata["help"]
         shown = "" if f.default is None else f" (default: {f.default})"
@@ -94,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
     demo_ = commands.add_parser("demo", help="train about a minute on Shakespeare, write, and compare the backends")
     demo_.add_argument("--out", default="demo-model.safetensors", metavar="MODEL", help="(default: %(default)s)")
     demo_.add_argument("--plot", default="demo-loss.png", metavar="PICTURE", help="(default: %(default)s)")
+    demo_.add_argument("--force", action="store_true", help="replace files that an earlier demo has not made")
     demo_.add_argument("--seconds", type=float, default=60.0, help="of training (default: %(default)s)")
     demo_.set_defaults(run=demo)
 
@@ -107,6 +142,7 @@ def parser() -> argparse.ArgumentParser:
     bench_.add_argument("--threads", nargs="+", type=int, metavar="N", help="(default: 1; beside processes 2)")
     bench_.add_argument("--rounds", type=int, metavar="N", help="turns of each (default: 15; beside neighbours 5)")
     bench_.add_argument("--out", default="bench-report", metavar="FOLDER", help="(default: %(default)s)")
+    bench_.add_argument("--force", action="store_true", help="replace files in FOLDER that are of no earlier report")
     bench_.set_defaults(run=bench)
     return top
 
@@ -114,22 +150,27 @@ def parser() -> argparse.ArgumentParser:
 # ------------------------------------------------------------------------------------------------------------ commands
 def train_text(options: argparse.Namespace) -> int:
     """Train, or go on training."""
+    check_outputs(options, {"the text": options.file})
+    if options.resume and not os.path.exists(options.out):
+        raise ValueError(f"there is no {options.out} to resume: leave --resume out to begin")
+    if not (options.resume or options.force) and outputs.holds_something(options.out):
+        raise ValueError(
+            f"{options.out} exists: --resume goes on with its training, --force replaces it, another --out keeps it"
+        )
     text = read_text(options.file)
     given = {f.name: getattr(options, f.name) for f in fields(Settings) if hasattr(options, f.name)}
-    check_outputs(options.out, options.plot)
     if options.resume:
-        if not os.path.exists(options.out):
-            raise ValueError(f"there is no {options.out} to resume: leave --resume out to begin")
         job = TextTraining.resume(text, options.out, given)
-        print(f"resuming {options.out} at step {job.history.steps}", file=sys.stderr)
+        console.say(f"resuming {options.out} at step {job.steps}")
     else:
         job = TextTraining(text, Settings(**given), options.out)
+    files.check_writable(options.out, job.size_of_file())
     describe(job)
     stopped_by = train(job, options.plot)
     if stopped_by is not None:
         again = f"fastlstm train-text {options.file} --out {options.out} --resume"
-        return complain(f"stopped at step {job.history.steps} and saved; to go on: {again}", INTERRUPTED + stopped_by)
-    print(f"held-out perplexity {perplexity(job.history.held_out[-1][1]):.3f}; model in {options.out}")
+        return complain(f"stopped at step {job.steps} and saved; to go on: {again}", INTERRUPTED + stopped_by)
+    console.tell(f"held-out perplexity {perplexity(job.history.last('held_out')[0]):.3f}; model in {options.out}")
     return 0
 
 
@@ -150,20 +191,24 @@ def show_config(options: argparse.Namespace) -> int:
 
 def demo(options: argparse.Namespace) -> int:
     """Train about a minute, write 300 characters, draw the loss, compare the backends."""
-    check_outputs(options.out, options.plot)
+    check_outputs(options, {})
+    if not options.force and outputs.holds_something(options.out) and not made_by_demo(options.out):
+        raise ValueError(f"{options.out} exists and is not of an earlier demo: give another --out, or --force")
     text = (importlib.resources.files("fastlstm") / "data" / "shakespeare.txt").read_text(encoding="utf-8")
     settings = Settings(**DEMO)
     job = TextTraining(text, settings, options.out)
+    job.made_by = MADE_BY
+    files.check_writable(options.out, job.size_of_file())
     describe(job)
-    job.settings = replace(settings, steps=steps_within(options.seconds, job))
+    job.plan(steps_within(options.seconds, job))
     stopped_by = train(job, options.plot)
-    reached = f"; held-out perplexity {perplexity(job.history.held_out[-1][1]):.2f}" if job.history.held_out else ""
-    print(f"\nAfter {job.history.steps} steps it writes{reached}:\n")
-    write("", job.model.sample("", 300, 0.7, seed=1))
-    print(f"\nloss curve in {options.plot}, model in {options.out}\n")
+    reached = "".join(f"; held-out perplexity {perplexity(loss):.2f}" for loss in job.history.last("held_out"))
+    console.tell(f"\nAfter {job.steps} steps it writes{reached}:\n")
+    console.tell("".join(job.model.sample("", 300, 0.7, seed=1)))
+    console.tell(f"\nloss curve in {options.plot}, model in {options.out}\n")
     if stopped_by is not None:
         return INTERRUPTED + stopped_by
-    print(comparison(text, settings))
+    console.tell(comparison(text, settings))
     return 0
 
 
@@ -181,34 +226,38 @@ def bench(options: argparse.Namespace) -> int:
     chosen = cases.select(groups or ["inference", "odd", "lengths", "tokens", "others"], options.cases)
     plot.figure()  # what would fail after the measuring is to fail before it
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    report.check_folder(out, chosen, threads, options.force)
     ours = contenders.ours(options.isas)
     peers = contenders.peers() if options.peers else {}
     rivals = [*peers] or [name for name in [*ours][1:] if name == report.BASE_LINE]
     done = report.run(chosen, ours | peers, rivals, threads, rounds)
     if options.training and options.peers:
         arguments = ["--training", "--peers", *(["--cases", *options.cases] if options.cases else [])]
-        arguments += ["--threads", *map(str, threads), "--rounds", str(rounds)]
+        arguments += ["--threads", *map(str, threads), "--rounds", str(rounds), *["--force"] * options.force]
         done.tuned = report.tuned_ratios(arguments, out / "tuned")
-    print(f"report in {report.write(done, out)}")
+    console.tell(f"report in {report.write(done, out)}")
     return FAILED if any(one.wrong for entry in done.entries for one in entry.results.values()) else 0
 
 
 def bench_neighbours(options: argparse.Namespace) -> int:
     """Measure the first backend, and peers, beside busy neighbours, and write a report with every call's time."""
+    from . import report
     from .report import contenders, neighbours
 
     if options.training or options.cells or len(options.threads or [2]) > 1:
         raise ValueError("--neighbours has cases of its own, and takes one number of threads at a time")
     parts = neighbours.select(options.cases, *(options.threads or ()))
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    report.check_folder(out, None, replace=options.force)
     ours = dict([*contenders.ours().items()][:1])
     peers = contenders.peers() if options.peers else {}
     done = neighbours.run(parts, ours | peers, options.rounds or neighbours.RUNS)
-    print(f"report in {neighbours.write(done, out)}")
+    console.tell(f"report in {neighbours.write(done, out)}")
     wrong = any(one.wrong for entry in done.entries for one in entry.results[neighbours.QUIET].values())
     return FAILED if wrong else 0
+
+
+PRINTING = (sample, show_config)  # commands whose result is what they print
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
@@ -221,37 +270,45 @@ def read_text(path: str) -> str:
         ) from error
 
 
-def check_outputs(model: str, picture: str | None) -> None:
-    """Find out before the training what would fail after it."""
-    check_writable(model)
-    if picture:
+def check_outputs(options: argparse.Namespace, inputs: dict[str, str]) -> None:
+    """Find out before the training what would fail after it, and what would be lost by it."""
+    written = {"--out": options.out} | ({"--plot": options.plot} if options.plot else {})
+    outputs.check_distinct(written, inputs)
+    files.check_writable(options.out)
+    if options.plot:
         from . import plot
 
-        plot.check(picture)
+        plot.check(options.plot, options.force)
 
 
 def describe(job: TextTraining) -> None:
     model = job.model
     size = sum(p.size for p in model.to_arrays().values())
-    print(
-        f"{model.lstm!r} on backend {model.lstm.backend}, {size:,} parameters, {len(model.vocabulary)} characters",
-        file=sys.stderr,
+    console.say(
+        f"{model.lstm!r} on backend {model.lstm.backend}, {size:,} parameters, {len(model.vocabulary)} characters"
     )
 
 
 def train(job: TextTraining, picture: str | None) -> int | None:
     """Train to the end of the settings' steps; the signal that stopped it, if one did."""
-    s = job.settings
-    stopped_by = run(job, s.steps, s.evaluate_every, s.checkpoint_every)
-    history = job.history
-    if stopped_by is None and (not history.held_out or history.held_out[-1][0] < history.steps):
-        # For the reader and the picture only: a later continuation must not find it in the file.
-        history.held_out.append((history.steps, job.evaluate()))
+    signals = StopOnSignal()
+    callbacks: list[Callback] = [signals]
     if picture:
-        from . import plot
+        from .plot import LossCurve
 
-        plot.loss_curve(history, picture, f"{job.model.lstm!r}")
-    return stopped_by
+        callbacks.append(LossCurve(picture, f"{job.model.lstm!r}"))
+    callbacks.append(Progress(figures, job.tokens_per_step, "tok"))
+    job.run(callbacks=callbacks, evaluate_at_end=True, report=lambda text: console.say(f"fastlstm: {text}"))
+    return signals.number
+
+
+def figures(loop: Loop) -> dict[str, str]:
+    """What is shown while a text is trained on."""
+    loss = mean_of_last(loop.history.last("loss", SHOWN))
+    shown = {"loss": f"{loss:.3f}", "perplexity": f"{perplexity(loss):.2f}"}
+    if held_out := loop.history.last("held_out"):
+        shown["held-out"] = f"{perplexity(held_out[0]):.2f}"
+    return shown
 
 
 def write(prefix: str, characters: Iterable[str]) -> None:
@@ -269,18 +326,46 @@ DEMO |= {"evaluate_every": 500, "checkpoint_every": 0}
 COMPARED_STEPS = 20
 
 
+MADE_BY = "fastlstm demo"  # in the file of its model, which the next demo may replace
+
+
+def made_by_demo(path: str) -> bool:
+    """Whether a file holds the model of an earlier demo, and nothing that was trained since."""
+    try:
+        training = files.load(path)[1]["training"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return isinstance(training, dict) and training.get("made_by") == MADE_BY
+
+
+class StepTimes(Callback):
+    """Notes how many seconds each step takes."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._began = 0.0
+
+    def on_batch_begin(self, loop: Loop) -> None:
+        """See `Callback`."""
+        self._began = time.perf_counter()
+
+    def on_batch_end(self, loop: Loop) -> None:
+        """See `Callback`."""
+        self.seconds.append(time.perf_counter() - self._began)
+
+
+def timed_steps(job: TextTraining, count: int) -> list[float]:
+    """Take so many steps, without saving; the seconds of each."""
+    times = StepTimes()
+    Loop(job, [Record(), times], job.history, steps=job.steps).run(steps=job.steps + count)
+    return times.seconds
+
+
 def steps_within(seconds: float, job: TextTraining) -> int:
     """How many steps the time allows, measured on the first few, which count."""
     seconds = number(seconds, "seconds")
-    taken = [timed_step(job) for _ in range(10)]
+    taken = timed_steps(job, 10)
     return max(len(taken) + 1, round(seconds / (sum(taken[2:]) / len(taken[2:]))))
-
-
-def timed_step(job: TextTraining) -> float:
-    """Take one step; its seconds."""
-    begin = time.perf_counter()
-    job.history.losses.append(job.step())
-    return time.perf_counter() - begin
 
 
 def comparison(text: str, settings: Settings) -> str:
@@ -297,9 +382,9 @@ def compared(text: str, settings: Settings) -> list[str]:
             rows.append(f"{name:<10}not usable here: {reason}")
             continue
         job = TextTraining(text, replace(settings, backend=name), os.devnull)
-        seconds = sorted(timed_step(job) for _ in range(COMPARED_STEPS))[COMPARED_STEPS // 2]
-        losses[name] = job.history.losses
-        shown = perplexity(job.history.losses[-1])
+        seconds = sorted(timed_steps(job, COMPARED_STEPS))[COMPARED_STEPS // 2]
+        losses[name] = job.history["loss"]
+        shown = perplexity(losses[name][-1])
         rows.append(f"{name:<10}{job.tokens_per_step / seconds:>12,.0f}{shown:>14.4f}")
     apart = max(max(step) - min(step) for step in zip(*losses.values(), strict=True))
     rows.append(f"largest difference between the backends' losses at any step: {apart:.1e}")

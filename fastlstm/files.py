@@ -5,10 +5,14 @@ Knows arrays and dictionaries only. A file appears whole or not at all, and none
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import secrets
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +21,209 @@ import numpy as np
 from .layout import Array
 
 METADATA_KEY = "fastlstm"  # of the one metadata entry that holds the configuration
+STANDARD_STREAMS = ("standard input", "standard output", "standard error")  # by descriptor
+SPECIAL = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe (FIFO) or a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 class FileError(ValueError):
     """A file is not what it should be; the message says what is wrong with it."""
 
 
+# ------------------------------------------------------------------------------------------------------------- writing
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Put `data` in the place of the file `path`, which at every moment is wholly the old or wholly the new one.
+
+    A symbolic link stays one, and its target is replaced. Owner, group, permissions and extended attributes (access
+    control lists among them) of a replaced file are kept.
 
     Raises
     ------
     OSError
-        The old file, if any, is untouched then.
+        It cannot be written, or something stands there that no file may replace: a folder, a device, a pipe, a socket,
+        a read-only file. What stands there is untouched then.
     """
-    target = Path(os.path.realpath(path))  # a link stays a link
-    # In the same folder, since a rename is atomic only within one file system.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # else a crash may keep the rename and lose the content
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    target, before = destination(path)
+    with naming(path):
+        handle, temporary = temporary_beside(target, before)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                keep_access(file.fileno(), target, before)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # else a crash may keep the rename and lose the content
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     sync_folder(target.parent)
+
+
+def destination(path: str | os.PathLike[str]) -> tuple[Path, os.stat_result | None]:
+    """The file, with links followed, that writing to `path` makes or replaces; and that file's status if it exists.
+
+    Raises
+    ------
+    OSError
+        Something stands there that no file may replace.
+    """
+    name = os.fspath(path)
+    if not name:
+        raise FileNotFoundError("the name of the file to write is empty")
+    target = Path(os.path.realpath(path))
+    try:
+        before = os.stat(path)
+    except FileNotFoundError:
+        if str(name).endswith(os.sep):
+            raise IsADirectoryError(f"cannot write {name}: the name is that of a folder") from None
+        return target, None
+    kind = SPECIAL.get(stat.S_IFMT(before.st_mode))
+    if kind:
+        raise (IsADirectoryError if kind == "a folder" else OSError)(f"cannot write {name}: it is {kind}")
+    for descriptor, stream in enumerate(STANDARD_STREAMS):
+        with suppress(OSError):  # closed
+            if os.path.samestat(before, os.fstat(descriptor)):
+                kind = stream
+    if kind:
+        raise OSError(f"cannot write {name}: it is the {kind} of this process")
+    if not before.st_mode & 0o222:
+        raise PermissionError(f"cannot write {name}: it is read-only. To allow it: chmod u+w {name}")
+    return target, before
+
+
+def temporary_beside(target: Path, before: os.stat_result | None) -> tuple[int, Path]:
+    """A new file, open for writing, in the folder of `target`: a rename is atomic only within one file system."""
+    # The name does not grow with the target's, which may have the greatest length allowed.
+    temporary = target.with_name(f".fastlstm-{secrets.token_hex(6)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    # What replaces a private file is private from its first moment.
+    return os.open(temporary, flags, 0o666 if before is None else 0o600), temporary
+
+
+def keep_access(handle: int, target: Path, before: os.stat_result | None) -> None:
+    """Give an open file the owner, group, permissions and extended attributes of the file that it is to replace.
+
+    Raises
+    ------
+    PermissionError
+        That file has another owner, whom this process cannot make the owner of a file.
+    """
+    if before is None or not hasattr(os, "fchown"):
+        return
+    mode, ours = stat.S_IMODE(before.st_mode), os.fstat(handle)
+    if ours.st_gid != before.st_gid:
+        try:
+            os.fchown(handle, -1, before.st_gid)
+        except OSError:  # the new group may do what all others may
+            mode = (mode & ~0o070) | (mode & 0o070 & ((mode & 0o007) << 3))
+    if ours.st_uid != before.st_uid:
+        try:
+            os.fchown(handle, before.st_uid, -1)
+        except OSError:
+            raise PermissionError(
+                f"cannot replace {target}: it belongs to user {before.st_uid}, and only that user or root can keep it "
+                "so. Make a copy of your own, and name that one"
+            ) from None
+    os.fchmod(handle, mode)
+    if hasattr(os, "listxattr"):
+        with suppress(OSError):  # a file system without them
+            for name in os.listxattr(target):
+                with suppress(OSError):  # one that only the system sets
+                    os.setxattr(handle, name, os.getxattr(target, name))
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let errors of the system name the file that was to be written, in place of a temporary one or none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", os.fspath(path)) from error
 
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable, where the system can."""
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+    except OSError:  # Windows opens no folders, and a folder may be closed to readers
         return
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what file systems say that cannot
+            raise
     finally:
         os.close(handle)
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise OSError if a file could not be written there: to be asked before the work, not after it."""
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+def check_writable(path: str | os.PathLike[str], size: int = 0) -> None:
+    """Raise what writing `size` bytes to `path` would raise: to be asked before the work, not after it.
+
+    A temporary file is made in the folder, of that size where the system can reserve room, and removed.
+
+    Raises
+    ------
+    OSError
+        See `write_atomically`; or there is no such folder, no permission, no room.
+    """
+    target, before = destination(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {target.parent}")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write {path}: no permission to write in {target.parent}")
+    if str(target) in mount_points():
+        raise OSError(
+            f"cannot write {path}: it is mounted by itself and so cannot be replaced. Mount its folder instead"
+        )
+    with naming(path):
+        if before is not None:
+            os.close(os.open(target, os.O_WRONLY))
+            check_sticky(target, before)
+        handle, temporary = temporary_beside(target, before)
+        try:
+            keep_access(handle, target, before)
+            reserve(handle, size, path)
+        finally:
+            os.close(handle)
+            temporary.unlink(missing_ok=True)
 
 
+def reserve(handle: int, size: int, path: str | os.PathLike[str]) -> None:
+    """Take `size` bytes of room for an open file, or raise OSError."""
+    if not size or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # a file system that reserves nothing
+            return
+        raise OSError(error.errno, f"{error.strerror}: {size:,} bytes are needed", os.fspath(path)) from error
+
+
+def check_sticky(target: Path, before: os.stat_result) -> None:
+    """Raise PermissionError where the folder, as /tmp, lets only the owner replace a file."""
+    folder = target.parent.stat()
+    user = os.geteuid() if hasattr(os, "geteuid") else 0
+    if folder.st_mode & stat.S_ISVTX and user not in (0, before.st_uid, folder.st_uid):
+        raise PermissionError(errno.EPERM, "only its owner may replace it in this folder", os.fspath(target))
+
+
+def mount_points() -> set[str]:
+    """Where something is mounted, on Linux; elsewhere none. A single file may be, as into a container."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return set()
+    names = (re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), line.split()[4]) for line in lines)
+    return {os.fsdecode(name) for name in names}
+
+
+# ---------------------------------------------------------------------------------------------- arrays, configuration
 def save(path: str | os.PathLike[str], arrays: Mapping[str, Array], config: Mapping[str, Any]) -> None:
     """Write arrays and configuration to a file, atomically.
 

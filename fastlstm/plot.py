@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io as memory
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,15 @@ import numpy as np
 
 from .files import check_writable, write_atomically
 from .layout import Array
-from .train import History, perplexity
+from .metrics import perplexity
+from .outputs import carries, holds_something
+from .training import Callback, History, Loop
 
+Name = str | os.PathLike[str]
 TRAINING, HELD_OUT, GRID = "#4c72b0", "#c44e52", "#d9d9d9"  # blue and red that also differ in brightness
+MARK = "fastlstm loss curve"  # in the metadata of a picture
+MARKED = {"png": "Software", "svg": "Creator", "pdf": "Creator", "ps": "Creator", "eps": "Creator"}
+ROOM = 1 << 17  # bytes, about, that curves add to an empty picture
 TICKS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000)  # of perplexity, about evenly far apart
 
 
@@ -32,17 +38,48 @@ def figure() -> Any:
     return Figure(figsize=(8, 4.5), layout="constrained")
 
 
-def check(path: str | os.PathLike[str]) -> None:
+def kind_of(path: Name) -> str:
+    """The kind of picture that a file's ending names."""
+    return Path(path).suffix.lstrip(".").lower()
+
+
+def check_kind(path: Name) -> None:
+    """Raise ImportError without matplotlib, ValueError where the file's ending names no kind of picture."""
+    kinds = figure().canvas.get_supported_filetypes()
+    if kind_of(path) not in kinds:
+        raise ValueError(f"cannot draw {path}: its ending must be one of {', '.join(sorted(kinds))}")
+
+
+def drawn(fig: Any, path: Name) -> bytes:
+    """A figure as the content of a file of this name, marked as made here where its kind can carry a mark."""
+    picture, kind = io.BytesIO(), kind_of(path)
+    key = MARKED.get(kind)
+    mark = {"metadata": {key: MARK}} if key else {}
+    fig.savefig(picture, format=kind, dpi=150, **mark)
+    return picture.getvalue()
+
+
+def check(path: Name, replace: bool = False) -> None:
     """Raise what drawing to `path` would raise: to be asked before the work, not after it.
+
+    Parameters
+    ----------
+    path : path
+    replace : bool
+        Whether any file may be replaced. Without it only a picture that was drawn here.
 
     Raises
     ------
     ImportError, OSError, ValueError
     """
-    kinds = figure().canvas.get_supported_filetypes()
-    if Path(path).suffix.lstrip(".").lower() not in kinds:
-        raise ValueError(f"cannot draw {path}: its ending must be one of {', '.join(sorted(kinds))}")
-    check_writable(path)
+    check_kind(path)
+    try:
+        size = len(drawn(figure(), path))
+    except Exception as error:  # a kind that needs a program or a library that is not here
+        raise ValueError(f"cannot draw {path}: {type(error).__name__}: {error}. Choose another ending") from error
+    check_writable(path, ROOM + size)
+    if not replace and holds_something(path) and not carries(path, MARK.encode()):
+        raise ValueError(f"{path} exists and is no picture of fastlstm: give another name, or --force to replace it")
 
 
 def smooth(values: Array) -> Array:
@@ -59,12 +96,31 @@ def logarithm(values: Any) -> Any:
     return np.log(np.maximum(values, np.finfo(float).tiny))
 
 
-def loss_curve(history: History, path: str | os.PathLike[str], title: str = "") -> None:
+class LossCurve(Callback):
+    """Draws the loss curve at the end of a run, unless an error ended it.
+
+    Parameters
+    ----------
+    path, title
+        See `loss_curve`.
+    """
+
+    def __init__(self, path: Name, title: str = "") -> None:
+        self.path, self.title = path, title
+
+    def on_train_end(self, loop: Loop) -> None:
+        """See `Callback`."""
+        if loop.error is None:
+            loss_curve(loop.history, self.path, self.title)
+
+
+def loss_curve(history: History, path: Name, title: str = "") -> None:
     """Draw the training loss, smoothed, and the held-out loss; the right axis tells both as perplexity.
 
     Parameters
     ----------
     history : History
+        Its columns ``loss`` and ``held_out``.
     path : path
         Its ending says the kind of picture: .png, .svg, .pdf and others.
     title : str
@@ -72,18 +128,16 @@ def loss_curve(history: History, path: str | os.PathLike[str], title: str = "") 
     Raises
     ------
     ImportError, OSError, ValueError
-        As `check`.
     """
-    check(path)
+    check_kind(path)
     fig = figure()
     axes = fig.add_subplot()
-    losses = np.array(history.losses)
-    steps = np.arange(1, len(losses) + 1)
-    if len(losses):
+    if points := history.points("loss"):
+        steps, losses = np.array(points).T
         axes.plot(steps, losses, color=TRAINING, alpha=0.25, linewidth=0.8)
         axes.plot(steps, smooth(losses), color=TRAINING, linewidth=1.8, label="training")
-    if history.held_out:
-        at, held_out = zip(*history.held_out, strict=True)
+    if points := history.points("held_out"):
+        at, held_out = zip(*points, strict=True)
         label = f"held out (last perplexity {perplexity(held_out[-1]):.2f})"
         axes.plot(at, held_out, color=HELD_OUT, linewidth=1.8, marker="o", markersize=4, label=label)
     axes.set(xlabel="step", ylabel="loss (nats per character)", title=title)
@@ -96,6 +150,4 @@ def loss_curve(history: History, path: str | os.PathLike[str], title: str = "") 
     axes.spines["top"].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
-    picture = memory.BytesIO()
-    fig.savefig(picture, format=Path(path).suffix.lstrip(".").lower(), dpi=150)
-    write_atomically(path, picture.getvalue())
+    write_atomically(path, drawn(fig, path))

@@ -8,7 +8,7 @@ number of steps taken, so that number is all that a checkpoint has to keep, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -132,6 +132,25 @@ class LinearLR(Schedule):
         """See `Schedule`."""
         done = min(steps, self.total_iters) / self.total_iters
         return self.base_lr * (self.start_factor + (self.end_factor - self.start_factor) * done)
+
+
+class LambdaLR(Schedule):
+    """lr times what a function of the number of steps taken returns.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    lr_lambda : function
+        From the number of steps taken, an int, to the factor, at least 0. It is no part of `state_dict`.
+    """
+
+    def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:
+        self.lr_lambda = lr_lambda
+        super().__init__(optimizer)
+
+    def lr_of(self, steps: int) -> float:
+        """See `Schedule`."""
+        return self.base_lr * self.lr_lambda(steps)
 
 
 class SequentialLR(Schedule):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -23,12 +24,14 @@ from .losses import softmax_cross_entropy
 from .nn import Dense
 from .optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, clip_by_norm
 from .recurrent import LSTM
+from .schedules import LambdaLR
 from .spec_layer import State
-from .train import Diverged, History
+from .training import Callback, Checkpoint, Diverged, Evaluation, History, Loop, Record
 from .validation import number, positive, probability
 
 KIND = "character model"  # in the configuration of a model file
 HELD_OUT = 0.05  # share of the text, at its end, that is not trained on
+HEADER = 1 << 16  # bytes, about, of a file's configuration and names
 EVALUATION_STEPS = 128  # steps of one call in evaluation: bounds its memory
 
 
@@ -36,6 +39,16 @@ EVALUATION_STEPS = 128  # steps of one call in evaluation: bounds its memory
 def vocabulary_of(text: str) -> str:
     """The characters of a text, each once, sorted: a character's place is its token id."""
     return "".join(sorted(set(text)))
+
+
+def check_characters(vocabulary: str) -> None:
+    """Raise ValueError where a vocabulary has what no file can hold: halves of surrogate pairs."""
+    halves = [character for character in vocabulary if "\ud800" <= character <= "\udfff"]
+    if halves:
+        raise ValueError(
+            f"{' '.join(map(repr, halves[:5]))} {'are no characters' if len(halves) > 1 else 'is no character'} but "
+            "undecoded bytes or halves of characters, which no file can hold: decode the text with its own encoding"
+        )
 
 
 def encode(text: str, vocabulary: str) -> Array:
@@ -88,6 +101,7 @@ class CharModel:
         backend: str = "auto",
         seed: int | None = None,
     ) -> None:
+        check_characters(vocabulary)
         self.vocabulary = vocabulary
         V = len(vocabulary)
         lstm_seed, head_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
@@ -274,11 +288,15 @@ class Settings:
         if self.lr is not None:
             number(self.lr, "lr")
 
-    def lr_of(self, step: int) -> float:
-        """Learning rate of a step, the first being 1."""
-        lr = LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
+    @property
+    def base_lr(self) -> float:
+        """The learning rate before it falls."""
+        return LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
+
+    def lr_factor(self, taken: int) -> float:
+        """By what the learning rate is multiplied after so many steps, for `schedules.LambdaLR`."""
         falling = self.steps * min(self.decay, 1.0)
-        return lr * min(1.0, (self.steps - step + 1) / falling) if falling else lr
+        return min(1.0, max(0, self.steps - taken) / falling) if falling else 1.0
 
 
 # These may differ between a run and its continuation; the others make the model and its place in the text.
@@ -286,7 +304,7 @@ CHANGEABLE = frozenset({"lr", "decay", "clip", "steps", "backend", "evaluate_eve
 
 
 class TextTraining:
-    """A character model in training on one text: a `fastlstm.train.Job`.
+    """A character model in training on one text: a `fastlstm.training.Task`, and `run` trains it.
 
     Parameters
     ----------
@@ -329,25 +347,93 @@ class TextTraining:
             backend=settings.backend,
             seed=settings.seed,
         )
-        self.optimizer: Optimizer = OPTIMIZERS[settings.optimizer](self.model.layers, 0.0)
+        self.optimizer: Optimizer = OPTIMIZERS[settings.optimizer](self.model.layers, settings.base_lr)
+        self.schedule = LambdaLR(self.optimizer, lambda taken: self.settings.lr_factor(taken))
         self.history = History()
+        self.made_by = ""  # written into the file, where not empty
         self.position: int = 0  # where the next window begins, and in which state
         self.state: State = None
+        self._state_after: State = None  # of the window whose gradients were computed last
+
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return self.schedule.steps
+
+    def plan(self, steps: int) -> None:
+        """Set the number of steps in all, from which a falling learning rate follows."""
+        self.settings = replace(self.settings, steps=steps)
+        self.schedule.load_state_dict({"steps": self.steps, "base_lr": self.settings.base_lr})
+
+    def run(
+        self,
+        steps: int | None = None,
+        callbacks: Sequence[Callback] = (),
+        *,
+        evaluate_at_end: bool = False,
+        report: Callable[[str], None] = warnings.warn,
+    ) -> Loop:
+        """Train until so many steps have been taken in all, evaluating and saving as the settings say; then save.
+
+        Parameters
+        ----------
+        steps : int, optional
+            Those of the settings unless given.
+        callbacks : sequence of Callback
+            Beside those that record, evaluate and save.
+        evaluate_at_end : bool
+            See `training.Evaluation`.
+        report : function
+            See `training.Checkpoint`.
+
+        Returns
+        -------
+        loop : Loop
+            As the run left it.
+        """
+        s = self.settings
+        own = [
+            Evaluation(lambda: {"held_out": self.evaluate()}, s.evaluate_every, evaluate_at_end),
+            Checkpoint(self.save, self.path, s.checkpoint_every, report),
+        ]
+        loop = Loop(self, [Record(), *callbacks, *own], self.history, steps=self.steps)
+        return loop.run(steps=s.steps if steps is None else steps)
 
     def step(self) -> float:
         """Train on the next window of every stream; returns its mean loss."""
-        T = self.settings.seq_len
-        window = slice(self.position, self.position + T)
-        loss, state, grads = self.model.gradients(self._inputs[window], self._targets[window], self.state)
-        norm = clip_by_norm(grads, self.settings.clip or math.inf)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(f"training diverged at step {self.history.steps + 1}: loss {loss}, gradients' norm {norm}")
-        self.optimizer.lr = self.settings.lr_of(self.history.steps + 1)
-        self.optimizer.step(grads)
-        self.position, self.state = self.position + T, state
-        if self.position + T > len(self._inputs):  # the text begins again
+        figures, gradients = self.gradients(next(self.batches()))
+        self.update(gradients)
+        return figures["loss"]
+
+    def batches(self) -> Iterator[slice]:
+        """Where the windows lie, from the next one to the last one of the text."""
+        while True:
+            yield slice(self.position, self.position + self.settings.seq_len)
+            if self.position == 0:  # the text begins again
+                return
+
+    def gradients(self, window: slice) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Mean loss of a window, and the clipped gradients of the model's layers."""
+        dropout = self.model.lstm._rng.bit_generator
+        before = dropout.state
+        try:
+            loss, state, grads = self.model.gradients(self._inputs[window], self._targets[window], self.state)
+            norm = clip_by_norm(grads, self.settings.clip or math.inf)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise Diverged(f"training diverged at step {self.steps + 1}: loss {loss}, gradients' norm {norm}")
+        except BaseException:
+            dropout.state = before
+            raise
+        self._state_after = state
+        return {"loss": loss}, grads
+
+    def update(self, gradients: list[dict[str, Any]]) -> None:
+        """Take the step, and go on to the next window."""
+        self.optimizer.step(gradients)
+        self.schedule.step()
+        self.position, self.state = self.position + self.settings.seq_len, self._state_after
+        if self.position + self.settings.seq_len > len(self._inputs):  # the text begins again
             self.position, self.state = 0, None
-        return loss
 
     def evaluate(self) -> float:
         """Mean loss on the held-out end of the text."""
@@ -355,17 +441,28 @@ class TextTraining:
 
     def save(self) -> None:
         """Write model and checkpoint, one file, atomically."""
-        optimizer = {f"optimizer.{name}": a for name, a in self.optimizer.state_dict().items()}
-        history = {f"history.{name}": a for name, a in self.history.to_arrays().items()}
-        state = {} if self.state is None else {"state.h": self.state[0], "state.c": self.state[1]}
         training = {
             "settings": asdict(self.settings),
             "position": self.position,
             "rng": self.model.lstm.rng_state,
             "fingerprint": self.fingerprint,
         }
-        arrays = self.model.to_arrays() | optimizer | history | state
-        files.save(self.path, arrays, self.model.to_config() | {"training": training})
+        training |= {"made_by": self.made_by} if self.made_by else {}
+        files.save(self.path, self._arrays(), self.model.to_config() | {"training": training})
+
+    def _arrays(self) -> dict[str, Array]:
+        optimizer = {f"optimizer.{name}": a for name, a in self.optimizer.state_dict().items()}
+        history = {f"history.{name}": a for name, a in self.history.to_arrays().items()}
+        state = {} if self.state is None else {"state.h": self.state[0], "state.c": self.state[1]}
+        return self.model.to_arrays() | optimizer | history | state
+
+    def size_of_file(self) -> int:
+        """About how many bytes the file will have after the last step; rather too many."""
+        s = self.settings
+        kept = sum(a.nbytes for a in self._arrays().values())
+        state = 2 * 4 * s.layers * s.batch * s.hidden
+        measurements = s.steps // s.evaluate_every if s.evaluate_every else 0
+        return kept + state + 16 * (max(0, s.steps - self.steps) + measurements) + HEADER
 
     @classmethod
     def resume(cls, text: str, path: str | os.PathLike[str], given: Mapping[str, Any]) -> TextTraining:
@@ -401,13 +498,26 @@ class TextTraining:
 
     def _restore(self, arrays: Mapping[str, Array], training: Mapping[str, Any]) -> None:
         self.optimizer.load_state_dict(below(arrays, "optimizer."))
-        self.history = History.from_arrays(below(arrays, "history."))
+        self.history = read_history(below(arrays, "history."))
+        losses, taken = self.history.length("loss"), self.optimizer.steps
+        if losses != taken:
+            raise ValueError(f"its history has the losses of {losses} steps, but its optimizer has taken {taken}")
+        self.schedule.load_state_dict({"steps": taken, "base_lr": self.settings.base_lr})
         self.position = positive(training["position"], "position", 0)
         if self.position + self.settings.seq_len > len(self._inputs):
             raise ValueError(f"position {self.position} lies outside the text")
         self.state = (arrays["state.h"], arrays["state.c"]) if "state.h" in arrays else None
         self.model.lstm(self._inputs[:0], self.state)  # raises unless the state fits
         self.model.lstm.rng_state = training["rng"]
+
+
+def read_history(arrays: Mapping[str, Array]) -> History:
+    """The history of a file. Version 0.1.0 wrote the losses of all steps as ``losses`` (steps,)."""
+    columns = dict(arrays)
+    if "losses" in columns:
+        losses = columns.pop("losses")
+        columns = {"loss": np.column_stack([np.arange(1, len(losses) + 1), losses])} | columns
+    return History.from_arrays(columns)
 
 
 def fingerprint(text: str) -> str:

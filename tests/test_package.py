@@ -18,15 +18,15 @@ ROOT = Path(fl.__file__).parent
 # Every module, lowest first. A module imports from the groups below its own, and within its group only forwards.
 # (Imports inside functions and for type checkers are exempt.)
 ORDER = [
-    ["spec", "num_threads", "forksafe", "_fastlstm_c"],
+    ["spec", "num_threads", "forksafe", "console", "_fastlstm_c"],
     ["layout", "gates", "storage", "memory", "validation", "packing", "named", "weighting"],
     ["_backends.numpy", "_backends.numba", "_backends.c"],
     ["_backends"],
     ["engine"],
-    ["info", "files", "stream", "layer", "spec_layer"],
+    ["info", "files", "outputs", "stream", "layer", "spec_layer"],
     ["recurrent", "cell", "_readers"],
     ["losses", "metrics", "optim", "schedules", "nn", "arrays", "_keras_weights", "_onnx_weights"],
-    ["train"],
+    ["training"],
     ["text", "torch", "keras", "onnx", "report", "plot"],
     ["cli"],
     ["__main__"],

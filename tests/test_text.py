@@ -17,8 +17,9 @@ import pytest
 
 import fastlstm
 import fastlstm.cli
-import fastlstm.train
 from fastlstm import files
+from fastlstm.optim import SGD
+from fastlstm.schedules import LambdaLR
 from fastlstm.text import (
     OPTIMIZERS,
     CharModel,
@@ -29,6 +30,7 @@ from fastlstm.text import (
     side_by_side,
     vocabulary_of,
 )
+from fastlstm.training import Diverged
 
 TEXT = "the quick brown fox jumps over the lazy dog.\nhow vexingly quick daft zebras jump!\n" * 60
 SMALL: dict[str, Any] = {
@@ -56,8 +58,7 @@ def text_file(tmp_path: Path) -> Path:
 
 def train(path: Path, stop: int = 0, **settings: Any) -> TextTraining:
     job = TextTraining(TEXT, Settings(**SMALL | settings), path)
-    s = job.settings
-    fastlstm.train.run(job, stop or s.steps, s.evaluate_every, s.checkpoint_every)
+    job.run(stop or None)
     return job
 
 
@@ -90,9 +91,9 @@ def test_it_learns(tmp_path: Path, backend: str, optimizer: str) -> None:
     """The text repeats itself, so a model can come to know it: perplexity below 2, from some 30 at first."""
     larger = {"layers": 1, "hidden": 48, "seq_len": 24, "dropout": 0.0, "decay": 0.0}
     job = train(tmp_path / "m", optimizer=optimizer, backend=backend, steps=250, **larger)
-    assert job.history.losses[0] > 3.2
-    assert max(job.history.losses[-10:]) < math.log(2)
-    assert math.exp(job.history.held_out[-1][1]) < 2
+    assert job.history["loss"][0] > 3.2
+    assert max(job.history.last("loss", 10)) < math.log(2)
+    assert math.exp(job.history["held_out"][-1]) < 2
 
 
 def test_windows_carry_the_state(tmp_path: Path) -> None:
@@ -116,15 +117,35 @@ def test_resumed_is_bit_for_bit_uninterrupted(tmp_path: Path, trained: Path, sto
     path = tmp_path / "model.safetensors"
     train(path, stop=stop)
     job = TextTraining.resume(TEXT, path, {})
-    assert job.history.steps == stop
-    fastlstm.train.run(job, SMALL["steps"], job.settings.evaluate_every, job.settings.checkpoint_every)
+    assert job.steps == stop == len(job.history["loss"])
+    job.run()
+    assert path.read_bytes() == trained.read_bytes()
+
+
+def test_a_checkpoint_of_version_0_1_0_goes_on_bit_for_bit(tmp_path: Path, trained: Path) -> None:
+    """Its history was ``losses`` (steps,), and its learning rate that of the last step instead of the next one."""
+    path = tmp_path / "model.safetensors"
+    train(path, stop=23)
+    arrays, config = files.load(path)
+    arrays["history.losses"] = arrays.pop("history.loss")[:, 1]
+    arrays["optimizer.lr"] = np.array(1.23)
+    files.save(path, arrays, config)
+    CharModel.load(path)
+    job = TextTraining.resume(TEXT, path, {})
+    assert job.history.length("loss") == job.steps == 23
+    job.run()
     assert path.read_bytes() == trained.read_bytes()
 
 
 def test_decay() -> None:
-    settings = Settings(steps=10, lr=8.0, decay=0.4)
-    assert [settings.lr_of(k) for k in (1, 7, 8, 9, 10)] == pytest.approx([8, 8, 6, 4, 2])
-    assert {Settings(steps=10, lr=8.0).lr_of(k) for k in range(1, 20)} == {8.0}
+    """By steps taken: the learning rate is that of the next step."""
+
+    def rates(settings: Settings, taken: Any) -> list[float]:
+        schedule = LambdaLR(SGD([fastlstm.Dense(1, 1, seed=0)], settings.base_lr), settings.lr_factor)
+        return [schedule.lr_of(k) for k in taken]
+
+    assert rates(Settings(steps=10, lr=8.0, decay=0.4), (0, 6, 7, 8, 9, 10, 11)) == pytest.approx([8, 8, 6, 4, 2, 0, 0])
+    assert set(rates(Settings(steps=10, lr=8.0), range(20))) == {8.0}
 
 
 def test_checkpoints_do_not_disturb(tmp_path: Path, trained: Path) -> None:
@@ -155,7 +176,7 @@ def test_ctrl_c_saves_and_resume_loses_nothing(tmp_path: Path, text_file: Path, 
     assert running.returncode == 128 + number
     assert "--resume" in said.splitlines()[-1] and "Traceback" not in said
 
-    stopped = len(files.load(out)[0]["history.losses"])
+    stopped = len(files.load(out)[0]["history.loss"])
     assert stopped >= SMALL["checkpoint_every"]
     more = stopped + 5
     assert fastlstm.cli.main(["train-text", str(text_file), "--out", str(out), "--resume", "--steps", str(more)]) == 0
@@ -184,7 +205,7 @@ def test_divergence_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     with job.model.head.update() as params:
         params["bias"][0] = np.nan
     before, steps = job.state, job.optimizer.steps
-    with pytest.raises(fastlstm.train.Diverged, match="step 8"):
+    with pytest.raises(Diverged, match="step 8"):
         job.step()
     assert job.optimizer.steps == steps and job.state is before
 
@@ -312,7 +333,7 @@ def change(name: str, value: Any) -> Any:
         lambda arrays, config: arrays.pop("lstm.weight_hh_l1"),
         lambda arrays, config: arrays.pop("head.bias"),
         lambda arrays, config: arrays.pop("optimizer.steps"),
-        lambda arrays, config: arrays.pop("history.losses"),
+        lambda arrays, config: arrays.pop("history.loss"),
         lambda arrays, config: arrays.pop("state.c"),
         lambda arrays, config: arrays.update({"state.h": np.zeros((2, 1, 24), "float32")}),
         lambda arrays, config: arrays.update({"history.held_out": np.zeros(3)}),

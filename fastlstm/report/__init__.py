@@ -20,13 +20,16 @@ from typing import Any
 
 import numpy as np
 
+from ..files import check_writable, write_atomically
 from ..num_threads import threads as threads_of
+from ..outputs import holds_something
 from . import contenders, machine, measure
 from .cases import Case
 from .measure import Maker, Ratio, Result
 
 BASE_LINE = "numpy"
 SAMPLES = "samples.json"
+ROOM = 1 << 20  # bytes, about, of the largest file of a report
 AMONG_OURSELVES = ("cells", "tokens")  # groups in which cells or forms of input compete, not libraries
 
 # glibc told to keep freed memory: without it a large part of torch's training is page faults of fresh buffers.
@@ -130,9 +133,44 @@ def taking_part(group: str, makers: Mapping[str, Maker]) -> Mapping[str, Maker]:
 
 
 # ------------------------------------------------------------------------------------------------------------ the files
+def check_folder(out: Path, groups: Iterable[str] | None, threads: Iterable[int] = (), replace: bool = False) -> None:
+    """Make the folder of a report, and raise what writing it would raise: to be asked before the measuring.
+
+    Parameters
+    ----------
+    out : path
+    groups : names, or None for a report beside neighbours
+    threads : ints
+    replace : bool
+        Whether any files may be replaced. Without it only those of an earlier report.
+
+    Raises
+    ------
+    OSError, ValueError
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    charts = [f"{group}-{n}.svg" for group in groups or () for n in threads]
+    samples, page = (SAMPLES, "report.md") if groups is not None else ("neighbours.json", "neighbours.md")
+    for name in (samples, page, *charts):
+        check_writable(out / name, ROOM)
+    existing = [name for name in (samples, page, *charts) if holds_something(out / name)]
+    if existing and not replace and not is_ours(out / samples):
+        raise ValueError(
+            f"{out} has files that are not of a report made here and would be lost: {', '.join(existing)}. "
+            "Give another folder, or --force to replace them"
+        )
+
+
+def is_ours(samples: Path) -> bool:
+    """Whether a file of samples is one that `write` has written."""
+    try:
+        return "fastlstm" in json.loads(samples.read_bytes())["facts"]["versions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def write(report: Report, out: Path) -> Path:
     """Write the samples and the page with its charts into a folder; the page's path."""
-    from ..files import write_atomically
     from . import page
 
     out.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import io as memory
+import io
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -293,7 +293,7 @@ def canvas(rows: int, height: float) -> tuple[Any, Any]:
 
 
 def drawn(fig: Any) -> bytes:
-    picture = memory.BytesIO()
+    picture = io.BytesIO()
     fig.savefig(picture, format="svg", metadata={"Date": None})  # the same picture has the same bytes
     return picture.getvalue()
 
