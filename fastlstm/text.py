@@ -414,15 +414,15 @@ class TextTraining:
 
     def gradients(self, window: slice) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Mean loss of a window, and the clipped gradients of the model's layers."""
-        dropout = self.model.lstm._rng.bit_generator
-        before = dropout.state
+        lstm = self.model.lstm
+        before = lstm.rng_state
         try:
             loss, state, grads = self.model.gradients(self._inputs[window], self._targets[window], self.state)
             norm = clip_by_norm(grads, self.settings.clip or math.inf)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise Diverged(f"training diverged at step {self.steps + 1}: loss {loss}, gradients' norm {norm}")
         except BaseException:
-            dropout.state = before
+            lstm.rng_state = before
             raise
         self._state_after = state
         return {"loss": loss}, grads

@@ -78,7 +78,7 @@ def onnx_values(case: Case, layer: Any, drawn: Any) -> dict[str, Any]:
         case.kind.upper(),
         [s if s in feeds else "" for s in slots],
         outputs,
-        **node_attributes(layer._direction_specs(0)),
+        **node_attributes(layer._specs[0]),
     )
     kinds = {np.dtype(np.float32): onnx.TensorProto.FLOAT, np.dtype(np.int32): onnx.TensorProto.INT32}
     info = onnx.helper.make_tensor_value_info
@@ -98,7 +98,7 @@ def onnx_values(case: Case, layer: Any, drawn: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("case", ONNX, ids=str)
 def test_values_are_those_of_onnx_runtime(case: Case, backend: str) -> None:
     """In float32, weights three times as large as usual, so that clips and kinks are reached."""
-    if any(module(backend).supports(s, "float32", "float32") for s in case.layer(backend="numpy")._direction_specs(0)):
+    if any(module(backend).supports(s, "float32", "float32") for s in case.layer(backend="numpy")._specs[0]):
         pytest.skip(f"backend {backend!r} refuses this equation by name")
     layer, drawn = case.layer("float32", backend), case.draw()
     layer.load_state_dict({name: 3 * p for name, p in layer.state_dict().items()})
