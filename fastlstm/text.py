@@ -27,6 +27,7 @@ from .recurrent import LSTM
 from .schedules import LambdaLR
 from .spec_layer import State
 from .training import Callback, Checkpoint, Diverged, Evaluation, History, Loop, Record
+from .training.history import Column
 from .validation import number, positive, probability
 
 KIND = "character model"  # in the configuration of a model file
@@ -303,6 +304,15 @@ class Settings:
 CHANGEABLE = frozenset({"lr", "decay", "clip", "steps", "backend", "evaluate_every", "checkpoint_every"})
 
 
+class TextHistory(History):
+    """A history whose columns are ``loss`` of every step and ``held_out``, both in nats."""
+
+    @property
+    def losses(self) -> Column:
+        """The mean loss of every step; ``losses.append(training.step())`` records a step taken by hand."""
+        return Column(self, "loss")
+
+
 class TextTraining:
     """A character model in training on one text: a `fastlstm.training.Task`, and `run` trains it.
 
@@ -349,7 +359,7 @@ class TextTraining:
         )
         self.optimizer: Optimizer = OPTIMIZERS[settings.optimizer](self.model.layers, settings.base_lr)
         self.schedule = LambdaLR(self.optimizer, lambda taken: self.settings.lr_factor(taken))
-        self.history = History()
+        self.history = TextHistory()
         self.made_by = ""  # written into the file, where not empty
         self.position: int = 0  # where the next window begins, and in which state
         self.state: State = None
@@ -511,13 +521,13 @@ class TextTraining:
         self.model.lstm.rng_state = training["rng"]
 
 
-def read_history(arrays: Mapping[str, Array]) -> History:
+def read_history(arrays: Mapping[str, Array]) -> TextHistory:
     """The history of a file. Version 0.1.0 wrote the losses of all steps as ``losses`` (steps,)."""
     columns = dict(arrays)
     if "losses" in columns:
         losses = columns.pop("losses")
         columns = {"loss": np.column_stack([np.arange(1, len(losses) + 1), losses])} | columns
-    return History.from_arrays(columns)
+    return TextHistory.from_arrays(columns)
 
 
 def fingerprint(text: str) -> str:

@@ -259,7 +259,7 @@ CONFIGURED: list[tuple[Any, str]] = [
     ),
     (
         lambda: fl.RNN(3, 5, bidirectional=True, nonlinearity=("tanh", "relu"), clip=0.5),
-        "RNN(3, 5, bidirectional=True, clip=0.5, nonlinearity=('tanh', 'relu'))",
+        "RNN(3, 5, bidirectional=True, nonlinearity=('tanh', 'relu'), clip=0.5)",
     ),
     (
         lambda: fl.RNN(3, 5, bidirectional=True, nonlinearity=("relu", "relu")),
