@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from . import losses as losses
     from . import metrics as metrics
     from . import nn as nn
+    from . import training as training
     from .arrays import from_arrays as from_arrays
     from .cell import GRUCell as GRUCell
     from .cell import LSTMCell as LSTMCell
@@ -85,7 +86,7 @@ _HOME = {
     "StepLR": "schedules",
 }
 # Public submodules, loaded in the same way.
-_SUBMODULES = ("losses", "metrics", "nn")
+_SUBMODULES = ("losses", "metrics", "nn", "training")
 __all__ = ["BackendError", "__version__", "backends", *_HOME, *_SUBMODULES]
 
 

@@ -145,8 +145,13 @@ def test_the_end_is_told_to_all_that_began(error: BaseException) -> None:
         Loop(Count(3, 2, error), [Sees(), Fails()]).run(steps=5)
     assert caught.value.__context__ is error and seen[-1] is error
     seen.clear()
+
+    class FailsLater(Callback):
+        def on_train_end(self, loop: Loop) -> None:
+            raise OSError("the same once more")
+
     with pytest.raises(OSError, match="picture"):
-        Loop(Count(), [Sees(), Fails()]).run(steps=5)
+        Loop(Count(), [Sees(), FailsLater(), Fails()]).run(steps=5)
     assert isinstance(seen[0], OSError)
 
 
