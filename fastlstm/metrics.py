@@ -87,7 +87,7 @@ class Metric(Named):
             raise ValueError(
                 f"this batch has {sums.shape[-1]} classes, those before had {self._sums.shape[-1]}; reset() begins anew"
             )
-        self._sums = sums.copy() if self._sums is None else self._sums + sums
+        self._sums = sums if self._sums is None else self._sums + sums
 
     def result(self) -> float:
         """The metric over all batches since the last `reset`; NaN where no row has counted."""

@@ -160,8 +160,11 @@ def labels(
     flat, V = target.reshape(-1), shape[-1]
     outside = bool(flat.size) and bool(flat.min() < 0 or flat.max() >= V)
     may_ignore = ignore_index is not None and (outside or 0 <= ignore_index < V)
-    rows = weigh(shape[:-1], mask, weights, flat == ignore_index if may_ignore else None)
-    flat = rows.take(flat)
+    if mask is None and weights is None and not may_ignore:  # the usual case, without a pass over the rows
+        rows = Rows(shape[:-1], None, None, float(flat.size))
+    else:
+        rows = weigh(shape[:-1], mask, weights, flat == ignore_index if may_ignore else None)
+        flat = rows.take(flat)
     if outside and flat.size and (flat.min() < 0 or flat.max() >= V):
         left_out = "" if ignore_index is None else f"; a row that does not count has the target {ignore_index}"
         raise ValueError(

@@ -215,6 +215,13 @@ def test_values_by_hand() -> None:
     assert value == pytest.approx(-(math.log(0.25) + math.log(0.75)) / 2) and dy[0] == pytest.approx([-2, -2 / 3])
 
 
+def test_distributions_that_miss_1_a_little() -> None:
+    """As labels of three digits do: value and gradient are of the target as it is."""
+    y, target = np.array([[0.3, -1.0, 0.5]]), np.array([[0.333, 0.333, 0.333]])
+    loss = losses.CategoricalCrossentropy(True)
+    assert np.abs(loss(y, target)[1] - differences(lambda z: loss(z, target)[0], y)).max() < 1e-9
+
+
 def test_extremes_stay_finite() -> None:
     with np.errstate(all="raise", under="ignore"):
         value, dy = losses.BinaryCrossentropy(True)(np.array([1e4, -1e4, 1e4, -1e4]), np.array([1, 0, 0, 1]))
@@ -281,6 +288,15 @@ def test_ignored_labels_do_not_count(ignore_index: int) -> None:
         value, dy = loss(y, target)
         assert value == pytest.approx(expected, rel=1e-14)
         assert (dy[~MASK] == 0).all() and (dy[MASK] == d_expected).all()
+
+
+def test_a_row_counts_where_label_mask_and_weight_say_so() -> None:
+    """Each leaves out a row of its own; what a weight is where the others leave a row out does not matter."""
+    y, target = np.random.default_rng(6).standard_normal((5, 3)), np.array([-100, 0, 1, 2, 1])
+    mask, weights = np.array([True, False, True, True, True]), np.array([np.nan, -1, 0, 2, 1])
+    value, dy = fl.softmax_cross_entropy(y, target, mask=mask, weights=weights)
+    expected, d_expected = fl.softmax_cross_entropy(y[3:], target[3:], weights=[2, 1])
+    assert value == expected and (dy[:3] == 0).all() and (dy[3:] == d_expected).all()
 
 
 def test_ignored_labels_as_torch() -> None:

@@ -141,14 +141,14 @@ def test_scikit_learn_agrees(case: Case, masked: bool, weighted: bool) -> None:
         target[~MASK] = 77
     metric = metrics.get(case.metric.get_config())
     assert math.isnan(metric.result())
-    for _ in range(2):  # reset() forgets all
-        metric.reset()
-        for at in range(0, N, 80):
-            cut = slice(at, at + 80)
-            metric.update(
-                y[cut], target[cut], None if mask is None else mask[cut], None if weights is None else weights[cut]
-            )
-        assert metric.result() == pytest.approx(expected, rel=1e-12)
+    metric.update(case.y[:9], case.target[:9])
+    metric.reset()  # forgets that batch
+    for at in range(0, N, 80):
+        cut = slice(at, at + 80)
+        metric.update(
+            y[cut], target[cut], None if mask is None else mask[cut], None if weights is None else weights[cut]
+        )
+    assert metric.result() == pytest.approx(expected, rel=1e-12)
     assert metric(y, target, mask, weights) == pytest.approx(expected, rel=1e-12)
     assert metric.result() == pytest.approx(expected, rel=1e-12), "a call leaves what was taken in as it is"
 
