@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -492,3 +494,19 @@ MSE = losses.MeanSquaredError()
 def test_refuses(call: Any, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         call()
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="docs/ is not beside the tests")
+def test_the_page_names_all_and_its_code_runs() -> None:
+    text = PAGE.read_text()
+    for name in [*losses.LOSSES, *fl.metrics.METRICS]:
+        assert f"`{name}`" in text, f"{name} is missing in docs/losses.md"
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, names)
+    assert np.isfinite(names["dx"]).all() and (names["dp"][3:, 1] == 0).all()
