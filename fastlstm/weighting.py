@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .layout import Array
+from .validation import as_array, conversion
 
 IGNORE_INDEX = -100  # the label of a row that does not count, as in PyTorch
 SUM_TOLERANCE = 1e-3  # by how much probabilities may miss 1 in sum: float32 softmax and labels with three digits pass
@@ -83,9 +84,10 @@ def weigh(
     """
     keep = None if dropped is None else ~dropped
     if mask is not None:
-        given = np.asarray(mask)
+        given = as_array(mask, "mask")
         if given.dtype != np.bool_:
-            raise TypeError(f"mask must be bool, True where a row counts, got dtype {given.dtype}: mask.astype(bool)")
+            cure = conversion(mask, given, "mask", bool)
+            raise TypeError(f"mask must hold bools, True where a row counts, got dtype {given.dtype}{cure}")
         valid = _over_rows(given, shape, "mask", numbers)
         keep = valid if keep is None else keep & valid
     if weights is not None:
@@ -101,7 +103,7 @@ def weigh(
 
 def _checked_weights(given: Any, shape: tuple[int, ...], keep: Array | None, numbers: bool) -> Array:
     """Weights of all rows, (R,) float64; those of rows that do not count may be anything."""
-    weights = np.asarray(given)
+    weights = as_array(given, "weights")
     if weights.dtype.kind not in "fiu":
         hint = ": a mask is handed in as mask=" if weights.dtype == np.bool_ else ""
         raise TypeError(f"weights must be real numbers, got dtype {weights.dtype}{hint}")
@@ -125,9 +127,11 @@ def _over_rows(given: Array, shape: tuple[int, ...], name: str, numbers: bool) -
 
 def floats(given: Any, name: str) -> Array:
     """given as a native float32 or float64 array (not copied where it is one), or an error."""
-    y: Array = np.asarray(given)
+    y = as_array(given, name)
     if y.dtype.newbyteorder("=") not in (np.float32, np.float64):
-        raise TypeError(f"{name} must be float32 or float64, got dtype {y.dtype}: {name}.astype('float32')")
+        raise TypeError(
+            f"{name} must be float32 or float64, got dtype {y.dtype}{conversion(given, y, name, np.float32)}"
+        )
     return y.astype(y.dtype.newbyteorder("="), copy=False)
 
 
@@ -148,7 +152,7 @@ def labels(
     """
     if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer))):
         raise TypeError(f"ignore_index must be an integer or None, got {ignore_index!r}")
-    target: Array = np.asarray(given)
+    target = as_array(given, "targets")
     if target.dtype.kind not in "iu" and target.size:
         hint = ": one-hot targets are for CategoricalCrossentropy" if target.shape == shape else ""
         raise TypeError(f"targets must be integers (the right class of every row), got dtype {target.dtype}{hint}")
@@ -183,7 +187,7 @@ def classes(y: Any, target: Any, ignore_index: int | None, mask: Any, weights: A
 
 def distributions(y: Any, target: Any, mask: Any, weights: Any, name: str = "y") -> Counted:
     """Scores (..., V) and targets of the same shape, each row of which is one-hot or a distribution: both (K, V)."""
-    y, target = _scores(y, name), np.asarray(target)
+    y, target = _scores(y, name), as_array(target, "targets")
     if target.shape != y.shape:
         hint = ". Class numbers are for SparseCategoricalCrossentropy" if target.shape == y.shape[:-1] else ""
         raise ValueError(f"targets has shape {target.shape}, expected that of {name}, {y.shape}{hint}")
@@ -198,7 +202,7 @@ def distributions(y: Any, target: Any, mask: Any, weights: Any, name: str = "y")
 
 def elements(y: Any, target: Any, mask: Any, weights: Any, name: str = "y") -> Counted:
     """Numbers and targets of the same shape, an axis of length 1 at the end aside: y and target (K,), of y's dtype."""
-    y, target = floats(y, name), np.asarray(target)
+    y, target = floats(y, name), as_array(target, "targets")
     if target.dtype.kind not in "fiub":
         raise TypeError(f"targets must be real numbers, got dtype {target.dtype}")
     if target.shape != y.shape and target.shape != (*y.shape, 1) and y.shape != (*target.shape, 1):

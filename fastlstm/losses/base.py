@@ -75,7 +75,6 @@ class Loss(Named):
         TypeError, ValueError
             A dtype or shape does not fit, there are no rows, or targets that count are NaN or no labels.
         """
-        y = np.asarray(y)
         return self._reduced(y, self._some(self.take(y, target, mask, weights)))
 
     def values(self, y: Any, target: Any, mask: Any = None, weights: Any = None) -> Array:
@@ -108,7 +107,7 @@ class Loss(Named):
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             return self._rows(y, target, factor)
 
-    def _reduced(self, like: Array, counted: Counted) -> tuple[float, Array]:
+    def _reduced(self, like: Any, counted: Counted) -> tuple[float, Array]:
         """The reduced loss and the gradient, shaped like the predictions."""
         y, target, rows = counted
         share = share_of_row(self.reduction, rows)
@@ -118,4 +117,4 @@ class Loss(Named):
         else:
             value = float(self._losses(dy, target, 1.0) @ rows.weights) * share
             dy *= (rows.weights * share).astype(dy.dtype).reshape(-1, *[1] * (dy.ndim - 1))
-        return value, rows.spread(dy).reshape(like.shape)
+        return value, rows.spread(dy).reshape(np.shape(like))

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._backends.numpy import cross_entropy
 from ..layout import Array
-from ..validation import flag
+from ..validation import as_array, flag
 from ..weighting import IGNORE_INDEX, Counted, check_distributions, check_unit, classes, distributions, elements, labels
 from .base import Loss
 
@@ -63,7 +63,7 @@ def softmax_cross_entropy(
         Shapes do not fit, a target that counts is no class, or the reduction is unknown.
     """
     loss = SparseCategoricalCrossentropy(True, ignore_index, reduction)
-    return loss._reduced(np.asarray(logits), loss.take(logits, targets, mask, weights))
+    return loss._reduced(logits, loss.take(logits, targets, mask, weights))
 
 
 def label_weights(
@@ -89,7 +89,7 @@ def label_weights(
     TypeError, ValueError
         targets are no integers; a weight is negative or not finite; a target has no weight.
     """
-    target: Array = np.asarray(targets)
+    target = as_array(targets, "targets")
     if target.dtype.kind not in "iub":
         raise TypeError(f"targets must be integers (the right class of every row), got dtype {target.dtype}")
     if isinstance(weights, Mapping):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..layout import Array
-from ..validation import number
+from ..validation import as_array, number
 from ..weighting import Counted, check_finite, elements, floats, weigh
 from .base import Loss
 
@@ -96,7 +96,7 @@ class Quantile(Loss):
     def take(self, y: Any, target: Any, mask: Any, weights: Any) -> Counted:
         if isinstance(self.quantiles, float):
             return elements(y, target, mask, weights)
-        y, target, Q = floats(y, "y"), np.asarray(target), len(self.quantiles)
+        y, target, Q = floats(y, "y"), as_array(target, "targets"), len(self.quantiles)
         if target.dtype.kind not in "fiub":
             raise TypeError(f"targets must be real numbers, got dtype {target.dtype}")
         if y.shape != (*target.shape, Q):
