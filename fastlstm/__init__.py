@@ -25,6 +25,7 @@ def _check_built() -> None:
 _check_built()
 
 if TYPE_CHECKING:
+    from . import forecast as forecast
     from . import losses as losses
     from . import metrics as metrics
     from . import nn as nn
@@ -86,7 +87,7 @@ _HOME = {
     "StepLR": "schedules",
 }
 # Public submodules, loaded in the same way.
-_SUBMODULES = ("losses", "metrics", "nn", "training")
+_SUBMODULES = ("forecast", "losses", "metrics", "nn", "training")
 __all__ = ["BackendError", "__version__", "backends", *_HOME, *_SUBMODULES]
 
 

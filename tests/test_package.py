@@ -25,7 +25,7 @@ ORDER = [
     ["engine"],
     ["info", "files", "outputs", "stream", "layer", "spec_layer"],
     ["recurrent", "cell", "_readers"],
-    ["losses", "metrics", "optim", "schedules", "nn", "arrays", "_keras_weights", "_onnx_weights"],
+    ["losses", "metrics", "forecast", "optim", "schedules", "nn", "arrays", "_keras_weights", "_onnx_weights"],
     ["training"],
     ["text", "torch", "keras", "onnx", "report", "plot"],
     ["cli"],
