@@ -410,9 +410,10 @@ class TextTraining:
         return loop.run(steps=s.steps if steps is None else steps)
 
     def step(self) -> float:
-        """Train on the next window of every stream; returns its mean loss."""
+        """Train on the next window of every stream, outside any loop; its mean loss goes into the history too."""
         figures, gradients = self.gradients(next(self.batches()))
         self.update(gradients)
+        self.history.record(self.steps, **figures)
         return figures["loss"]
 
     def batches(self) -> Iterator[slice]:

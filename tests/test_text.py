@@ -137,6 +137,15 @@ def test_a_checkpoint_of_version_0_1_0_goes_on_bit_for_bit(tmp_path: Path, train
     assert path.read_bytes() == trained.read_bytes()
 
 
+def test_steps_outside_a_loop_can_be_saved_and_resumed(tmp_path: Path, trained: Path) -> None:
+    job = TextTraining(TEXT, Settings(**SMALL), tmp_path / "model.safetensors")
+    losses = [job.step() for _ in range(9)]
+    assert job.history.points("loss") == list(enumerate(losses, 1))
+    job.save()
+    TextTraining.resume(TEXT, tmp_path / "model.safetensors", {}).run()
+    assert (tmp_path / "model.safetensors").read_bytes() == trained.read_bytes()
+
+
 def test_decay() -> None:
     """By steps taken: the learning rate is that of the next step."""
 
