@@ -27,7 +27,6 @@ from .recurrent import LSTM
 from .schedules import LambdaLR
 from .spec_layer import State
 from .training import Callback, Checkpoint, Diverged, Evaluation, History, Loop, Record
-from .training.history import Column
 from .validation import number, positive, probability
 
 KIND = "character model"  # in the configuration of a model file
@@ -304,13 +303,20 @@ class Settings:
 CHANGEABLE = frozenset({"lr", "decay", "clip", "steps", "backend", "evaluate_every", "checkpoint_every"})
 
 
+class Losses(list[float]):
+    """The losses of all steps, as version 0.1.0 had them."""
+
+    def append(self, value: float) -> None:
+        """Do nothing: a step records its loss itself, which programs for version 0.1.0 did by this call."""
+
+
 class TextHistory(History):
     """A history whose columns are ``loss`` of every step and ``held_out``, both in nats."""
 
     @property
-    def losses(self) -> Column:
-        """The mean loss of every step; ``losses.append(training.step())`` records a step taken by hand."""
-        return Column(self, "loss")
+    def losses(self) -> Losses:
+        """The column ``loss``, by its name in version 0.1.0."""
+        return Losses(value for _, value in self.points("loss"))
 
 
 class TextTraining:

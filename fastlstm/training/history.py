@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,27 +12,6 @@ from ..layout import Array
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-class Column(Sequence[float]):
-    """The values of one column of a history, live: it grows with it."""
-
-    def __init__(self, history: History, name: str) -> None:
-        self._history, self._name = history, name
-
-    def __len__(self) -> int:
-        return self._history.length(self._name)
-
-    @overload
-    def __getitem__(self, at: int) -> float: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[float]: ...
-    def __getitem__(self, at: Any) -> Any:
-        return (self._history[self._name] if len(self) else [])[at]
-
-    def append(self, value: float) -> None:
-        """Record a value, at one step after the last one."""
-        self._history.record(self._history.last_at(self._name) + 1, **{self._name: value})
 
 
 class History:
@@ -86,10 +65,6 @@ class History:
     def last(self, name: str, count: int = 1) -> list[float]:
         """The last values of a column, `count` of them or all that there are."""
         return self._columns[name][1][-count:].tolist() if name in self._columns and count else []
-
-    def last_at(self, name: str) -> int:
-        """The step or epoch of a column's last value, 0 where it has none."""
-        return self._columns[name][0][-1] if name in self._columns else 0
 
     def length(self, name: str) -> int:
         """How many values a column has."""
