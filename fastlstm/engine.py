@@ -22,8 +22,6 @@ from .packing import Batch
 States = tuple[Array, ...]
 Blocks = Sequence[Sequence[Any]]
 
-WHOLE = slice(None)
-
 
 @dataclass
 class Record:
@@ -48,6 +46,13 @@ class Record:
         default_factory=list
     )  # of each layer: (D, its tape); or the states by direction and stretch
     masks: list[Array | None] = field(default_factory=list)  # of each layer: factors of its output (N, D*R), or None
+
+    def own(self, x: Array, dtype: np.dtype[Any]) -> Array:
+        """The first layer's input as packed rows, a copy where that is asked for."""
+        packed = self.batch.pack(x, dtype) if x.ndim == 3 else x
+        if self.copies and x.ndim > 1 and (packed is x or np.may_share_memory(packed, x)):
+            packed = buffers.copy(packed)
+        return packed.reshape(self.batch.rows.N, x.shape[-1]) if x.ndim == 3 else packed
 
     def walk(self, block: Any) -> list[tuple[Rows, slice]]:
         """The stretches in the order in which a block walks them: their rows, and where these lie among all rows."""
@@ -90,29 +95,32 @@ def forward(
     y : (T, B, D*R) array, (B, T, D*R) for a batch that came batch-first; (N, D*R) with `packed`
         Zeros where no sequence has a step.
     """
-    rows, D, last = batch.rows, len(blocks[0]), len(blocks) - 1
-    width, dtype = D * blocks[0][0].spec.R, states[0].dtype
+    rows, D, last, dense = batch.rows, len(blocks[0]), len(blocks) - 1, batch.order is None
+    N = rows.N
+    width, dtype = D * states[0].shape[2], states[0].dtype
     to_places = not packed and batch.regular and (record is None or record.every is None)
-    own = batch.pack_states(states)
-    given, x = x, batch.pack(x, dtype) if x.ndim == 3 else x  # here, so that no caller keeps packed rows alive
-    if record is not None and record.copies and np.may_share_memory(x, given):
-        x = buffers.copy(x)
-    del given
+    own = states if dense else batch.pack_states(states)
+    if record is not None:
+        x = record.own(x, dtype)
+    elif x.ndim == 3 and not (dense and x.dtype is dtype and x.flags.c_contiguous):
+        x = batch.pack(x, dtype)  # here, so that no caller keeps packed rows alive
     for layer, of_layer in enumerate(blocks):
-        if to_places and layer == last:
-            y, row_map = batch.room(width, dtype), batch.row_map
+        row_map = None
+        if not to_places or layer < last:
+            y = buffers.empty((N, width), dtype)
+        elif batch.row_map is None:
+            y = buffers.empty((*batch.axes, width), dtype)
         else:
-            y, row_map = buffers.empty((rows.N, width), dtype), None
+            y, row_map = batch.room(width, dtype), batch.row_map
         if record is None:
-            if rows.N:
+            if N:
                 module.forward(of_layer, x, rows, own, y, None, layer * D, row_map)
             x = y
             continue
-        x = x if x.ndim == 1 else x.reshape(rows.N, of_layer[0].spec.I)
         record.inputs.append(x)
         if record.every is None:
-            tapes = buffers.empty((D, of_layer[0].spec.tape_size(rows.N, rows.B)), dtype)
-            if rows.N:
+            tapes = buffers.empty((D, of_layer[0].spec.tape_size(N, rows.B)), dtype)
+            if N:
                 module.forward(of_layer, x, rows, own, y, tapes, layer * D, row_map)
             record.kept.append(tapes)
         else:
@@ -120,7 +128,8 @@ def forward(
         mask = drop(y.shape) if drop is not None and layer < last else None
         record.masks.append(mask)
         x = y if mask is None else y * mask
-    batch.unpack_states(states, own)
+    if not dense:
+        batch.unpack_states(states, own)
     return y if to_places or packed else batch.unpack(y)
 
 
@@ -171,33 +180,36 @@ def backward(
     -------
     dx : (N, I) array, or None for token ids
     """
-    batch, D = record.batch, len(blocks[0])
-    own = batch.pack_states(dstates)
-    for layer in reversed(range(len(blocks) if batch.rows.N else 0)):
+    batch, rows, D = record.batch, record.batch.rows, len(blocks[0])
+    own = dstates if batch.order is None else batch.pack_states(dstates)
+    for layer in reversed(range(len(blocks) if rows.N else 0)):
         x = ids if ids is not None and layer == 0 else record.inputs[layer]
         dx = buffers.zeros(x.shape, own[0].dtype) if x.ndim == 2 else None
         for d, block in enumerate(blocks[layer]):
             R = block.spec.R
+            carried = tuple([s[layer * D + d] for s in own])
             of_d = None if dy is None else dy if D == 1 else dy[:, d * R : (d + 1) * R]
-            for rows, now, tape in _tapes(module, block, record, layer, d):
-                carried = tuple(s[layer * D + d, : rows.B] for s in own)
+            if record.every is None:
+                module.backward(block, x, rows, carried, record.kept[layer][d], of_d, dx, grads[layer][d])
+                continue
+            for stretch, now, tape in _tapes(module, block, record, layer, d):
+                alive = tuple([s[: stretch.B] for s in carried])
                 part, into = None if of_d is None else of_d[now], None if dx is None else dx[now]
-                module.backward(block, x[now], rows, carried, tape, part, into, grads[layer][d])
+                module.backward(block, x[now], stretch, alive, tape, part, into, grads[layer][d])
         mask = record.masks[layer - 1] if layer else None
         dy = dx if mask is None or dx is None else dx * mask
     batch.unpack_states(dstates, own)
     if record.inputs[0].ndim == 1:
         return None
-    return dy if batch.rows.N else record.inputs[0]  # without a row, the input is as empty as its gradient
+    return dy if rows.N else record.inputs[0]  # without a row, the input is as empty as its gradient
 
 
 def _tapes(module: ModuleType, block: Any, record: Record, layer: int, d: int) -> Iterator[tuple[Rows, slice, Array]]:
-    """(rows, where these lie among all rows, tape) of each stretch of a direction, the stretch walked last first."""
-    kept = record.kept[layer][d]
-    if record.every is None:
-        yield record.batch.rows, WHOLE, kept
-        return
-    for (rows, now), before in zip(reversed(record.walk(block)), reversed(kept), strict=True):
+    """(rows, where these lie among all rows, tape) of each stretch of a direction, the stretch walked last first.
+
+    The tape is made by running the stretch forward again.
+    """
+    for (rows, now), before in zip(reversed(record.walk(block)), reversed(record.kept[layer][d]), strict=True):
         tapes = buffers.empty((1, block.spec.tape_size(rows.N, rows.B)), before[0].dtype)
         module.forward([block], record.inputs[layer][now], rows, tuple(s[None] for s in before), None, tapes)
         yield rows, now, tapes[0]

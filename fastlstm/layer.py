@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy import ndarray  # a global name is found sooner than np.ndarray
 
 from ._backends import choose
 from .forksafe import Lock
@@ -354,14 +355,6 @@ class SparseGradient:
 class Gradients(dict[str, Any]):
     """The gradients of a layer's parameters by name: arrays, or `SparseGradient` where asked for.
 
-    Parameters
-    ----------
-    shapes : dict of shapes
-        Of the arrays, which are zeros.
-    dtype : dtype
-    sparse : dict of SparseGradient
-        These instead of arrays.
-
     Attributes
     ----------
     flat : (P,) array
@@ -371,23 +364,33 @@ class Gradients(dict[str, Any]):
 
     flat: Array
 
+
+class GradientLayout:
+    """Where each gradient of a layer lies in the flat array of all.
+
+    Parameters
+    ----------
+    shapes : dict of shapes
+    dtype : dtype
+    without : names
+        These have no array: something else takes their places in the dictionary.
+    """
+
     def __init__(
-        self,
-        shapes: Mapping[str, tuple[int, ...]],
-        dtype: np.dtype[Any],
-        sparse: Mapping[str, SparseGradient] | None = None,
+        self, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any], without: Sequence[str] = ()
     ) -> None:
-        super().__init__()
-        line, at, starts = LINE // dtype.itemsize, 0, {}
+        line, at = LINE // dtype.itemsize, 0
+        self.dtype = dtype
+        self.places: list[tuple[str, tuple[int, ...] | None, int]] = []  # name, shape, byte where it begins
         for name, shape in shapes.items():
-            if not sparse or name not in sparse:
-                starts[name] = at
-                at += -(-math.prod(shape) // line) * line
-        self.flat = buffers.zeros((at,), dtype)
-        for name, shape in shapes.items():
-            begin = starts.get(name)
-            if begin is None:
-                assert sparse is not None
-                self[name] = sparse[name]
-            else:
-                self[name] = self.flat[begin : begin + math.prod(shape)].reshape(shape)
+            self.places.append((name, None if name in without else shape, at * dtype.itemsize))
+            at += 0 if name in without else -(-math.prod(shape) // line) * line
+        self.size = at
+
+    def zeros(self) -> Gradients:
+        """Gradients of all parameters, which are zeros."""
+        grads = Gradients()
+        flat = grads.flat = buffers.zeros((self.size,), self.dtype)
+        for name, shape, offset in self.places:
+            grads[name] = None if shape is None else ndarray(shape, self.dtype, flat, offset)
+        return grads

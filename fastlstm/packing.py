@@ -169,7 +169,10 @@ def enter(
     if type(x) is ndarray and x.dtype is dtype and lengths is mask is None and x.flags.c_contiguous:
         shape = x.shape
         if len(shape) == 3 and shape[2] == size and not batch_first:
-            return x, Batch.of(shape[0], shape[1], None), False
+            T, B = shape[0], shape[1]
+            if T <= 1024 and B <= 1024:  # as in `Batch.of`
+                return x, Batch.dense(T, B, False), False
+            return x, Batch.of(T, B, None), False
         if len(shape) == 2 and shape[1] == size:
             return x[:, None], Batch.of(shape[0], 1, None), True
     x, ids, unbatched = checked_input(x, ("B", "T") if batch_first else ("T", "B"), size, dtype)
@@ -177,7 +180,8 @@ def enter(
     x = x[:, None] if unbatched else x.swapaxes(0, 1) if batch_first else x
     T, B = x.shape[:2]
     if mask is None:
-        batch = Batch.of(T, B, checked_lengths(lengths, T, B, unbatched), batch_first)
+        lengths = None if lengths is None else checked_lengths(lengths, T, B, unbatched)
+        batch = Batch.of(T, B, lengths, batch_first)
     else:
         batch = Batch.of_mask(checked_step_mask(mask, lengths, T, B, unbatched, batch_first), batch_first)
     if not ids:

@@ -15,7 +15,7 @@ import numpy as np
 from . import engine
 from .layer import Layer, given
 from .layout import Array
-from .packing import enter
+from .packing import Batch, enter
 from .spec import DEFAULT_ACTIVATIONS
 from .spec_layer import RecurrentTape, SpecLayer, State, check_trainable, unwrapped
 from .stream import Stream
@@ -35,7 +35,9 @@ class Recurrent(SpecLayer):
         self.batch_first = flag(options.pop("batch_first"), "batch_first")
         self.bidirectional = flag(options.pop("bidirectional"), "bidirectional")
         self.dropout = probability(options.pop("dropout"), "dropout")
-        super().__init__(options, self.num_layers, 2 if self.bidirectional else 1)
+        directions = 2 if self.bidirectional else 1
+        self._LD = self.num_layers * directions  # arrays of a state have one entry for each layer and direction
+        super().__init__(options, self.num_layers, directions)
         if self.dropout and self.num_layers == 1:
             warnings.warn(
                 f"dropout={self.dropout:g} has no effect: it drops the outputs of every layer but the last, and "
@@ -46,13 +48,13 @@ class Recurrent(SpecLayer):
 
     def _leading(self, B: int, unbatched: bool) -> tuple[int, ...]:
         """The axes of a state before its width."""
-        return (self.num_layers * self._D,) if unbatched else (self.num_layers * self._D, B)
+        return (self._LD,) if unbatched else (self._LD, B)
 
-    def _take_state(self, state: Any, B: int, unbatched: bool) -> engine.States:
+    def _take_state(self, state: Any, batch: Batch, unbatched: bool) -> engine.States:
         """A call's state as fresh arrays (L*D, B, .)."""
         if state is None:
-            return self._state.zeros((self.num_layers * self._D, B))
-        states = self._state.check(state, self._leading(B, unbatched), "state")
+            return self._state.zeros((self._LD, batch.B))
+        states = self._state.check(state, self._leading(batch.B, unbatched), "state")
         return tuple(s[:, None] for s in states) if unbatched else states
 
     # ------------------------------------------------------------------------------------------------------- forward
@@ -90,12 +92,13 @@ class Recurrent(SpecLayer):
         if last_only is not True and last_only is not False:  # asked so, since a call of `flag` takes time
             last_only = flag(last_only, "last_only")
         x, batch, unbatched = enter(x, lengths, mask, self.input_size, self.dtype, self.batch_first)
-        states = self._take_state(state, batch.B, unbatched)
+        states = self._state.zeros((self._LD, batch.B)) if state is None else self._take_state(state, batch, unbatched)
         y = engine.forward(self._module, self._blocks()[1], x, batch, states, None, None, last_only)
         if last_only:
             y = batch.last(y)
-            return (y[0], unwrapped(states, OF_ONE)) if unbatched else (y, unwrapped(states))
-        return (y[:, 0], unwrapped(states, OF_ONE)) if unbatched else (y, unwrapped(states))
+        if unbatched:
+            return y[0] if last_only else y[:, 0], unwrapped(states, OF_ONE)
+        return y, states if len(states) > 1 else states[0]
 
     def forward(
         self,
@@ -132,7 +135,7 @@ class Recurrent(SpecLayer):
         check_trainable(self._specs[0])
         every = None if checkpoint_every is None else positive(checkpoint_every, "checkpoint_every")
         x, batch, unbatched = enter(x, lengths, mask, self.input_size, self.dtype, self.batch_first)
-        states = self._take_state(state, batch.B, unbatched)
+        states = self._take_state(state, batch, unbatched)
         version, blocks = self._blocks()
         tape = RecurrentTape(self, version, unbatched, engine.Record(batch, every))
         drop = self._drop if self.training and self.dropout else None
@@ -188,7 +191,7 @@ class Recurrent(SpecLayer):
         d_rows = None if dy is None else self._pack_dy(dy, tape)
         dstates = self._state.check(dstate, self._leading(batch.B, unbatched), "dstate", optional=True)
         dstates = tuple(s[:, None] for s in dstates) if unbatched else dstates
-        sparse = flag(sparse, "sparse")
+        sparse = sparse if sparse is True or sparse is False else flag(sparse, "sparse")
         tape.used = True
         dx, grads = self._gradients(tape, d_rows, dstates, sparse)
         dx = None if dx is None else batch.unpack(dx)

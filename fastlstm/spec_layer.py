@@ -11,7 +11,7 @@ import numpy as np
 
 from . import engine
 from ._backends import choose
-from .layer import Gradients, Layer, SparseGradient, Tape
+from .layer import GradientLayout, Gradients, Layer, SparseGradient, Tape
 from .layout import Array, draw, suffix
 from .memory import buffers
 from .packing import compact_ids
@@ -142,6 +142,13 @@ class SpecLayer(Layer):
     def _connect(self) -> None:
         super()._connect()
         widths = {name.removesuffix("0"): width for name, width in self._specs[0][0].initial.items()}
+        # Of each layer and direction: the parameters' names in the spec and in the layer.
+        self._keys = [
+            [{name: name + self._ending(layer, d) for name in spec.parameters} for d, spec in enumerate(specs)]
+            for layer, specs in enumerate(self._specs)
+        ]
+        self._of_input = [of_d["weight_ih"] for of_d in self._keys[0]]
+        self._layouts: dict[bool, GradientLayout] = {}
         self._state = StateForm(type(self).__name__, widths, self.dtype, self._state_axes)
 
     @staticmethod
@@ -156,15 +163,10 @@ class SpecLayer(Layer):
         """The packed weights of each layer and direction."""
         return [
             [
-                self._module.pack(
-                    spec,
-                    {name: self._params[name + self._ending(layer, d)] for name in spec.parameters},
-                    self._storage,
-                    bool(d),
-                )
-                for d, spec in enumerate(specs)
+                self._module.pack(spec, {n: self._params[key] for n, key in keys.items()}, self._storage, bool(d))
+                for d, (spec, keys) in enumerate(zip(specs, of_layer, strict=True))
             ]
-            for layer, specs in enumerate(self._specs)
+            for specs, of_layer in zip(self._specs, self._keys, strict=True)
         ]
 
     @property
@@ -181,24 +183,29 @@ class SpecLayer(Layer):
         self, tape: RecurrentTape, dy: Array | None, dstates: engine.States, sparse: bool
     ) -> tuple[Array | None, Gradients]:
         """(dx as packed rows, None for token ids; gradients by name) from dy, packed rows; dstates is overwritten."""
-        x = tape.record.inputs[0]
-        shapes = {name: p.shape for name, p in self._params.items()}
         place, of_ids = None, {}
-        if x.ndim == 1:
+        if (x := tape.record.inputs[0]).ndim == 1:
             seen, place = compact_ids(x, self.input_size)
-            for name in ["weight_ih" + self._ending(0, d) for d in range(self._D)]:
-                rows = buffers.zeros((len(seen), shapes[name][0]), self.dtype)
-                of_ids[name] = SparseGradient(seen, rows, shapes[name])
-        grads = Gradients(shapes, self.dtype, of_ids if sparse else {})
+            for name in self._of_input:
+                shape = self._params[name].shape
+                of_ids[name] = SparseGradient(seen, buffers.zeros((len(seen), shape[0]), self.dtype), shape)
+        grads = self._gradient_layout(sparse and place is not None).zeros()
         # What backends add to: for token ids the rows of those seen, however large the vocabulary.
-        targets = grads | {name: g.rows for name, g in of_ids.items()}
-        into = [
-            [{name: targets[name + self._ending(layer, d)] for name in spec.parameters} for d, spec in enumerate(specs)]
-            for layer, specs in enumerate(self._specs)
-        ]
+        targets = grads | {name: g.rows for name, g in of_ids.items()} if of_ids else grads
+        into = [[{name: targets[key] for name, key in of_d.items()} for of_d in of_layer] for of_layer in self._keys]
         _, blocks = self._blocks()
         dx = engine.backward(self._module, blocks, tape.record, dstates, dy, into, place)
-        if not sparse:
-            for name, g in of_ids.items():
+        for name, g in of_ids.items():
+            if sparse:
+                grads[name] = g
+            else:
                 g.dense(grads[name])
         return dx, grads
+
+    def _gradient_layout(self, sparse: bool) -> GradientLayout:
+        """Where the gradients lie; `sparse`: without those of the input matrices."""
+        layout = self._layouts.get(sparse)
+        if layout is None:
+            shapes = {name: p.shape for name, p in self._params.items()}
+            layout = self._layouts[sparse] = GradientLayout(shapes, self.dtype, self._of_input if sparse else ())
+        return layout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +24,8 @@ class Stream:
     """
 
     def __init__(self, module: ModuleType, blocks: engine.Blocks, form: StateForm, batch_size: int) -> None:
-        self._module, self._blocks, self._form = module, blocks, form
+        self._module, self._blocks = module, blocks
+        self._form = replace(form, axes=("num_layers", "batch", "width"))
         self._dtype = dtype = form.dtype
         self.batch_size = batch_size
         self._size: int = blocks[0][0].spec.I

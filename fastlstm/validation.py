@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
 import numpy as np
-from numpy import ndarray  # a global name is found sooner than np.ndarray
+from numpy import ndarray, zeros  # global names are found sooner than np.ndarray
 
 from .layout import Array
 
@@ -231,12 +231,12 @@ def checked_input(
     ids = x.dtype.kind in "iu"
     if not ids:
         x = as_numbers(given, "x", dtype)
-    tail: tuple[int, ...] = () if ids else (size,)
-    alone = tuple(a for a in axes if a == "T")
-    unbatched = single and x.ndim == len(alone) + len(tail)
-    expected = (*(alone if unbatched else axes), *tail)
-    if x.ndim == len(expected) and all(isinstance(a, str) or a == n for a, n in zip(expected, x.shape, strict=True)):
-        return x, ids, unbatched
+    rank = len(axes) if ids else len(axes) + 1
+    unbatched = single and x.ndim == rank - 1
+    if (unbatched or x.ndim == rank) and (ids or x.shape[-1] == size):
+        batch = axes[-1]  # where its size is fixed, it comes last
+        if unbatched or isinstance(batch, str) or x.shape[len(axes) - 1] == batch:
+            return x, ids, unbatched
     raise _input_error(x, axes, size, dtype, single)
 
 
@@ -272,10 +272,8 @@ def checked_ids(x: Array, size: int, dtype: Any = "float32") -> Array:
     return ids
 
 
-def checked_lengths(lengths: Any, T: int, B: int, unbatched: bool) -> Array | None:
-    """Lengths of B sequences as (B,) int64, None where there are none, or an error."""
-    if lengths is None:
-        return None
+def checked_lengths(lengths: Any, T: int, B: int, unbatched: bool) -> Array:
+    """Lengths of B sequences as (B,) int64, or an error."""
     if unbatched:
         raise ValueError("lengths goes with a batch; x came without one: cut x to its length instead")
     given = as_array(lengths, "lengths")
@@ -317,10 +315,17 @@ class StateForm:
     widths: dict[str, int]
     dtype: np.dtype[Any]
     axes: tuple[str, ...]
+    _sizes: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_sizes", tuple(self.widths.values()))
 
     def zeros(self, leading: tuple[int, ...]) -> tuple[Array, ...]:
         """The zero state: (*leading, width) arrays."""
-        return tuple(np.zeros((*leading, width), self.dtype) for width in self.widths.values())
+        sizes, dtype = self._sizes, self.dtype
+        if len(sizes) == 1:  # spelt out, since a comprehension takes longer than the arrays
+            return (zeros((*leading, sizes[0]), dtype),)
+        return zeros((*leading, sizes[0]), dtype), zeros((*leading, sizes[1]), dtype)
 
     def check(self, state: Any, leading: tuple[int, ...], name: str, optional: bool = False) -> tuple[Array, ...]:
         """The arrays (*leading, width) of a state as copies, in the order of `widths`; zeros where it is None.
@@ -365,6 +370,8 @@ class StateForm:
 
 def checked_dy(dy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """The gradient of an output of this shape, in any memory layout, or an error."""
+    if type(dy) is ndarray and dy.dtype is dtype and dy.shape == shape:
+        return dy
     given = as_numbers(dy, "dy", dtype)
     check_shape(given, shape, "dy", "the shape of y")
     return given

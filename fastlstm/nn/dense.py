@@ -10,7 +10,7 @@ import numpy as np
 
 from .._backends import choose, provides
 from .._backends.numpy import cross_entropy
-from ..layer import Gradients, Layer, Tape
+from ..layer import GradientLayout, Gradients, Layer, Tape
 from ..layout import Array, uniform
 from ..losses.base import share_of_row
 from ..validation import checked_dy, checked_rows, flag, positive, seed_or_none
@@ -64,6 +64,7 @@ class Dense(Layer):
         rng = np.random.default_rng(seed_or_none(seed))
         shapes = {"weight": (self.units, self.input_size)} | ({"bias": (self.units,)} if self.bias else {})
         self._params = {name: uniform(shape, self.input_size, rng, self.dtype) for name, shape in shapes.items()}
+        self._layout = GradientLayout(shapes, self.dtype)
 
     def _choose(self) -> ModuleType:
         module = super()._choose()
@@ -75,9 +76,6 @@ class Dense(Layer):
     def _block(self) -> Any:
         """The packed weights of now."""
         return self._blocks()[1]
-
-    def _zeros(self) -> Gradients:
-        return Gradients({name: p.shape for name, p in self._params.items()}, self.dtype)
 
     def _check_x(self, x: Any) -> Array:
         return np.ascontiguousarray(checked_rows(x, self.input_size, self.dtype), self.dtype)
@@ -130,7 +128,7 @@ class Dense(Layer):
             dy does not fit; the tape still serves then.
         """
         self._check_tape(tape, DenseTape)
-        x, grads = tape.x, self._zeros()
+        x, grads = tape.x, self._layout.zeros()
         dy = checked_dy(dy, (*x.shape[:-1], self.units), self.dtype)
         tape.used = True
         rows = np.ascontiguousarray(dy, self.dtype).reshape(-1, self.units)
@@ -181,7 +179,7 @@ class Dense(Layer):
         x = self._check_x(x)
         flat, rows = labels(targets, (*x.shape[:-1], self.units), ignore_index, mask, weights)
         share = share_of_row(reduction, rows)
-        kept, grads = rows.take(x.reshape(-1, self.input_size)), self._zeros()
+        kept, grads = rows.take(x.reshape(-1, self.input_size)), self._layout.zeros()
         if rows.weights is None:
             losses, dx = self._module.dense_cross_entropy(self._block(), kept, flat, share, grads)
             loss = float(losses.sum()) * share
