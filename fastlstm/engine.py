@@ -8,7 +8,7 @@ direction; a block knows its ``spec`` and whether it walks in ``reverse``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -98,7 +98,7 @@ def forward(
     rows, D, last, dense = batch.rows, len(blocks[0]), len(blocks) - 1, batch.order is None
     N = rows.N
     width, dtype = D * states[0].shape[2], states[0].dtype
-    to_places = not packed and batch.regular and (record is None or record.every is None)
+    to_places = not (packed or (record is not None and record.every)) and batch.regular
     own = states if dense else batch.pack_states(states)
     if record is not None:
         x = record.own(x, dtype)
@@ -156,7 +156,8 @@ def backward(
     record: Record,
     dstates: States,
     dy: Array | None,
-    grads: Sequence[Sequence[dict[str, Array]]],
+    grads: Mapping[str, Array],
+    keys: Sequence[Sequence[dict[str, str]]],
     ids: Array | None = None,
 ) -> Array | None:
     """Back-propagate through all layers. Uses up the record.
@@ -171,8 +172,10 @@ def backward(
         Gradient of the final states, overwritten with that of the initial ones.
     dy : (N, D*R) array, optional
         Gradient of the outputs, as packed rows.
-    grads : list of L lists of D dicts of arrays
-        Added to: gradients of each block's parameters (``spec.parameters``).
+    grads : dict of arrays
+        Added to: the gradients of all parameters.
+    keys : list of L lists of D dicts
+        The names in `grads` of each block's parameters, by their names in ``spec.parameters``.
     ids : (N,) int64 array, optional
         For token ids: the row of the first layer's ``weight_ih``, there (rows, G*H), that each packed row adds to.
 
@@ -188,14 +191,15 @@ def backward(
         for d, block in enumerate(blocks[layer]):
             R = block.spec.R
             carried = tuple([s[layer * D + d] for s in own])
+            into = {name: grads[key] for name, key in keys[layer][d].items()}
             of_d = None if dy is None else dy if D == 1 else dy[:, d * R : (d + 1) * R]
             if record.every is None:
-                module.backward(block, x, rows, carried, record.kept[layer][d], of_d, dx, grads[layer][d])
+                module.backward(block, x, rows, carried, record.kept[layer][d], of_d, dx, into)
                 continue
             for stretch, now, tape in _tapes(module, block, record, layer, d):
                 alive = tuple([s[: stretch.B] for s in carried])
-                part, into = None if of_d is None else of_d[now], None if dx is None else dx[now]
-                module.backward(block, x[now], stretch, alive, tape, part, into, grads[layer][d])
+                dy_now, dx_now = None if of_d is None else of_d[now], None if dx is None else dx[now]
+                module.backward(block, x[now], stretch, alive, tape, dy_now, dx_now, into)
         mask = record.masks[layer - 1] if layer else None
         dy = dx if mask is None or dx is None else dx * mask
     batch.unpack_states(dstates, own)

@@ -7,12 +7,13 @@ again only after the last array, view or buffer that refers to it is gone, which
 
 from __future__ import annotations
 
-import math
 import sys
 from bisect import bisect_left
+from math import prod
 from typing import Any
 
 import numpy as np
+from numpy import empty, ndarray  # global names are found sooner than attributes
 
 from .forksafe import Lock
 from .layout import Array
@@ -35,16 +36,16 @@ class BufferPool:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An uninitialised C-contiguous array."""
-        size = math.prod(shape) * dtype.itemsize
+        size = prod(shape) * dtype.itemsize
         if size < LARGE:
-            return np.empty(shape, dtype)
+            return empty(shape, dtype)
         with self._lock:
             _, skip, memory = self._piece(size)
-            return np.ndarray(shape, dtype, memory, skip)
+            return ndarray(shape, dtype, memory, skip)
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """The same, filled with zeros."""
-        if math.prod(shape) * dtype.itemsize < LARGE:
+        if prod(shape) * dtype.itemsize < LARGE:
             return np.zeros(shape, dtype)
         array = self.empty(shape, dtype)
         array.fill(0)
@@ -62,7 +63,9 @@ class BufferPool:
         """The smallest unused piece that is large enough, or a new one, in place of the largest unused smaller one."""
         pieces, unused = self._pieces, self._unused
         at = bisect_left(pieces, (size,))
-        for i in range(at, len(pieces)):
+        if at < len(pieces) and _references(pieces[at]) == unused:  # mostly so
+            return pieces[at]
+        for i in range(at + 1, len(pieces)):
             if _references(pieces[i]) == unused:
                 return pieces[i]
         memory = np.empty(size + LINE, np.uint8)

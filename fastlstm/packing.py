@@ -145,6 +145,9 @@ class Batch:
                 s[:, self.order] = rows
 
 
+_dense = Batch.dense  # bound once: a class method is bound at every call else
+
+
 def enter(
     x: Any, lengths: Any, mask: Any, size: int, dtype: np.dtype[Any], batch_first: bool
 ) -> tuple[Array, Batch, bool]:
@@ -171,7 +174,7 @@ def enter(
         if len(shape) == 3 and shape[2] == size and not batch_first:
             T, B = shape[0], shape[1]
             if T <= 1024 and B <= 1024:  # as in `Batch.of`
-                return x, Batch.dense(T, B, False), False
+                return x, _dense(T, B, False), False
             return x, Batch.of(T, B, None), False
         if len(shape) == 2 and shape[1] == size:
             return x[:, None], Batch.of(shape[0], 1, None), True

@@ -192,9 +192,8 @@ class SpecLayer(Layer):
         grads = self._gradient_layout(sparse and place is not None).zeros()
         # What backends add to: for token ids the rows of those seen, however large the vocabulary.
         targets = grads | {name: g.rows for name, g in of_ids.items()} if of_ids else grads
-        into = [[{name: targets[key] for name, key in of_d.items()} for of_d in of_layer] for of_layer in self._keys]
         _, blocks = self._blocks()
-        dx = engine.backward(self._module, blocks, tape.record, dstates, dy, into, place)
+        dx = engine.backward(self._module, blocks, tape.record, dstates, dy, targets, self._keys, place)
         for name, g in of_ids.items():
             if sparse:
                 grads[name] = g

@@ -243,7 +243,7 @@ def forward(
         blocks[1].handle if D > 1 else NULL,
         NULL if of_ids else from_buffer(FLOATS, x),
         from_buffer(INTS, x) if of_ids else NULL,
-        _sizes(rows),
+        rows.handles.get("c") or _sizes(rows),
         rows.T,
         from_buffer(FLOATS, h[at:] if at else h),
         NULL if c is None else from_buffer(FLOATS, c[at:] if at else c),

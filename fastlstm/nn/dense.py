@@ -59,6 +59,7 @@ class Dense(Layer):
     ) -> None:
         super().__init__(dtype, backend)
         self.input_size, self.units = positive(input_size, "input_size"), positive(units, "units")
+        self._tail = (self.input_size,)
         self.bias = flag(bias, "bias")
         self._connect()
         rng = np.random.default_rng(seed_or_none(seed))
@@ -78,11 +79,13 @@ class Dense(Layer):
         return self._blocks()[1]
 
     def _check_x(self, x: Any) -> Array:
+        if type(x) is np.ndarray and x.dtype is self.dtype and x.flags.c_contiguous and x.shape[-1:] == self._tail:
+            return x  # the usual case
         return np.ascontiguousarray(checked_rows(x, self.input_size, self.dtype), self.dtype)
 
     def _product(self, x: Array) -> Array:
         """(..., I) -> (..., U)."""
-        y: Array = self._module.dense_forward(self._block(), x.reshape(-1, self.input_size))
+        y: Array = self._module.dense_forward(self._blocks()[1], x.reshape(-1, self.input_size))
         return y.reshape(*x.shape[:-1], self.units)
 
     def __call__(self, x: Any) -> Array:
