@@ -15,8 +15,10 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS
 import argparse
 import errno
 import importlib.resources
+import shlex
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -24,8 +26,10 @@ from typing import Any
 
 from . import __version__, console, files, outputs
 from ._backends import BackendError, backends
+from .corpus import read_text
 from .metrics import perplexity
 from .num_threads import threads
+from .terminal import shown, typed
 from .text import CharModel, Settings, TextTraining
 from .training import Callback, Diverged, Loop, Progress, Record, SaveError, StopOnSignal
 from .training.progress import SHOWN, mean_of_last
@@ -36,6 +40,7 @@ INTERRUPTED = 128  # plus the number of the signal, as shells have it
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # errors of writing
 
 
+@shown()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors are one line on stderr."""
     console.fill_closed_descriptors()
@@ -61,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         name = f"{error.filename}: " if error.filename else "standard output: " if error.errno in FULL else ""
         return complain(f"{name}{error.strerror or error}", WRONG)
-    except (ValueError, BackendError, ImportError) as error:
+    except (ValueError, BackendError, ImportError, Warning) as error:  # a warning where PYTHONWARNINGS says so
         return complain(str(error), WRONG)
     finally:
         flush_or_discard()
@@ -99,7 +104,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="command")
 
     train = commands.add_parser("train-text", help="train a character-level language model on a text")
-    train.add_argument("file", metavar="FILE", help="the text, in UTF-8")
+    train.add_argument("file", metavar="FILE", help="the text; - for standard input")
+    train.add_argument("--encoding", metavar="NAME", help="of FILE, say cp1252 (default: by its mark, else UTF-8)")
     train.add_argument("--out", default="model.safetensors", metavar="MODEL", help="model file (default: %(default)s)")
     train.add_argument("--resume", action="store_true", help="go on where MODEL stands")
     train.add_argument("--plot", metavar="PICTURE", help="draw the loss curve, e.g. loss.png")
@@ -157,18 +163,20 @@ def train_text(options: argparse.Namespace) -> int:
         raise ValueError(
             f"{options.out} exists: --resume goes on with its training, --force replaces it, another --out keeps it"
         )
-    text = read_text(options.file)
+    text = read_text(options.file, options.encoding)
     given = {f.name: getattr(options, f.name) for f in fields(Settings) if hasattr(options, f.name)}
     if options.resume:
         job = TextTraining.resume(text, options.out, given)
         console.say(f"resuming {options.out} at step {job.steps}")
     else:
         job = TextTraining(text, Settings(**given), options.out)
+    del text  # its token ids are enough
     files.check_writable(options.out, job.size_of_file())
     describe(job)
     stopped_by = train(job, options.plot)
     if stopped_by is not None:
-        again = f"fastlstm train-text {options.file} --out {options.out} --resume"
+        again = shlex.join(["fastlstm", "train-text", options.file, "--out", options.out, "--resume"])
+        again += f" --encoding {shlex.quote(options.encoding)}" if options.encoding else ""
         return complain(f"stopped at step {job.steps} and saved; to go on: {again}", INTERRUPTED + stopped_by)
     console.tell(f"held-out perplexity {perplexity(job.history.last('held_out')[0]):.3f}; model in {options.out}")
     return 0
@@ -177,8 +185,11 @@ def train_text(options: argparse.Namespace) -> int:
 def sample(options: argparse.Namespace) -> int:
     """Write text, character by character as it is drawn."""
     model = CharModel.load(options.model, options.backend)
-    drawn = model.sample(options.prefix, options.length, options.temperature, options.seed)
-    write(options.prefix, drawn)
+    prefix = typed(options.prefix)
+    drawn = model.sample(prefix, options.length, options.temperature, options.seed)
+    if options.temperature == 0 and options.seed is not None:
+        warnings.warn("--seed has no effect at --temperature 0, which always takes the likeliest character")
+    write(prefix, drawn)
     return 0
 
 
@@ -244,8 +255,11 @@ def bench_neighbours(options: argparse.Namespace) -> int:
     from . import report
     from .report import contenders, neighbours
 
-    if options.training or options.cells or len(options.threads or [2]) > 1:
-        raise ValueError("--neighbours has cases of its own, and takes one number of threads at a time")
+    if options.training or options.cells or options.isas or len(options.threads or [2]) > 1:
+        raise ValueError(
+            "--neighbours has cases of its own, so leave --training, --cells and --isas out; "
+            "and it takes one number of threads at a time"
+        )
     parts = neighbours.select(options.cases, *(options.threads or ()))
     out = Path(options.out)
     report.check_folder(out, None, replace=options.force)
@@ -261,15 +275,6 @@ PRINTING = (sample, show_config)  # commands whose result is what they print
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
-def read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is no text in UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
-        ) from error
-
-
 def check_outputs(options: argparse.Namespace, inputs: dict[str, str]) -> None:
     """Find out before the training what would fail after it, and what would be lost by it."""
     written = {"--out": options.out} | ({"--plot": options.plot} if options.plot else {})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from .files import check_writable, write_atomically
 from .layout import Array
 from .metrics import perplexity
 from .outputs import carries, holds_something
+from .terminal import load
 from .training import Callback, History, Loop
 
 Name = str | os.PathLike[str]
@@ -32,10 +35,22 @@ def figure() -> Any:
         matplotlib is absent; the message says how to get it.
     """
     try:
+        load("matplotlib", "MPLBACKEND")
         from matplotlib.figure import Figure  # draws with Agg; pyplot would look for a window system
     except ImportError as error:
         raise ImportError(f'plots need matplotlib ({error}). To get it: pip install "fastlstm[plot]"') from error
     return Figure(figsize=(8, 4.5), layout="constrained")
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Draw as matplotlib's defaults say, not as the user's file matplotlibrc does, which may want TeX and fail late."""
+    figure()  # its errors
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 def kind_of(path: Name) -> str:
@@ -59,6 +74,7 @@ def drawn(fig: Any, path: Name) -> bytes:
     return picture.getvalue()
 
 
+@own_style()
 def check(path: Name, replace: bool = False) -> None:
     """Raise what drawing to `path` would raise: to be asked before the work, not after it.
 
@@ -114,6 +130,7 @@ class LossCurve(Callback):
             loss_curve(loop.history, self.path, self.title)
 
 
+@own_style()
 def loss_curve(history: History, path: Name, title: str = "") -> None:
     """Draw the training loss, smoothed, and the held-out loss; the right axis tells both as perplexity.
 

@@ -6,19 +6,20 @@ window, and the state is carried from one window to the next (Williams & Peng 19
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from . import files
 from ._backends import choose
+from .corpus import check_characters, encode, fingerprint, named, side_by_side, vocabulary_of
 from .layout import Array
 from .losses import softmax_cross_entropy
 from .nn import Dense
@@ -27,52 +28,13 @@ from .recurrent import LSTM
 from .schedules import LambdaLR
 from .spec_layer import State
 from .training import Callback, Checkpoint, Diverged, Evaluation, History, Loop, Record
-from .validation import number, positive, probability
+from .validation import flag, number, positive, probability
+from .weighting import IGNORE_INDEX
 
 KIND = "character model"  # in the configuration of a model file
 HELD_OUT = 0.05  # share of the text, at its end, that is not trained on
 HEADER = 1 << 16  # bytes, about, of a file's configuration and names
 EVALUATION_STEPS = 128  # steps of one call in evaluation: bounds its memory
-
-
-# ---------------------------------------------------------------------------------------------------------- characters
-def vocabulary_of(text: str) -> str:
-    """The characters of a text, each once, sorted: a character's place is its token id."""
-    return "".join(sorted(set(text)))
-
-
-def check_characters(vocabulary: str) -> None:
-    """Raise ValueError where a vocabulary has what no file can hold: halves of surrogate pairs."""
-    halves = [character for character in vocabulary if "\ud800" <= character <= "\udfff"]
-    if halves:
-        raise ValueError(
-            f"{' '.join(map(repr, halves[:5]))} {'are no characters' if len(halves) > 1 else 'is no character'} but "
-            "undecoded bytes or halves of characters, which no file can hold: decode the text with its own encoding"
-        )
-
-
-def encode(text: str, vocabulary: str) -> Array:
-    """Token ids of a text: (N,) int64.
-
-    Raises
-    ------
-    ValueError
-        Characters that the vocabulary has not; the message names them.
-    """
-    strange = sorted(set(text) - set(vocabulary))
-    if strange:
-        raise ValueError(
-            f"the model does not know the character{'s' * (len(strange) > 1)} "
-            f"{' '.join(map(repr, strange))}; it knows {vocabulary!r}"
-        )
-    known, codes = (np.frombuffer(s.encode("utf-32-le", "surrogatepass"), "<u4") for s in (vocabulary, text))
-    return np.searchsorted(known, codes).astype(np.int64)
-
-
-def side_by_side(ids: Array, streams: int) -> tuple[Array, Array]:
-    """A text as parallel streams: inputs and, one character later, targets, (S, streams) each."""
-    S = (len(ids) - 1) // streams
-    return ids[: S * streams].reshape(streams, S).T, ids[1 : S * streams + 1].reshape(streams, S).T
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -82,13 +44,18 @@ class CharModel:
     Parameters
     ----------
     vocabulary : str
-        Of `vocabulary_of`.
+        Of `corpus.vocabulary_of`.
     hidden_size, num_layers : int
     dropout : float
         Between the layers, while training.
     backend : str
     seed : int, optional
         Of the initial weights and the dropout.
+
+    Raises
+    ------
+    ValueError
+        The vocabulary is empty, unsorted, or has a character twice.
     """
 
     def __init__(
@@ -102,6 +69,10 @@ class CharModel:
         seed: int | None = None,
     ) -> None:
         check_characters(vocabulary)
+        if not vocabulary or vocabulary_of(vocabulary) != vocabulary:
+            raise ValueError(
+                f"a vocabulary has every character once, sorted, got {vocabulary[:40]!r}: give vocabulary_of(text)"
+            )
         self.vocabulary = vocabulary
         V = len(vocabulary)
         lstm_seed, head_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
@@ -122,13 +93,14 @@ class CharModel:
         return loss, state, [of_lstm, of_head]
 
     def loss(self, x: Array, targets: Array) -> float:
-        """Mean loss in nats of streams (S, B), walked from a zero state."""
+        """Mean loss in nats of streams (S, B), walked from a zero state; targets of `IGNORE_INDEX` do not count."""
         total, state = 0.0, None
         for at in range(0, len(x), EVALUATION_STEPS):
             piece = slice(at, at + EVALUATION_STEPS)
             y, state = self.lstm(x[piece], state)
             total += softmax_cross_entropy(self.head(y), targets[piece], "sum")[0]
-        return total / x.size
+        counted = np.count_nonzero(targets != IGNORE_INDEX)
+        return total / counted if counted else math.nan
 
     # ------------------------------------------------------------------------------------------------------- sampling
     def sample(self, prefix: str, length: int, temperature: float = 1.0, seed: int | None = None) -> Iterator[str]:
@@ -190,7 +162,8 @@ class CharModel:
         if lstm["weight_hh_l0"].shape != (4 * H, H) or lstm["weight_ih_l0"].shape != (4 * H, V):
             raise ValueError(f"the matrices of its first layer do not fit {V} characters and {H} hidden units")
         layers = sum(name.startswith("weight_hh_l") and a.shape == (4 * H, H) for name, a in lstm.items())
-        model = cls(vocabulary, H, layers, config["dropout"], backend=backend, seed=0)
+        model = cls(vocabulary, H, layers, backend=backend, seed=0)
+        model.lstm.dropout = probability(config["dropout"], "dropout")
         model.lstm.load_state_dict(lstm)
         model.head.load_state_dict(head)
         return model
@@ -280,9 +253,9 @@ class Settings:
             positive(getattr(self, name), name)
         for name in ("seed", "evaluate_every", "checkpoint_every"):
             positive(getattr(self, name), name, 0)
-        for name in ("clip", "decay"):
-            number(getattr(self, name), name)
-        probability(self.dropout, "dropout")
+        number(self.clip, "clip")
+        for name in ("dropout", "decay"):
+            probability(getattr(self, name), name)
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         if self.lr is not None:
@@ -295,7 +268,7 @@ class Settings:
 
     def lr_factor(self, taken: int) -> float:
         """By what the learning rate is multiplied after so many steps, for `schedules.LambdaLR`."""
-        falling = self.steps * min(self.decay, 1.0)
+        falling = self.steps * self.decay
         return min(1.0, max(0, self.steps - taken) / falling) if falling else 1.0
 
 
@@ -329,40 +302,56 @@ class TextTraining:
     path : path
         Where `save` writes: a model file that also holds all that is needed to go on.
     model : CharModel, optional
-        To be trained; a fresh one unless given.
+        To be trained; a fresh one unless given. Its vocabulary numbers the text; its sizes and backend count where the
+        settings have their defaults, and so does its dropout.
 
     Raises
     ------
+    TypeError
+        The text is no string.
     ValueError
-        The text is too short for the settings.
+        The text is too short for the settings, the model does not know all of its characters, or has other sizes.
+
+    Warns
+    -----
+    UserWarning
+        A setting has no effect.
+
+    Notes
+    -----
+    The text's last 5 % are held out. Of the others, all are trained on but fewer than ``batch`` at their end: the text
+    is cut into ``batch`` streams of equal length, and a stream's last window is shorter where ``seq_len`` does not
+    divide its length.
     """
 
     def __init__(
         self, text: str, settings: Settings, path: str | os.PathLike[str], model: CharModel | None = None
     ) -> None:
-        self.settings, self.path, self.fingerprint = settings, path, fingerprint(text)
-        self.tokens_per_step = settings.seq_len * settings.batch
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a str, got {type(text).__name__}: bytes become one by text.decode('utf-8')")
+        self._begin(text, settings if model is None else fitted(settings, model), path, model)
+        self._warn(without_effect(self.settings, self.model))
+
+    def _begin(self, text: str, settings: Settings, path: str | os.PathLike[str], model: CharModel | None) -> None:
+        self.settings, self.path = settings, path
         held_out = int(len(text) * HELD_OUT)
-        kept = len(text) - held_out
-        if kept <= self.tokens_per_step or held_out < 2:
-            least = math.ceil(max((self.tokens_per_step + 1) / (1 - HELD_OUT), 2 / HELD_OUT))
+        kept, window = len(text) - held_out, settings.seq_len * settings.batch
+        if kept <= window or held_out < 2:
+            least = math.ceil(max((window + 1) / (1 - HELD_OUT), 2 / HELD_OUT))
             raise ValueError(
                 f"the text has {len(text)} characters, but batch {settings.batch} times seq_len {settings.seq_len} "
                 f"needs at least {least}: give a longer text, or lower batch or seq_len"
             )
-        vocabulary = vocabulary_of(text)
+        vocabulary = model.vocabulary if model else vocabulary_of(text)
         ids = encode(text, vocabulary)
+        self.fingerprint = fingerprint(text)
         self._inputs, self._targets = side_by_side(ids[:kept], settings.batch)
         # Few streams there, for each begins without memory.
         self._held_out = side_by_side(ids[kept:], max(1, min(16, held_out // 256)))
         self.model = model or CharModel(
-            vocabulary,
-            settings.hidden,
-            settings.layers,
-            settings.dropout,
-            backend=settings.backend,
-            seed=settings.seed,
+            vocabulary, settings.hidden, settings.layers, backend=settings.backend, seed=settings.seed
         )
+        self.model.lstm.dropout = settings.dropout
         self.optimizer: Optimizer = OPTIMIZERS[settings.optimizer](self.model.layers, settings.base_lr)
         self.schedule = LambdaLR(self.optimizer, lambda taken: self.settings.lr_factor(taken))
         self.history = TextHistory()
@@ -370,6 +359,28 @@ class TextTraining:
         self.position: int = 0  # where the next window begins, and in which state
         self.state: State = None
         self._state_after: State = None  # of the window whose gradients were computed last
+        self._cut(True)
+
+    def _cut(self, short_window: bool) -> None:
+        """Whether a stream's last window may be shorter than seq_len; version 0.1.0 left such windows out."""
+        S, T = len(self._inputs), self.settings.seq_len
+        self.short_window, self._steps_of_text = short_window, S
+        if not short_window:
+            S = S // T * T
+            self._inputs, self._targets = self._inputs[:S], self._targets[:S]
+        self.tokens_per_step = round(S * self.settings.batch / math.ceil(S / T))  # the mean over the text
+
+    def _left_out(self) -> Iterator[str]:
+        if missing := self._steps_of_text - len(self._inputs):
+            yield (
+                f"an earlier version began {self.path}, which leaves the last {missing / self._steps_of_text:.0%} of "
+                "every stream out, and so does its continuation: a new training takes all"
+            )
+
+    @staticmethod
+    def _warn(notes: Iterable[str]) -> None:
+        for note in notes:
+            warnings.warn(note, UserWarning, stacklevel=3)
 
     @property
     def steps(self) -> int:
@@ -449,7 +460,7 @@ class TextTraining:
         self.optimizer.step(gradients)
         self.schedule.step()
         self.position, self.state = self.position + self.settings.seq_len, self._state_after
-        if self.position + self.settings.seq_len > len(self._inputs):  # the text begins again
+        if self.position >= len(self._inputs):  # the text begins again
             self.position, self.state = 0, None
 
     def evaluate(self) -> float:
@@ -464,6 +475,7 @@ class TextTraining:
             "rng": self.model.lstm.rng_state,
             "fingerprint": self.fingerprint,
         }
+        training |= {"short_window": True} if self.short_window else {}
         training |= {"made_by": self.made_by} if self.made_by else {}
         files.save(self.path, self._arrays(), self.model.to_config() | {"training": training})
 
@@ -503,14 +515,28 @@ class TextTraining:
         arrays, config = files.load(path)
         with explained(path):
             training = config["training"] if "training" in config else missing_checkpoint()
-            before, trained_on = Settings(**training["settings"]), training["fingerprint"]
+            # Earlier versions took a decay above 1 for 1.
+            before = Settings(**training["settings"] | {"decay": min(training["settings"].get("decay", 0.0), 1.0)})
+            trained_on, short_window = (
+                training["fingerprint"],
+                flag(training.get("short_window", False), "short_window"),
+            )
         settings = changed(before, given)
         if trained_on != fingerprint(text):
-            raise ValueError(f"{path} was trained on another text; going on needs the same")
+            raise ValueError(
+                f"{path} was trained on another text, or on this one in another encoding; going on needs the same. "
+                "To train its model on a new text: TextTraining(text, settings, out, model=CharModel.load(path))"
+            )
         choose(settings.backend, "float32")  # its errors are not the file's
         with explained(path):
-            job = cls(text, settings, path, CharModel.from_arrays(arrays, config, settings.backend))
+            model = CharModel.from_arrays(arrays, config, settings.backend)
+            if not short_window:
+                check_numbering(text, model)
+            job = cls.__new__(cls)
+            job._begin(text, settings, path, model)
+            job._cut(short_window)
             job._restore(arrays, training)
+        cls._warn(chain(job._left_out(), without_effect(settings, model, job.steps)))
         return job
 
     def _restore(self, arrays: Mapping[str, Array], training: Mapping[str, Any]) -> None:
@@ -521,7 +547,7 @@ class TextTraining:
             raise ValueError(f"its history has the losses of {losses} steps, but its optimizer has taken {taken}")
         self.schedule.load_state_dict({"steps": taken, "base_lr": self.settings.base_lr})
         self.position = positive(training["position"], "position", 0)
-        if self.position + self.settings.seq_len > len(self._inputs):
+        if self.position >= len(self._inputs):
             raise ValueError(f"position {self.position} lies outside the text")
         self.state = (arrays["state.h"], arrays["state.c"]) if "state.h" in arrays else None
         self.model.lstm(self._inputs[:0], self.state)  # raises unless the state fits
@@ -537,8 +563,53 @@ def read_history(arrays: Mapping[str, Array]) -> TextHistory:
     return TextHistory.from_arrays(columns)
 
 
-def fingerprint(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+def fitted(settings: Settings, model: CharModel) -> Settings:
+    """The settings of the training of a model that exists, or ValueError where they ask for another one."""
+    default = {f.name: f.default for f in fields(Settings)}
+    has = {"hidden": model.lstm.hidden_size, "layers": model.lstm.num_layers, "backend": model.lstm.backend}
+    for name, value in has.items():
+        if getattr(settings, name) not in (default[name], value):
+            raise ValueError(
+                f"the settings have {name} {getattr(settings, name)}, but the model has {value}: "
+                f"leave {name} out of the settings, or give no model"
+            )
+    if settings.seed != default["seed"]:
+        raise ValueError(f"seed {settings.seed} has no effect on a model that exists: give it to CharModel instead")
+    sizes = replace(settings, hidden=model.lstm.hidden_size, layers=model.lstm.num_layers)
+    return sizes if settings.dropout != default["dropout"] else replace(sizes, dropout=model.lstm.dropout)
+
+
+def without_effect(s: Settings, model: CharModel, taken: int = 0) -> Iterator[str]:
+    """A sentence for each setting that has no effect on the steps that follow so many taken."""
+    if taken >= s.steps:
+        yield f"nothing was left to do: {taken} steps have been taken, and steps is {s.steps}. Give more to go on"
+        return
+    if s.dropout and s.layers == 1:
+        yield (
+            f"dropout {s.dropout:g} has no effect: it drops outputs between layers, and layers is 1. "
+            "Give layers 2 or more, or dropout 0"
+        )
+    if s.lr == 0:
+        yield "lr is 0, so that nothing is learnt"
+    if s.decay > 0 and s.steps * s.decay <= 1:
+        yield f"decay {s.decay:g} has no effect: of {s.steps} steps that is one at most. Give more of either"
+    for name in ("evaluate_every", "checkpoint_every"):
+        every = getattr(s, name)
+        chosen = every and every != Settings.__dataclass_fields__[name].default
+        if chosen and s.steps // every == taken // every:
+            yield f"{name} {every} has no effect: no such step lies between steps {taken} and {s.steps}"
+    if len(model.vocabulary) == 1:
+        yield f"the text has only the character {model.vocabulary!r}, so that there is nothing to learn"
+
+
+def check_numbering(text: str, model: CharModel) -> None:
+    """Earlier versions numbered a text by its own characters, whatever model it trained."""
+    if vocabulary_of(text) != model.vocabulary:
+        missing = "".join(sorted(set(model.vocabulary) - set(text)))
+        raise ValueError(
+            f"an earlier version trained a model of other characters ({named(missing)}) on this text, and numbered the text "
+            "wrongly: train the model anew"
+        )
 
 
 def missing_checkpoint() -> Any:

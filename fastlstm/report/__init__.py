@@ -23,6 +23,7 @@ import numpy as np
 from ..files import check_writable, write_atomically
 from ..num_threads import threads as threads_of
 from ..outputs import holds_something
+from ..terminal import load
 from . import contenders, machine, measure
 from .cases import Case
 from .measure import Maker, Ratio, Result
@@ -107,7 +108,7 @@ def run(
     seed : int
         Of the orders of turns.
     """
-    from tqdm import tqdm
+    tqdm = load("tqdm", "TQDM_").tqdm
 
     each = [(n, group, case) for n in threads for group, some in cases.items() for case in some]
     before = machine.load()

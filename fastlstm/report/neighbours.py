@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..num_threads import threads as threads_of
+from ..terminal import load
 from . import contenders, machine, measure
 from .cases import Case
 from .measure import Maker, Result
@@ -217,7 +218,7 @@ def run(parts: Iterable[Part], makers: Mapping[str, Maker], runs: int = RUNS, se
     seed : int
         Of the orders of turns.
     """
-    from tqdm import tqdm
+    tqdm = load("tqdm", "TQDM_").tqdm
 
     each = [(part, case) for part in parts for case in part.cases]
     report, before, rng = Report(machine.facts(), runs), machine.load(), np.random.default_rng(seed)

@@ -266,15 +266,21 @@ def notes(report: Report) -> Iterator[str]:
 # --------------------------------------------------------------------------------------------------------------- charts
 def charts(report: Report) -> dict[str, bytes]:
     """File name -> picture, for each group and number of threads."""
-    found = {}
+    from ..plot import own_style
+
+    with own_style():
+        return dict(each_chart(report))
+
+
+def each_chart(report: Report) -> Iterator[tuple[str, bytes]]:
+    """What `charts` gives, one by one."""
     for group in groups(report):
         for n, entries in of(report, group).items():
             title = f"{TITLES[group]}, {threads(n)}"
             if group == "cells" and (pairs := beside_lstm(entries)):
-                found[f"{group}-{n}.svg"] = chart_of_costs(pairs, title)
+                yield f"{group}-{n}.svg", chart_of_costs(pairs, title)
             elif compared(entries):
-                found[f"{group}-{n}.svg"] = chart_of_ratios(compared(entries), title)
-    return found
+                yield f"{group}-{n}.svg", chart_of_ratios(compared(entries), title)
 
 
 def canvas(rows: int, height: float) -> tuple[Any, Any]:

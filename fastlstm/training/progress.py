@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..console import messages
+from ..terminal import load
 from .callbacks import Callback
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ class Progress(Callback):
         self._shown = self._began = time.monotonic()
         self._at_shown = self._first = loop.steps
         if messages.isatty():
-            from tqdm import tqdm
-
+            tqdm = load("tqdm", "TQDM_").tqdm
             columns = messages.columns()
             total = None if loop.last_step is None else loop.last_step * self.per_step
             self._bar = tqdm(

@@ -54,18 +54,24 @@ THREADING_LAYERS = ("default", "safe", "forksafe", "threadsafe", "tbb", "omp", "
 def unusable_environment() -> str | None:
     """What in the environment, perhaps set for another program, keeps Numba from being imported or from compiling."""
     threads, layer = os.environ.get("NUMBA_NUM_THREADS"), os.environ.get("NUMBA_THREADING_LAYER")
-    try:
-        refused = threads is not None and int(threads) < 1
-    except ValueError:  # no whole number: Numba passes it over with a warning
-        refused = False
-    if refused:
+    if whole_number("NUMBA_NUM_THREADS", 1) < 1:
         return f"Numba refuses the environment variable NUMBA_NUM_THREADS={threads}: unset it, or set it to at least 1"
+    if whole_number("NUMBA_DISABLE_JIT", 0):
+        return "the environment variable NUMBA_DISABLE_JIT keeps Numba from compiling: unset it, or set it to 0"
     if layer is not None and layer not in THREADING_LAYERS:
         known = ", ".join(THREADING_LAYERS)
         return (
             f"Numba refuses the environment variable NUMBA_THREADING_LAYER={layer!r}: unset it, or take one of {known}"
         )
     return None
+
+
+def whole_number(name: str, default: int) -> int:
+    """The value of an environment variable; the default where it is no whole number, which Numba passes over too."""
+    try:
+        return int(os.environ.get(name, default))
+    except ValueError:
+        return default
 
 
 def supports(spec: Spec, storage: str, dtype: str) -> str | None:
