@@ -607,8 +607,8 @@ def check_numbering(text: str, model: CharModel) -> None:
     if vocabulary_of(text) != model.vocabulary:
         missing = "".join(sorted(set(model.vocabulary) - set(text)))
         raise ValueError(
-            f"an earlier version trained a model of other characters ({named(missing)}) on this text, and numbered the text "
-            "wrongly: train the model anew"
+            f"an earlier version trained a model of other characters ({named(missing)}) on this text, and numbered the "
+            "text wrongly: train the model anew"
         )
 
 

@@ -339,11 +339,11 @@ def test_the_way_to_go_on_can_be_pasted(tmp_path: Path) -> None:
     path = written(tmp_path / "my text", FRENCH.encode("cp1252"))
     code = f"""
 import os, signal, fastlstm.cli, fastlstm.text
-step = fastlstm.text.TextTraining.step
-def stop(job):
+update = fastlstm.text.TextTraining.update
+def stop(job, gradients):
     os.kill(os.getpid(), signal.SIGINT)
-    return step(job)
-fastlstm.text.TextTraining.step = stop
+    return update(job, gradients)
+fastlstm.text.TextTraining.update = stop
 fastlstm.cli.main(["train-text", {str(path)!r}, "--encoding", "cp1252", "--out", {str(tmp_path / "a b")!r},
     "--seq-len", "8", "--batch", "4", "--hidden", "4"])
 """
