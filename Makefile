@@ -37,7 +37,7 @@ endef
 
 # What the installed extension and the package's metadata are made from. A change of Python files alone needs no new
 # installation: it is an editable one.
-BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h csrc/*.py)
+BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h csrc/*/*.h csrc/*.py)
 
 # Tests marked `slow` run in `make test-all` only.
 PYTEST := -m pytest -q tests -m
@@ -85,11 +85,12 @@ format: $(VENV)/tools
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(C_FILES)
 
-C_FILES = $(wildcard csrc/*.c csrc/*.h tests/c/*.[ch] tests/emulator/*.c)
+C_FILES = $(wildcard csrc/*.[ch] csrc/kernels/*.h tests/c/*.[ch] tests/emulator/*.c)
 
-## test-c: hold each instruction set's kernels against the scalar ones, and stress the thread pool; a minute
+## test-c: hold each instruction set's kernels against the scalar ones, check plans, stress the thread pool; a minute
 .PHONY: test-c
-test-c: build/c/native/test_kernels build/c/native/test_pool build/c/condition/test_pool
+test-c: build/c/native/test_kernels build/c/native/test_pool build/c/condition/test_pool build/c/native/test_plan
+	build/c/native/test_plan
 	build/c/native/test_pool
 	build/c/condition/test_pool
 	@$(call run_kernels,build/c/native/test_kernels,1200)
@@ -158,9 +159,10 @@ endef
 # tests themselves with -O2: gcc 12 for ARM breaks down over them with -O3.)
 C_FLAGS := -std=gnu11 -O3 -falign-functions=64 -g -fno-math-errno -ffp-contract=off -pthread -Wall -Wextra -Werror
 C_TEST_FLAGS := $(C_FLAGS) -DFL_LEAST=0 -Icsrc -Itests/c
-C_DRIVER := test_kernels check recurrent training
-C_KERNELS := dispatch $(patsubst csrc/%.c,%,$(wildcard csrc/isa_*.c))
-C_HEADERS := $(wildcard csrc/*.h tests/c/*.h)
+C_DRIVER := test_kernels check recurrent_cases training
+# All of csrc but the thread pool and the measurement of peaks.
+C_KERNELS := $(filter-out pool peak,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c)))
+C_HEADERS := $(wildcard csrc/*.h csrc/kernels/*.h tests/c/*.h)
 EMULATED := -fno-pic -mcmodel=small -fcf-protection=none -fno-stack-protector
 
 # $(call c_build,how,compiler,flags)
@@ -172,6 +174,8 @@ build/c/$(1)/%.o: tests/c/%.c $$(C_HEADERS)
 	@mkdir -p $$(@D)
 	$(2) $$(C_TEST_FLAGS) $(3) -O2 -c -o $$@ $$<
 build/c/$(1)/test_pool: $(addprefix build/c/$(1)/,test_pool.o pool.o)
+	$(2) -pthread $(3) -o $$@ $$^ -lm
+build/c/$(1)/test_plan: $(addprefix build/c/$(1)/,test_plan.o plan.o)
 	$(2) -pthread $(3) -o $$@ $$^ -lm
 build/c/$(1)/test_kernels: $(patsubst %,build/c/$(1)/%.o,$(C_DRIVER) host pool $(C_KERNELS))
 	$(2) -pthread $(3) -o $$@ $$^ -lm

@@ -1,9 +1,12 @@
 /* api.h: the whole C interface. Declarations only and no preprocessor lines: C and cffi's cdef read this same text.
  *
  * Alphabet: T steps, B batch, N packed rows, I inputs, H hidden units, R width of h (H, or the projection's size),
- * G gates, D directions. All matrices are row-major float32; (N, H) after a pointer is the shape of what it points to.
- * Activations =, parameters +=: states and tape are overwritten, gradients of parameters and input are added to.
- * No function prints, aborts or keeps state but the thread pool and the chosen instruction set. */
+ * G gates, D directions, U outputs of a dense layer. Matrices are row-major float32; (N, H) after a pointer is the shape
+ * of what it points to. Memory that two pointers of a call name does not overlap, unless the field says otherwise.
+ * Activations =, parameters +=: outputs, states and tape are overwritten; gradients of parameters and of the input are
+ * added to.
+ * No function prints or aborts. What outlives a call: the thread pool, the chosen instruction set, and how quickly the
+ * workers of short calls met (recurrent.c). */
 
 enum fl_kind { FL_LSTM, FL_GRU, FL_RNN };
 
@@ -29,7 +32,7 @@ typedef struct {
     float alpha, beta; /* ONNX's meaning */
 } fl_act;
 
-/* The equation of one direction of one layer: spec.Spec. */
+/* The equation of one direction of one layer: Spec in spec.py. */
 typedef struct {
     int kind; /* enum fl_kind */
     int projected, peepholes, reset_after;
@@ -37,16 +40,22 @@ typedef struct {
     fl_act act[3]; /* gates, candidate, output; RNN: its only one first */
 } fl_spec;
 
-/* Packed weights of one direction of one layer; panels are described in kernels.h. */
+/* How the weights of forward panels are stored. The arithmetic is float32 whatever the storage. */
+enum fl_storage { FL_FLOAT32 };
+
+/* Packed weights of one direction of one layer; panels are described in kernels/kernels.h. fl_pack sets the pointers;
+ * a pointer is NULL where the spec has no such matrix. */
 typedef struct {
     fl_spec spec;
-    int isa;                            /* the instruction set whose panels these are */
-    int reverse;                        /* walks from the last step to the first */
-    const float *bias;                  /* as the accumulators start: per panel, per gate */
-    const float *w_x, *w_h, *w_n, *w_r; /* forward panels: input, recurrent, GRU's second phase, projection */
-    const float *x_n, *bias_n;          /* GRU with reset_after = 0: the candidate's input panels and bias */
+    int isa;                            /* index of the instruction set that the panels are packed for */
+    int storage;                        /* enum fl_storage, of the forward panels */
+    int reverse;                        /* 1: the direction walks from the last step to the first */
+    const float *bias;                  /* start values of the accumulators: per panel, per gate */
+    const void *w_x, *w_h, *w_n, *w_r;  /* forward panels: input, recurrent, GRU's second phase, projection */
+    const void *x_n;                    /* GRU with reset_after = 0: forward panels of the candidate's input */
+    const float *bias_n;                /* GRU with reset_after = 0: the candidate's bias */
     const float *peep;                  /* (3, H): i, f, o */
-    const float *v_x, *v_h, *v_n, *v_r; /* backward panels: the transposed products; NULL until packed */
+    const float *v_x, *v_h, *v_n, *v_r; /* backward panels of the transposed matrices; NULL until packed */
 } fl_block;
 
 /* Canonical parameters (PyTorch's shapes); NULL where absent. */
@@ -59,20 +68,21 @@ typedef struct {
     const float *weight_peep; /* (3, H) */
 } fl_params;
 
-/* Gradients of the same, added to. For token ids weight_ih is (rows, G*H). */
+/* Gradients of the parameters, added to. Shapes as in fl_params; for token ids weight_ih is (rows, G*H). */
 typedef struct {
     float *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr, *weight_peep;
 } fl_grads;
 
-/* Packed weights of a fully connected layer, y = x weight' + bias, of U outputs. */
+/* Packed weights of a dense layer, y = x weight' + bias. */
 typedef struct {
     ptrdiff_t I, U;
     int isa;
-    const float *forward, *bias; /* panels of U outputs; NULL without a bias */
-    const float *backward;       /* panels of I outputs; NULL until packed */
+    const float *forward;  /* panels of U outputs */
+    const float *bias;     /* (U), padded; NULL without a bias */
+    const float *backward; /* panels of I outputs; NULL until packed */
 } fl_dense;
 
-/* An optimiser's step: what is the same for all numbers. Parameters p, gradient g; see optim.py for the rest. */
+/* The coefficients of an optimiser's step. p is a parameter, g its gradient; the rules are in optim.py. */
 enum fl_rule_kind { FL_SGD, FL_ADAM, FL_RMSPROP, FL_ADAGRAD };
 typedef struct {
     int kind; /* enum fl_rule_kind */
@@ -83,7 +93,7 @@ typedef struct {
     float keep, eps;                 /* p is first multiplied by keep (Adam) */
 } fl_rule;
 
-/* n numbers that lie together. */
+/* n parameters that are contiguous in memory. */
 typedef struct {
     float *p;
     const float *g; /* (n) the gradient of p */
@@ -91,101 +101,154 @@ typedef struct {
     ptrdiff_t n;
 } fl_span;
 
-/* Instruction sets, best first: name, whether this machine can run it. Index out of range: NULL. */
+/* The compiled instruction sets, best first. fl_isa_name is NULL for an index outside the list; fl_isa_usable says
+ * whether this processor has the instruction set. New weights are packed for the chosen one: the first usable one, until
+ * fl_isa_choose names another. Any thread may call these functions at any time. */
 const char *fl_isa_name(int isa);
 int fl_isa_usable(int isa);
 int fl_isa_chosen(void);
 void fl_isa_choose(int isa);
 
-/* Panels. A block with spec and isa filled in needs so many floats (64-byte aligned) for its forward, or its backward
- * panels; packing writes them and sets the block's pointers. Token ids have no gradient, so backward then does without
- * the input's panels. */
+/* Panels of a block whose spec, isa and storage are set. fl_pack_size is the number of bytes that the panels take;
+ * fl_pack writes them to `memory` (64-byte aligned) and sets the block's pointers. FL_BACKWARD_IDS leaves out the
+ * input's panels: token ids have no gradient. */
 enum fl_panels { FL_FORWARD, FL_BACKWARD, FL_BACKWARD_IDS };
-ptrdiff_t fl_pack_size(const fl_block *block, int backward);
-void fl_pack(fl_block *block, const fl_params *params, int backward, float *memory);
+ptrdiff_t fl_pack_size(const fl_block *block, int panels);
+void fl_pack(fl_block *block, const fl_params *params, int panels, void *memory);
 
-/* Where outputs go that do not lie packed: step t of sequence b is row t * step + sequences[b] of y. */
+/* ---- calls ----
+ *
+ * A call is one struct, which the caller fills. Where the call needs scratch memory, the function returns the number of
+ * floats that it needs; if scratch.size is less, the function has done nothing else. */
+
+/* Packed rows, time-major: row b of step t follows row b-1 of step t; step t+1 follows step t. */
+typedef struct {
+    const float *x;             /* (N, I), or NULL */
+    const int64_t *ids;         /* (N) token ids in place of x, or NULL */
+    const int64_t *batch_sizes; /* (T) rows of each step; never growing, each >= 1 */
+    ptrdiff_t T;
+} fl_rows;
+
+/* Which row of y an output goes to: step t of sequence b goes to row t * step + sequences[b]. */
 typedef struct {
     ptrdiff_t step;
-    const int64_t *sequences; /* (B) */
-} fl_places;
+    const int64_t *sequences; /* (B); NULL: no map, y is packed as x is */
+} fl_row_map;
 
-/* The D directions of one layer, second being NULL where there is but one. Packed rows: batch_sizes (T) never grow, each
- * is >= 1, and the input is x (N, I) or ids (N), the other NULL. h (D, B, R) and, for LSTM, c (D, B, H): the initial
- * state, overwritten with the final one. tapes (D, Spec.tape_size), or NULL in inference. y (N, D*R) or NULL;
- * with places, its rows are where these say, and steps after a sequence's last, up to T, become zeros.
- * Both functions return how many floats of scratch memory (64-byte aligned) such a call needs. Where `size` is less,
- * they do nothing else. The flq_ form keeps Python's lock: for calls below about 50 us. */
-ptrdiff_t fl_forward(const fl_block *first, const fl_block *second, const float *x, const int64_t *ids,
-                     const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, float *tapes, float *y,
-                     const fl_places *places, int threads, float *scratch, ptrdiff_t size);
-ptrdiff_t flq_forward(const fl_block *first, const fl_block *second, const float *x, const int64_t *ids,
-                      const int64_t *batch_sizes, ptrdiff_t T, float *h, float *c, float *tapes, float *y,
-                      const fl_places *places, int threads, float *scratch, ptrdiff_t size);
-
-/* One direction of one layer, one stretch of time. h (B, R) and c (B, H): the final state's gradient, overwritten with
- * the initial one's. dy (N, R) with row stride ldy, or NULL; dx (N, I) or NULL. For token ids, ids holds each row's row
- * of grads->weight_ih. */
-ptrdiff_t fl_backward(const fl_block *block, const float *x, const int64_t *ids, const int64_t *batch_sizes,
-                      ptrdiff_t T, float *h, float *c, float *tape, const float *dy, ptrdiff_t ldy, float *dx,
-                      const fl_grads *grads, int threads, float *scratch, ptrdiff_t size);
-
-/* A stream: a block of each layer, x (B, I) or ids (B), read at every step, the state h (L, B, R) and c (L, B, H), and
- * scratch memory of fl_step_scratch. */
 typedef struct {
-    const fl_block *const *blocks;
+    float *memory;  /* 64-byte aligned */
+    ptrdiff_t size; /* floats */
+} fl_scratch;
+
+/* Forward through the one or two directions of a layer. */
+typedef struct {
+    const fl_block *first, *second; /* second: the other direction, or NULL */
+    fl_rows rows;
+    float *h, *c; /* (D, B, R), (D, B, H) initial state, overwritten with the final one; c: LSTM only, else NULL */
+    float *tapes; /* (D, Spec.tape_size) overwritten, or NULL in inference */
+    float *y;     /* (N, D*R), or NULL. With a row map: its rows, and zeros from a sequence's end up to step T */
+    fl_row_map row_map;
+    int threads;
+    fl_scratch scratch;
+} fl_call;
+
+ptrdiff_t fl_forward(const fl_call *call);
+
+/* fl_set sets the fields of a call that change from one call to the next; flq_forward does so too, runs the call and does
+ * not release Python's lock: for calls below about 50 us. (From Python, arguments are ten times as quick to hand over as
+ * fields of a struct.) */
+void fl_set(fl_call *call, const fl_block *first, const float *x, const int64_t *ids, float *h, float *c, float *tapes,
+            float *y);
+ptrdiff_t flq_forward(fl_call *call, const fl_block *first, const float *x, const int64_t *ids, float *h, float *c,
+                      float *tapes, float *y);
+
+/* Backward through one direction of a layer and one stretch of time. */
+typedef struct {
+    const fl_block *block; /* with backward panels */
+    fl_rows rows;          /* as in forward; ids hold the row of grads->weight_ih that each packed row adds to */
+    float *h, *c;          /* (B, R), (B, H) gradient of the final state, overwritten with that of the initial one */
+    float *tape;           /* (Spec.tape_size) of this direction; its gates are overwritten with their gradients */
+    const float *dy;       /* (N, R) rows that are ldy floats apart, or NULL */
+    ptrdiff_t ldy;
+    float *dx; /* (N, I), or NULL */
+    const fl_grads *grads;
+    int threads;
+    fl_scratch scratch;
+} fl_backward_call;
+
+ptrdiff_t fl_backward(const fl_backward_call *call);
+
+/* A stream: the layers' blocks, the input, which every step reads, and the state, which every step overwrites. */
+typedef struct {
+    const fl_block *const *blocks; /* (L) */
     int L, threads;
     ptrdiff_t B;
-    const float *x;
-    const int64_t *ids;
-    float *h, *c, *scratch;
-    int turn; /* 0 at first; changed by every step */
-    /* Short steps only, all 0 at first: when the last one ended, how many followed one another, after how many both ways
-     * are tried again if alone was quicker, and nanoseconds spent on those tried alone and with all threads. */
-    uint64_t ended;
-    int followed, alone;
-    uint64_t spent[2];
+    const float *x;     /* (B, I), or NULL */
+    const int64_t *ids; /* (B), or NULL */
+    float *h, *c;       /* (L, B, R), (L, B, H); c: LSTM only, else NULL */
+    float *scratch;     /* (fl_step_scratch), 64-byte aligned */
+    /* Set to 0 before the first step; stream.c alone changes them. */
+    int reversed_panels; /* whether the last step walked its panels from the last to the first */
+    uint64_t ended;      /* when the last step ended (fl_now) */
+    int followed;        /* steps of the present round: steps that followed one another without a pause */
+    int round;           /* steps of a round, where one thread was quicker; else 0 */
+    uint64_t spent[2];   /* nanoseconds of the round's timed steps: with one thread, with all threads */
 } fl_stream;
 
-/* One step of all layers; the result is the last layer's h. The flq_ form keeps Python's lock: for steps below about
- * 50 us. */
-ptrdiff_t fl_step_scratch(const fl_stream *stream);
+/* One step of all layers; the result is the last layer's h. flq_step does not release Python's lock: for steps below
+ * about 50 us. */
+ptrdiff_t fl_step_scratch(const fl_stream *stream); /* floats */
 void fl_step(fl_stream *stream);
 void flq_step(fl_stream *stream);
 
-/* The dense layer: floats (64-byte aligned) for its forward or backward panels, and packing. */
+/* A call below fl_locked_work multiply-adds takes less than about 50 us on one core, so that it may keep Python's lock;
+ * each row counts for fl_row_work multiply-adds beside its own. */
+extern const ptrdiff_t fl_locked_work, fl_row_work;
+
+/* Panels of a dense layer whose isa and sizes are set: bytes, and packing, as above. backward: 0 or 1. */
 ptrdiff_t fl_dense_size(const fl_dense *dense, int backward);
-void fl_dense_pack(fl_dense *dense, const float *weight, const float *bias, int backward, float *memory);
+void fl_dense_pack(fl_dense *dense, const float *weight, const float *bias, int backward, void *memory);
 
 /* y (N, U) = x (N, I) weight' + bias. */
 void fl_dense_forward(const fl_dense *dense, const float *x, ptrdiff_t N, float *y, int threads);
 
-/* dweight (U, I) and dbias (U; or NULL) are added to, dx (N, I) is overwritten. Scratch memory as for fl_forward. */
-ptrdiff_t fl_dense_backward(const fl_dense *dense, const float *x, ptrdiff_t N, const float *dy, float *dx,
-                            float *dweight, float *dbias, int threads, float *scratch, ptrdiff_t size);
+/* The gradients of a dense layer: dweight and dbias are added to, dx is overwritten. */
+typedef struct {
+    const fl_dense *dense;
+    const float *x; /* (N, I) */
+    ptrdiff_t N;
+    const float *dy;        /* (N, U); fl_dense_backward reads it */
+    float *logits;          /* (N, U) overwritten with the logits' gradients times `factor`; fl_dense_cross_entropy */
+    const int64_t *targets; /* (N) columns of the logits; fl_dense_cross_entropy */
+    double factor;
+    double *losses; /* (N) -log softmax[target] in nats; fl_dense_cross_entropy */
+    float *dx;      /* (N, I) */
+    float *dweight; /* (U, I) */
+    float *dbias;   /* (U), or NULL */
+    int threads;
+    fl_scratch scratch;
+} fl_dense_call;
 
-/* A head: forward, softmax, cross-entropy and backward. rows (N, U) are overwritten with the logits' gradients times
- * factor, losses (N) with -log softmax[target], in nats. */
-ptrdiff_t fl_dense_cross_entropy(const fl_dense *dense, const float *x, ptrdiff_t N, const int64_t *targets,
-                                 double factor, float *rows, double *losses, float *dx, float *dweight, float *dbias,
-                                 int threads, float *scratch, ptrdiff_t size);
+ptrdiff_t fl_dense_backward(const fl_dense_call *call);
+
+/* A classifier's head in one call: forward, softmax, cross-entropy and backward. */
+ptrdiff_t fl_dense_cross_entropy(const fl_dense_call *call);
 
 /* An optimiser's step, for all spans in one pass. */
 void fl_update(const fl_rule *rule, const fl_span *spans, int count, int threads);
 
-/* p (J, V)[:, ids] -= lr * rows (n, J)': plain gradient descent where only the columns ids (n) have a gradient. No id
- * comes twice. */
+/* p (J, V)[:, ids] -= lr * rows (n, J)': plain gradient descent on the columns ids (n), no two of which are equal. */
 void fl_update_columns(float *p, ptrdiff_t J, ptrdiff_t V, const int64_t *ids, ptrdiff_t n, const float *rows, float lr,
                        int threads);
 
-/* Of the numbers p of all spans: the sum of squares, in double, and their product with a factor, in place. sums holds
- * a double for each of fl_blocks(spans, count) blocks. */
+/* The sum of squares of all spans' p, in double, and the product of all p with a factor, in place. sums (fl_blocks) is
+ * scratch memory. */
 ptrdiff_t fl_blocks(const fl_span *spans, int count);
 double fl_square_sum(const fl_span *spans, int count, double *sums, int threads);
 void fl_scale(const fl_span *spans, int count, float factor, int threads);
 
-/* limits.c, for the reports: floating-point operations, and bytes read from memory of so many bytes in turn, that the
- * calling thread does at most in a second, measured for about so many seconds; 0 where there is not so much memory. */
+/* peak.c, for the reports: the most floating-point operations, and bytes read, in a second, that the calling thread
+ * reaches within about `seconds`. Reading runs again and again through `bytes` of memory; 0 where there is too little. */
 double fl_measure_fma(int isa, double seconds);
 double fl_measure_read(int isa, ptrdiff_t bytes, double seconds);
-const char *fl_compiler(void); /* that built this */
+const char *fl_compiler(void); /* name and version of the compiler that built the extension */

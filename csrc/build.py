@@ -1,7 +1,7 @@
 """Builds fastlstm/_fastlstm_c from all the C files beside this one. setup.py hands it to cffi.
 
 `api.h` is the whole C API in declarations only, so that C and cffi read the same text. Nothing here lists files:
-whatever ``*.c`` and ``*.h`` there is belongs to it.
+every ``*.c`` here, and every ``*.h`` here and in ``kernels``, belongs to it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ffi.set_source(
     "fastlstm._fastlstm_c",  # a file name of its own: threadpoolctl and the like go by it
     PREAMBLE,
     sources=sorted(str(path) for path in HERE.glob("*.c")),
-    depends=sorted(str(path) for path in HERE.glob("*.h")),
+    depends=sorted(str(path) for path in HERE.rglob("*.h")),
     include_dirs=[str(HERE)],
     py_limited_api=not free_threaded,
     define_macros=[] if free_threaded else [("Py_LIMITED_API", OLDEST_PYTHON)],

@@ -1,4 +1,4 @@
-/* internal.h: what the files of the extension share. */
+/* internal.h: macros, and the types that files of the extension share. */
 #ifndef FL_INTERNAL_H
 #define FL_INTERNAL_H
 
@@ -9,19 +9,21 @@
 
 #include "api.h"
 #include "pool.h"
+#include "tuning.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
 
-/* Before loops over a tile's accumulators, which stay in registers only where these loops are gone. (clang accepts gcc's
- * form and ignores it.) */
+/* EACH(i, n): a loop over i = 0..n-1 that the compiler unrolls completely; n is a constant after inlining. A tile's
+ * accumulators stay in registers only where such loops are gone. */
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
+#define EACH(i, n) UNROLL for (int i = 0; i < (n); i++)
 
-/* Target regions, so that no file needs flags of its own and one compiler call builds every instruction set. */
+/* Target regions: with them no file needs compiler flags of its own, and one command builds every instruction set. */
 #if defined(__clang__)
 #define TARGET_BEGIN(features)                                                                                         \
     _Pragma(FL_STRING(clang attribute push(__attribute__((target(features))), apply_to = function)))
@@ -35,104 +37,113 @@
 
 INLINE ptrdiff_t fl_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 INLINE ptrdiff_t fl_max(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
+INLINE ptrdiff_t fl_ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 INLINE ptrdiff_t fl_round16(ptrdiff_t floats) { return (floats + 15) / 16 * 16; } /* whole cache lines */
 
-enum {
-    FL_MAX_CHUNKS = 64,
-    FL_GRAD_BLOCK = 128, /* rows that a weight gradient sums at once: its operands then fit the first-level cache */
-    FL_APART = 1024      /* floats between what two threads write again and again; see take_apart */
-};
+/* ---- facts of an equation ---- */
 
 INLINE int fl_gate_count(const fl_spec *s) { return s->kind == FL_LSTM ? 4 : s->kind == FL_GRU ? 3 : 1; }
 
-/* Packed rows: float input (N, I), or integers (N); the other is NULL. */
-typedef struct {
-    const float *x;
-    const int64_t *ids;
-    const int64_t *batch_sizes; /* (T) non-increasing, each >= 1 */
-    ptrdiff_t T;
-} fl_rows;
+/* A GRU whose candidate multiplies r * h: its second product waits for the first one's gates. */
+INLINE int fl_two_phases(const fl_spec *s) { return s->kind == FL_GRU && !s->reset_after; }
 
-/* One direction of one layer in one call. */
+/* Products of a step that wait for one another. */
+INLINE int fl_phase_count(const fl_spec *s) { return 1 + (fl_two_phases(s) || s->projected); }
+
+/* Bytes of a number of forward panels. */
+INLINE ptrdiff_t fl_storage_bytes(int storage) {
+    (void)storage; /* FL_FLOAT32 is the only one */
+    return (ptrdiff_t)sizeof(float);
+}
+
+/* ---- scratch memory ---- */
+
+/* Scratch memory is handed out piece by piece. memory is NULL where only the size is wanted. */
+typedef struct {
+    float *memory;
+    ptrdiff_t used; /* floats */
+} fl_supply;
+
+INLINE float *fl_take(fl_supply *from, ptrdiff_t floats) {
+    float *taken = from->memory ? from->memory + from->used : NULL;
+    from->used += fl_round16(floats);
+    return taken;
+}
+
+/* Memory that one thread writes again and again: apart from what lies before it (see FL_APART). */
+INLINE float *fl_take_padded(fl_supply *from, ptrdiff_t floats) {
+    from->used += FL_APART;
+    return fl_take(from, floats);
+}
+
+/* ---- recurrent calls ---- */
+
+/* One direction of a layer in one call. The tape's parts are NULL in inference, and where the spec has none. */
 typedef struct {
     const fl_block *block;
-    int reverse;
-    float *h, *c;                            /* (B, R), (B, H); c: LSTM only */
-    float *gates, *tape_c, *tape_h, *tape_m; /* (N, 4H), (N, H), (N, R), (N, H): the tape; NULL in inference */
-    float *h0, *c0;                          /* (B, R), (B, H): its end, the initial state */
+    float *h, *c;                            /* (B, R), (B, H) state; c: LSTM only */
+    float *gates, *tape_c, *tape_h, *tape_m; /* tape: (N, 4H), (N, H), (N, R), (N, H) */
+    float *h0, *c0;                          /* tape: (B, R), (B, H) the initial state */
 } fl_pass;
 
-/* A stretch of batch rows of one direction: no other piece reads or writes them. */
+/* Batch rows b0..b1 of one direction, and the memory that only this chunk's tasks write. */
 typedef struct {
     int direction;
     ptrdiff_t b0, b1;
-    float *h, *c; /* its rows of the state: the pass's own, or copies; then a team has one of c for each member */
-    float *scratch;
+    float *h, *c;           /* (n, R), (n, H) rows of the state: the pass's own, or copies of them */
+    float *h_new, *m, *z;   /* forward: (n, R), (n, H), (n, H); backward: m alone */
+    float *start;           /* forward: start values of a stretch, where the plan hoists */
+    float *gathered;        /* forward: (hoisted_rows, I) inputs that are not contiguous in x */
+    ptrdiff_t hoisted_rows; /* forward: see fl_hoisted_rows */
 } fl_chunk;
 
-/* Floats from one copy of c to the next. */
-INLINE ptrdiff_t fl_copy_of_c(ptrdiff_t B, ptrdiff_t H) { return fl_round16(B * H) + FL_APART; }
+/* Floats from one worker's copy of c to the next one's, where steps are split by units. */
+INLINE ptrdiff_t fl_copy_of_c(ptrdiff_t n, ptrdiff_t H) { return fl_round16(n * H) + FL_APART; }
 
+/* Most chunks of a call: more threads than this work on parts of them only. */
+enum { FL_MAX_CHUNKS = 64 };
+
+#include "plan.h"
+
+/* A forward call as its tasks see it. */
 typedef struct {
-    const fl_pass *passes;
+    const fl_plan *plan;
+    const fl_pass *passes; /* (D) */
     const fl_rows *rows;
     ptrdiff_t N;
-    float *y; /* (N, D*R), or rows at places */
+    float *y; /* (N, D*R) packed, or rows by row_map; or NULL */
     ptrdiff_t ldy;
-    const fl_places *places; /* NULL: packed */
-    int chunk_count;
-    fl_chunk *chunks; /* (FL_MAX_CHUNKS) outside, so that a short call does not fill it with zeros */
-    enum { FL_CHUNKS, FL_PAIR, FL_TEAM } way; /* each its own; one thread walks and one prepares; units shared out */
-    int parts;                                /* a team's members for each direction, */
-    int short_steps;                          /* who gain only where they meet quickly */
-    int turn;                                 /* 1: the first step walks the panels backwards; else the second does */
+    const fl_row_map *row_map; /* NULL: packed */
+    int reversed_panels; /* 1: the first step walks the panels from the last to the first; 0: the second step does */
 } fl_forward_job;
 
-/* Steps t0..t1, packed rows row0..row1. */
+/* A backward call as its tasks see it. */
 typedef struct {
-    ptrdiff_t t0, t1, row0, row1;
-} fl_stretch;
-
-typedef struct {
+    const fl_back_plan *plan;
     const fl_pass *pass;
     const fl_rows *rows;
-    ptrdiff_t N;
-    const float *dy;
+    const float *dy; /* (N, ldy), or NULL */
     ptrdiff_t ldy;
-    float *dx;
+    float *dx; /* (N, I), or NULL */
     const fl_grads *grads;
-    float *dh_all; /* (N, R) every h's gradient: projection only */
-    float *dgates; /* (N, ld_gates): the tape's gates, in place; scratch for RNN */
+    float *dh_all; /* (N, R) the gradient of every h; projection only */
+    float *dgates; /* (N, ld_gates) the tape's gates, in place; scratch memory for RNN */
     ptrdiff_t ld_gates;
-    const float **h_prev;  /* (N) where each row's previous h, */
-    const float **c_prev;  /* (N) and c lie */
-    fl_stretch *stretches; /* in the order in which backward walks them */
-    int stretch_count;
-    float *workspace; /* of each worker */
+    const float **h_prev, **c_prev; /* (N) where the h and c of the step before lie, for each row */
+    float *workspace;               /* (workers, workspace_size) */
     ptrdiff_t workspace_size;
-    int pieces;
-    int chunk_count;
-    fl_chunk *chunks; /* (FL_MAX_CHUNKS) outside, so that a short call does not fill it with zeros */
 } fl_backward_job;
 
+/* ---- dense layers and optimisers ---- */
+
 typedef struct {
-    const fl_dense *dense;
-    ptrdiff_t N;
-    const float *x;         /* (N, I) */
-    float *y;               /* (N, U) */
-    const int64_t *targets; /* (N) */
-    double factor, *losses; /* (N) */
-    const float *dy;        /* (N, U) */
-    float *dx, *dweight, *dbias;
-    float *workspace; /* of each worker */
+    fl_dense_call call; /* logits: also where dense_forward writes y */
+    float *workspace;   /* (workers, workspace_size) */
     ptrdiff_t workspace_size;
     int pieces;
 } fl_dense_job;
 
-/* Numbers that go through an optimiser, a sum or a scaling as one piece: enough to be worth a piece, few enough for the
- * second-level cache. Sums are made block by block, so their bits do not depend on the threads. */
-enum { FL_SPAN_BLOCK = 16384 };
-
+/* Sums are made block by block of FL_SPAN_BLOCK, so that their bits do not depend on the number of threads. */
 typedef struct {
     const fl_span *spans;
     const fl_rule *rule;
@@ -140,31 +151,38 @@ typedef struct {
     float factor;
 } fl_spans_job;
 
-/* What an instruction set offers. One table each, made by kernels.h. */
+/* ---- instruction sets ---- */
+
+/* What an instruction set offers: one table each, made by kernels/kernels.h. */
 typedef struct {
     const char *name;
-    int vl;
-    int rows; /* of a tile */
-    ptrdiff_t (*pack_size)(const fl_spec *spec, int backward);
-    void (*pack)(fl_block *block, const fl_params *params, int backward, float *memory);
-    int (*hoists)(const fl_rows *rows, ptrdiff_t B); /* whether the input's product is made for many steps at once */
-    ptrdiff_t (*forward_scratch)(const fl_block *block, ptrdiff_t B, const fl_rows *rows, int parts); /* of a chunk */
-    fl_piece_fn forward_chunk; /* arg: fl_forward_job; piece: a chunk, through all time */
-    fl_piece_fn forward_team;  /* arg: fl_forward_job; step: one of team_steps; piece: direction, part */
-    int (*team_steps)(const fl_forward_job *job);
-    fl_piece_fn forward_pair; /* arg: fl_forward_job; step: one of pair_steps; piece: walking or preparing */
-    int (*pair_steps)(const fl_forward_job *job);
-    ptrdiff_t (*backward_scratch)(const fl_spec *spec, ptrdiff_t B);
-    ptrdiff_t (*gradient_scratch)(const fl_spec *spec); /* of each worker */
-    fl_piece_fn backward; /* arg: fl_backward_job; step: a stretch's walk, then its sums; piece: a chunk or a share */
+    int vl;   /* floats of a vector */
+    int rows; /* rows of a tile */
+    ptrdiff_t (*pack_size)(const fl_block *block, int panels);
+    void (*pack)(fl_block *block, const fl_params *params, int panels, void *memory);
+    ptrdiff_t (*start_width)(const fl_block *block);    /* floats of a row's start values */
+    ptrdiff_t (*gradient_scratch)(const fl_spec *spec); /* floats of a worker's workspace */
     ptrdiff_t (*dense_size)(const fl_dense *dense, int backward);
-    void (*dense_pack)(fl_dense *dense, const float *weight, const float *bias, int backward, float *memory);
-    ptrdiff_t (*dense_scratch)(const fl_dense *dense); /* of each worker */
-    fl_piece_fn dense_forward, dense_backward;         /* arg: fl_dense_job; piece: a share */
-    fl_piece_fn dense_cross_entropy;                   /* step: forward and loss, then backward */
-    fl_piece_fn span_update, span_squares, span_scale; /* arg: fl_spans_job; piece: a block */
+    void (*dense_pack)(fl_dense *dense, const float *weight, const float *bias, int backward, void *memory);
+    ptrdiff_t (*dense_scratch)(const fl_dense *dense); /* floats of a worker's workspace */
+    fl_piece_fn forward;                               /* fl_forward_job */
+    fl_piece_fn backward;                              /* fl_backward_job */
+    fl_piece_fn dense_forward, dense_backward;         /* fl_dense_job */
+    fl_piece_fn dense_cross_entropy;                   /* fl_dense_job; step 0: forward and loss, step 1: backward */
+    fl_piece_fn span_update, span_squares, span_scale; /* fl_spans_job; piece: a block */
 } fl_isa;
 
 extern const fl_isa fl_isa_scalar, fl_isa_avx2, fl_isa_avx512, fl_isa_neon;
+
+/* The index comes from a block, or from fl_isa_chosen. */
+const fl_isa *fl_isa_at(int isa);
+
+/* Does a planned forward call if `scratch` is large enough; returns the floats of scratch memory that it needs. */
+ptrdiff_t fl_run_forward(fl_forward_job *job, fl_scratch scratch);
+
+/* A direction of a call without tape. */
+INLINE fl_pass fl_untaped_pass(const fl_block *block, float *h, float *c) {
+    return (fl_pass){.block = block, .h = h, .c = c};
+}
 
 #endif

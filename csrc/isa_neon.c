@@ -8,5 +8,5 @@
 #define VL 4
 #define ROWS 6
 #define GRAD_ROWS 8
-#include "kernels.h"
+#include "kernels/kernels.h"
 #endif

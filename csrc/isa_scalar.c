@@ -1,8 +1,8 @@
-/* isa_scalar.c: plain C, for machines that no other file serves, and as the yardstick of the others. */
+/* isa_scalar.c: plain C, for processors without another instruction set here, and the measure of the others. */
 #include "internal.h"
 
 #define ISA scalar
 #define VL 1
 #define ROWS 3
 #define GRAD_ROWS 4
-#include "kernels.h"
+#include "kernels/kernels.h"

@@ -1,31 +1,34 @@
-/* pool.c: threads that do the pieces of a call.
+/* pool.c: threads that run the pieces of a call.
  *
- * One parallel region per call, however many steps it has; a step ends with a barrier. The machine may be shared, so
- * nobody ever waits for a thread to *arrive*: pieces are claimed one by one, and who is there takes what nobody has
- * claimed. The only thing ever waited for is a piece that another thread has claimed and is working on.
+ * One parallel region for each call, however many steps it has; a step ends with a barrier. The machine may be shared
+ * with other programs, so no thread waits for another one to *arrive*: pieces are claimed one by one, and every thread
+ * that is there takes pieces that are still free. A thread waits only for a piece that another thread has claimed and is
+ * working on.
  *
  *   word      the call under way, in one atomic number, so that its parts always belong together:
  *                tick << 24 | units << 12 | threads
- *             Step s of it has the tick `tick` + s; ticks are never used twice, from one call to the next either.
- *             `threads` is how many may take part.
- *   claim     [u] == the tick of a step: unit u of it is free; one more: somebody has it (or, once all units of the step
- *             are finished, it is free in the next). Whoever adds the one by compare-and-swap owns the unit.
- *   finished  of each participant: units that it has finished, ever. Their sum, less what it was when the call began,
- *             tells the step: a step is over when all its units are finished, and nobody begins another before.
+ *             Step s of it has the tick `tick` + s; a tick is used once, in all calls. `threads` is the number of
+ *             participants, the caller included.
+ *   claim     [u] == the tick of a step: unit u of the step is free; one more: it is claimed (or, once all units of the
+ *             step are finished, free in the next step). The participant that adds one by compare-and-swap owns the unit.
+ *   finished  of each participant: the number of units that it has finished, ever. Their sum, less the sum when the call
+ *             began, tells the step: a step is over when all its units are finished, and no unit of the next one is begun
+ *             before.
  *
- * A thread that slept through steps, or through whole calls, does no harm and delays nobody: it tries no ticks but those
- * of the call that it knows, and as ticks are unique, a successful swap proves that this call still waits for the unit.
+ * A thread that slept through steps, or through whole calls, does no harm and delays no other thread: it tries ticks of
+ * the call that it knows only, and as ticks are unique, a successful swap proves that this call still waits for the unit.
  *
- * What is written in every step lies in cache lines of its own, which are read by others only where they wait for it:
- * between cores that share no cache, a line takes 250 ns to come, and a step waits for one only, beside its data. So
- * others' claims are looked at only after a while, or where they were not there in the step before.
+ * Each variable that is written in every step has cache lines of its own (no false sharing), which other threads read
+ * only where they wait for it: between cores that share no cache a line takes 250 ns to come, and a step waits for one
+ * line beside its data. So a participant looks at other participants' claims only after a while, or where they took no
+ * part in the step before.
  *
- * A unit is a piece, or, where there are more than MAX_UNITS of them, every MAX_UNITS-th piece from there on.
- * Unit u belongs by preference to participant u % threads: in the next step it then finds its data in its own cache.
+ * A unit is a piece or, where there are more than MAX_UNITS pieces, every MAX_UNITS-th piece from a first one on. Unit u
+ * belongs by preference to participant u % threads, which in the next step finds its data in its own cache.
  *
- * Who finds every unit claimed spins for at most FL_SPIN_NS and then sleeps. A longer spin pays only on idle cores:
- * beside a busy neighbour it keeps away the very thread that it waits for. The caller of a step may spin for longer where
- * workers keep off its processor, since it keeps nobody away there.
+ * A participant that finds every unit claimed spins for at most FL_SPIN_NS and then sleeps. A longer spin pays only on
+ * idle cores: beside a busy neighbour it keeps the very thread that it waits for off the processor. The caller may spin
+ * for longer where workers keep off its processor.
  */
 #if defined(_WIN32)
 #error "fastlstm's C backend needs POSIX threads (Linux or macOS); elsewhere use the numba or numpy backend"
@@ -61,31 +64,20 @@
 #endif
 
 #include "pool.h"
+#include "tuning.h"
 
 enum {
     MAX_THREADS = 256,
-    MAX_UNITS = 1024, /* 12 bits of the word each are more than enough for both */
-    APART = 128,      /* bytes: hardware fetches cache lines in pairs */
-#if defined(__linux__)
-    CALLER_SPIN_NS = 50000, /* about what a worker on an idle processor needs to come; see make_room */
-#else
-    CALLER_SPIN_NS = FL_SPIN_NS,
-#endif
-    LOOK_NS = 2000,    /* waiting for others' units, after which one looks whether they have begun them */
-    DOZE_NS = 100000,  /* a sleep within a call; see doze */
-    POLLS = 8,         /* looks at what is waited for between two at the clock, which takes as long as some of them */
-    SLACK_NS = 200000, /* what a call may lose to late threads before it goes on alone: some wake-ups' worth */
-    MAX_STRIKES = 5,
-    MAX_REST_NS = 100000000
+    MAX_UNITS = 1024 /* both need at most 11 of the 12 bits that a word has for them */
 };
 
-/* ---- the pool: the only state of this library that outlives a call, beside what dispatch.c remembers ---- */
+/* ---- the pool; its state outlives a call ---- */
 
 typedef struct {
-    _Alignas(APART) atomic_uint_least64_t finished; /* written by the participant only, at every step */
-    _Alignas(APART) atomic_uint asleep;             /* 1: sleeping, or about to look once more and then sleep */
-    atomic_int id;                                  /* the system's number of the thread; 0 until it runs */
-    int avoided;                                    /* the processor that it keeps off; the owner's own */
+    _Alignas(FL_LINES) atomic_uint_least64_t finished; /* written by the participant only, at every step */
+    _Alignas(FL_LINES) atomic_uint asleep;             /* 1: sleeping, or about to look once more and then sleep */
+    atomic_int id;                                     /* the system's number of the thread; 0 until it runs */
+    int avoided; /* the processor that the thread keeps off; used by the owner only */
 #if !FUTEX
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -93,32 +85,33 @@ typedef struct {
 } slot_t;
 
 typedef struct {
-    _Alignas(APART) atomic_uint_least64_t tick;
+    _Alignas(FL_LINES) atomic_uint_least64_t tick;
 } claim_t;
 
 static struct {
-    /* The call under way, in one line: a worker gets all of it at once. Written by the owner between calls; fn, arg and
-     * pieces are read by holders of a claimed unit, the others by whoever then finds the same word again. */
-    _Alignas(APART) atomic_uint_least64_t word;
+    /* The call under way, in one cache line: a worker gets all of it at once. The owner writes it between calls. fn, arg
+     * and pieces are read by a participant that has claimed a unit; base and steps count only for a participant that
+     * finds the same word before and after it has read them. */
+    _Alignas(FL_LINES) atomic_uint_least64_t word;
     atomic_uint_least64_t base; /* the sum of `finished` before it */
     atomic_int steps;
     int pieces;
     fl_piece_fn fn;
     void *arg;
 
-    _Alignas(APART) atomic_bool owned; /* a call is using the pool */
+    _Alignas(FL_LINES) atomic_bool owned; /* a call is using the pool */
 
-    /* The owner's own. */
+    /* Used by the owner only: the thread that set `owned`. */
     uint64_t tick; /* of the next call's first step */
     int ready;     /* claims 0..ready-1 are at that tick already */
-    bool alone;    /* the last call was so at its end */
-    int made;      /* threads that exist: they have the slots 1..made */
+    bool alone;    /* no worker took part in the last step of the last call */
+    int made;      /* workers that exist, in slots 1..made */
     bool atfork;   /* the fork handler is registered (a child inherits it) */
     /* After a call that lost time to a busy neighbour, the pool rests for as long as was lost, doubled with each further
-     * such call, up to 2^MAX_STRIKES times and MAX_REST_NS. So a single hiccup costs little, a lasting neighbour costs
-     * little too, and soon after it has gone all threads are back. */
+     * such call, up to 2^FL_STRIKES times and FL_REST_NS. A single delay then costs little, a lasting neighbour costs
+     * little, and all threads are back soon after the neighbour has gone. */
     uint64_t retry_at; /* nanoseconds */
-    int strikes;       /* each call that went well takes one back */
+    int strikes;       /* calls that lost time; a call that went well takes one back */
 
     slot_t slot[MAX_THREADS]; /* slot 0: the caller */
     claim_t claim[MAX_UNITS];
@@ -132,11 +125,11 @@ static inline uint64_t tick_of(uint64_t word) { return word >> 24; }
 static inline int units_of(uint64_t word) { return (int)(word >> 12 & 0xfff); }
 static inline int threads_of(uint64_t word) { return (int)(word & 0xfff); }
 
-/* The ticks in claim[] are compared with those of words, which have 40 bits. (At 1 us a step they come round after 12
- * days. Only equality counts, so that is harmless.) */
+/* Ticks have the 40 bits that a word has for them. (At 1 us a step they come round after 12 days; only equality counts,
+ * so that is harmless.) */
 static inline uint64_t tick_add(uint64_t tick, uint64_t n) { return (tick + n) & 0xffffffffffu; }
 
-/* A word that is no call's. */
+/* A word without participants: no call. */
 static inline uint64_t idle_word(void) { return word_of(pool.tick, 0, 0); }
 
 uint64_t fl_now(void) {
@@ -180,7 +173,7 @@ static void fp_leave(fp_mode_t old) { (void)old; }
 
 /* ---- sleeping and waking ---- */
 
-/* For at most so many nanoseconds, or, with 0, until woken. May return early: the caller looks again. */
+/* Sleeps for at most `ns` nanoseconds or, with 0, until woken. May return early: the caller looks again. */
 static void slot_sleep(slot_t *slot, long ns) {
 #if FUTEX
     const struct timespec time = {.tv_nsec = ns};
@@ -202,7 +195,7 @@ static void slot_sleep(slot_t *slot, long ns) {
 #endif
 }
 
-/* Returns whether it slept. */
+/* Wakes a slot's thread; returns whether it slept. */
 static bool slot_wake(slot_t *slot) {
     if (atomic_load(&slot->asleep) == 0 || atomic_exchange(&slot->asleep, 0) == 0)
         return false;
@@ -216,16 +209,17 @@ static bool slot_wake(slot_t *slot) {
     return true;
 }
 
-/* A store, and only then a load: sequential consistency promises it, but QEMU 7 does not keep it for ARM's stlr and ldar,
- * and a wake-up was lost there. A full barrier is kept by all. */
+/* Between a store and a later load. Sequential consistency promises that order, but QEMU 7 does not keep it for ARM's stlr
+ * and ldar, and lost a wake-up; a full memory barrier is kept everywhere. */
 static inline void store_before_load(void) {
 #if defined(__aarch64__)
     atomic_thread_fence(memory_order_seq_cst);
 #endif
 }
 
-/* Begin a call and wake those of its workers that sleep; returns whether any did. Each side writes its own variable first
- * and then reads the other's, in sequentially consistent order: one of the two sees the other, so no wake-up is lost. */
+/* Begins a call and wakes its sleeping workers; returns whether there were any. Caller and worker each write their own
+ * variable first and then read the other's, in sequentially consistent order: one of the two sees the other's value, so no
+ * wake-up is lost. */
 static bool publish(uint64_t word) {
     bool woken = false;
     atomic_store(&pool.word, word);
@@ -235,15 +229,15 @@ static bool publish(uint64_t word) {
     return woken;
 }
 
-/* Is `word` a call that worker `me`, who has dealt with `seen`, may take part in? */
+/* Whether `word` is a call that worker `me` takes part in; `seen` is the last word it has dealt with. */
 static inline bool concerns(uint64_t word, uint64_t seen, int me) { return word != seen && me < threads_of(word); }
 
-/* Wait for such a call, and return its word. */
+/* Waits for such a call; returns its word. */
 static uint64_t await(uint64_t seen, int me) {
     slot_t *slot = &pool.slot[me];
     uint64_t word, until = fl_now() + FL_SPIN_NS;
     do {
-        for (int i = 0; i < POLLS; i++) {
+        for (int i = 0; i < FL_POLLS; i++) {
             word = atomic_load_explicit(&pool.word, memory_order_acquire);
             if (concerns(word, seen, me))
                 return word;
@@ -269,13 +263,13 @@ static uint64_t await(uint64_t seen, int me) {
 typedef struct {
     uint64_t word, base;
     int units, threads, steps, me;
-    bool alone;      /* the others are not there yet, or were not in the step before */
-    int64_t all;     /* units finished, as it saw last */
-    int64_t mine;    /* those that it has done */
-    uint64_t waited; /* nanoseconds, for units that others had */
+    bool alone;      /* no other participant took part in the step before, or they had to be woken */
+    int64_t all;     /* units finished, as this participant saw last */
+    int64_t mine;    /* units that this participant has finished */
+    uint64_t waited; /* nanoseconds, for units that other participants had claimed */
 } part;
 
-/* Units finished in this call, by everybody. */
+/* Units finished in this call, by all participants. */
 static int64_t finished(const part *p) {
     uint64_t sum = 0;
     for (int w = 0; w < p->threads; w++)
@@ -283,7 +277,7 @@ static int64_t finished(const part *p) {
     return (int64_t)(sum - p->base);
 }
 
-/* Claim unit u of a step and do it, unless somebody has it. */
+/* Claims unit u of a step and runs it, unless it is claimed already. */
 static bool try_unit(const part *p, int step, int u) {
     uint64_t tick = tick_add(tick_of(p->word), (uint64_t)step), expected = tick;
     if (atomic_load_explicit(&pool.claim[u].tick, memory_order_relaxed) != tick)
@@ -295,7 +289,7 @@ static bool try_unit(const part *p, int step, int u) {
     return true;
 }
 
-/* Do the units of a step that are `owner`'s by preference, as far as they can be had. */
+/* Runs the units of a step that belong to participant `owner` by preference and are free. */
 static void take_units(part *p, int step, int owner) {
     int done = 0;
     for (int u = owner; u < p->units; u += p->threads)
@@ -313,25 +307,25 @@ static void take_others(part *p, int step) {
         take_units(p, step, (p->me + i) % p->threads);
 }
 
-/* Has the owner ended this call, or gone on alone? */
+/* Whether the caller has ended this call, or goes on alone. */
 static bool is_over(const part *p) {
     return p->me > 0 && atomic_load_explicit(&pool.word, memory_order_relaxed) != p->word;
 }
 
-/* Sleep until somebody finds `enough` units finished. Who has finished one does not wait until that is visible before it
- * looks who sleeps (between distant cores that would cost every step a quarter of a microsecond), so it may miss one who
- * is just falling asleep. Hence not for long. */
+/* Sleeps until another participant finds `enough` units finished. A participant that has finished a unit looks for
+ * sleepers without waiting until its count is visible (between distant cores that would cost every step a quarter of a
+ * microsecond), so it may miss one that is just falling asleep. Hence the sleep is short. */
 static void doze(const part *p, int64_t enough) {
     slot_t *slot = &pool.slot[p->me];
     atomic_store(&slot->asleep, 1);
     store_before_load();
     if (finished(p) < enough && !is_over(p))
-        slot_sleep(slot, DOZE_NS);
+        slot_sleep(slot, FL_DOZE_NS);
     atomic_store(&slot->asleep, 0);
 }
 
-/* Wait until `enough` units are finished, that is all of `step`, and do what others have not begun. Returns whether
- * they are; a worker leaves before that where nothing is left for it to do. */
+/* Waits until `enough` units are finished, that is all of `step`, and runs units that are still free. Returns whether they
+ * are finished; a worker leaves earlier if nothing is left for it to do. */
 static bool finish(part *p, int step, int64_t enough) {
     bool looked = p->alone;
     if (looked)
@@ -340,19 +334,19 @@ static bool finish(part *p, int step, int64_t enough) {
         return true;
     if (p->me > 0 && step == p->steps - 1 && (looked || p->units <= p->threads))
         return false;
-    const uint64_t begin = fl_now(), awake = p->me == 0 ? CALLER_SPIN_NS : FL_SPIN_NS;
+    const uint64_t begin = fl_now(), awake = p->me == 0 ? FL_CALLER_SPIN_NS : FL_SPIN_NS;
     uint64_t now = begin, worked = 0;
     while (p->all < enough) {
         if (is_over(p))
             return false;
-        if (!looked && now - begin > LOOK_NS) {
+        if (!looked && now - begin > FL_LOOK_NS) {
             take_others(p, step);
             looked = true;
             worked = fl_now() - now;
         } else if (now - begin - worked > awake) {
             doze(p, enough);
         }
-        for (int i = 0; i < POLLS && (p->all = finished(p)) < enough; i++)
+        for (int i = 0; i < FL_POLLS && (p->all = finished(p)) < enough; i++)
             spin_pause();
         now = fl_now();
     }
@@ -360,7 +354,7 @@ static bool finish(part *p, int step, int64_t enough) {
     return true;
 }
 
-/* Take part in the step that is under way. Returns false where nothing is left for a worker to do. */
+/* Takes part in the step that is under way. Returns false if nothing is left for a worker to do. */
 static bool take_part(part *p) {
     const int step = (int)(p->all / p->units);
     const int64_t before = p->mine;
@@ -373,22 +367,22 @@ static bool take_part(part *p) {
     return true;
 }
 
-/* What worker `me` does in a call. */
+/* A worker's part of a call. */
 static void join(uint64_t word, int me) {
     part p = {.word = word, .units = units_of(word), .threads = threads_of(word), .me = me};
     p.base = atomic_load_explicit(&pool.base, memory_order_acquire);
     p.steps = atomic_load_explicit(&pool.steps, memory_order_acquire);
     if (is_over(&p))
-        return; /* these may be the next call's numbers */
+        return; /* base and steps may be the next call's */
     while (p.all < (int64_t)p.steps * p.units && take_part(&p))
         ;
 }
 
-/* Linux likes to wake a thread on the processor of the one that wakes it and, after a pause, leaves it waiting there
- * while another processor is idle: the caller then does everything alone, call after call (1.1 ms instead of 0.45 at
- * I=H=256, B=1, T=100). In virtual machines that is the rule: there an idle processor looks taken. So workers may go
- * anywhere but where the caller is; that is told them only when it changes. And the caller does not sleep while a worker
- * may yet come: woken by it, it would find itself on the worker's processor. */
+/* Keeps workers off the caller's processor. Linux often wakes a thread on the processor of the thread that wakes it and,
+ * after a pause, leaves it waiting there while another processor is idle: the caller then does everything alone, call
+ * after call (1.1 ms instead of 0.45 at I=H=256, B=1, T=100). In virtual machines, where an idle processor looks taken,
+ * that is the rule. The affinity is set only when the caller's processor changes. The caller does not sleep while a worker
+ * may still come: woken by the worker, it would be put on the worker's processor. */
 #if defined(__linux__)
 static int thread_id(void) { return (int)syscall(SYS_gettid); }
 static void make_room(int threads) {
@@ -400,7 +394,7 @@ static void make_room(int threads) {
         const int id = atomic_load_explicit(&slot->id, memory_order_relaxed);
         if (cpu < 0 || id == 0 || slot->avoided == cpu)
             continue;
-        slot->avoided = cpu; /* tried once, whatever comes of it */
+        slot->avoided = cpu; /* tried once, even if the system refuses */
         if (!known) {
             if (sched_getaffinity(0, sizeof allowed, &allowed) != 0)
                 return;
@@ -420,7 +414,7 @@ static void *worker_main(void *slot) {
     int me = (int)((slot_t *)slot - pool.slot);
     atomic_store_explicit(&pool.slot[me].id, thread_id(), memory_order_relaxed);
     uint64_t word = 0; /* no word is 0: ticks begin at 1 */
-    fp_enter();        /* for good: this thread does nothing else */
+    fp_enter();        /* for good: the thread runs nothing else */
     for (;;) {
         word = await(word, me);
         join(word, me);
@@ -430,7 +424,7 @@ static void *worker_main(void *slot) {
 
 /* ---- calls ---- */
 
-static void slot_init(slot_t *slot) { /* `finished` goes on: its sum is compared only */
+static void slot_init(slot_t *slot) { /* `finished` goes on: only differences count */
     atomic_store(&slot->asleep, 0);
     atomic_store(&slot->id, 0);
     slot->avoided = -1;
@@ -440,8 +434,8 @@ static void slot_init(slot_t *slot) { /* `finished` goes on: its sum is compared
 #endif
 }
 
-/* In a forked child only the forking thread exists. Whatever call was under way in another thread of the parent is
- * none of the child's business: it begins with an empty pool that belongs to nobody. */
+/* In a forked child only the forking thread exists. The child begins with an empty pool without an owner, even if another
+ * thread of the parent had a call under way. */
 static void forget_threads(void) {
     pool.made = 0;
     pool.retry_at = 0;
@@ -451,7 +445,8 @@ static void forget_threads(void) {
     atomic_store(&pool.owned, false);
 }
 
-/* Make threads until there are `threads` participants, or as many as the system grants. The owner's. */
+/* Makes workers until there are `threads` participants, or as many as the system grants; returns their number. Called by
+ * the owner only. */
 static int grow(int threads) {
     if (!pool.atfork) {
         if (pthread_atfork(NULL, NULL, forget_threads) != 0)
@@ -461,7 +456,7 @@ static int grow(int threads) {
     if (pool.made == 0)
         slot_init(&pool.slot[0]);
     if (pool.made + 1 < threads) {
-        /* Signals are for the threads of the program, except those that a thread brings upon itself. */
+        /* Workers take no signals but the ones that a thread's own instructions raise. */
         sigset_t all, old;
         sigfillset(&all);
         sigdelset(&all, SIGSEGV);
@@ -490,7 +485,7 @@ static void run_alone(fl_piece_fn fn, void *arg, int steps, int pieces) {
             fn(arg, step, piece, 0);
 }
 
-/* Publishes a call; the owner's part in it. */
+/* Publishes a call; returns the caller's part in it. */
 static part begin_call(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
     const int units = pieces < MAX_UNITS ? pieces : MAX_UNITS;
     part p = {.word = word_of(pool.tick, units, threads), .units = units, .threads = threads, .steps = steps};
@@ -499,7 +494,7 @@ static part begin_call(fl_piece_fn fn, void *arg, int steps, int pieces, int thr
         atomic_store_explicit(&pool.claim[u].tick, pool.tick, memory_order_relaxed);
     pool.ready = units;
     pool.tick = tick_add(pool.tick, (uint64_t)steps);
-    /* In between a word that is no call's: a worker that finds the same word before and after these has read its own. */
+    /* The idle word in between: a worker that finds the same word before and after these has read its own call's. */
     atomic_store_explicit(&pool.word, idle_word(), memory_order_relaxed);
     pool.fn = fn;
     pool.arg = arg;
@@ -511,28 +506,29 @@ static part begin_call(fl_piece_fn fn, void *arg, int steps, int pieces, int thr
     return p;
 }
 
-/* Nanoseconds by which the caller alone would have been faster so far, judging by the time its own units took. */
+/* Nanoseconds by which the caller alone would have been quicker so far, judging by the time that its own units took. */
 static double lost(const part *p, uint64_t took) {
     const double alone = (double)(took - p->waited) * (double)p->all / (double)p->mine;
     return p->mine > 0 ? (double)took - alone : 0;
 }
 
-/* The owner's part of a call with other threads in it. Returns for how long it waited. */
+/* The caller's part of a call with workers. Returns the nanoseconds that it waited. */
 static uint64_t run_together(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
     const uint64_t begin = fl_now();
     part p = begin_call(fn, arg, steps, pieces, threads);
     bool late = false;
     while (p.all < (int64_t)steps * p.units) {
         take_part(&p);
-        if (late || p.waited < SLACK_NS)
+        if (late || p.waited < FL_SLACK_NS)
             continue;
         const uint64_t now = fl_now();
         const double loss = lost(&p, now - begin);
-        if (loss > SLACK_NS) { /* a neighbour keeps the others' cores busy: without them, and for a while from now */
+        if (loss >
+            FL_SLACK_NS) { /* a neighbour keeps the workers' cores busy: the caller goes on alone, and the pool rests */
             late = true;
             atomic_store_explicit(&pool.word, word_of(tick_of(p.word), p.units, 1), memory_order_relaxed);
-            pool.retry_at = now + (uint64_t)fmin(loss * (1 << pool.strikes), MAX_REST_NS);
-            if (pool.strikes < MAX_STRIKES)
+            pool.retry_at = now + (uint64_t)fmin(loss * (1 << pool.strikes), FL_REST_NS);
+            if (pool.strikes < FL_STRIKES)
                 pool.strikes++;
         }
     }

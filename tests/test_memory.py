@@ -10,6 +10,7 @@ import faulthandler
 import mmap
 import os
 import signal
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -58,7 +59,7 @@ def exercise(case: Case, at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # The kernels' own memory is promised to begin at a cache line.
     for name in ("aligned", "of_its_own"):
         monkeypatch.setattr(c, name, lambda floats: fence(4 * floats, at_end, align=64).view(np.float32))
-    monkeypatch.setattr(c, "_scratch", c.Scratch())
+    monkeypatch.setattr(c, "_free", deque())
 
     def guard(a: Any) -> Any:
         return guarded(a, at_end)
@@ -124,16 +125,20 @@ def test_no_access_beyond_the_arrays(
         pytest.fail("access beyond an array, or an exception, in:\n" + "\n".join(failed))
 
 
-def test_scratch_memory_grows_until_there_is_enough(compiled: str) -> None:
-    """What a call needs may change from one attempt to the next: a team may have become a pair meanwhile."""
+def test_scratch_memory_grows_until_there_is_enough(compiled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a call needs may change from one attempt to the next: it may have been planned otherwise meanwhile."""
     given: list[int] = []
 
-    def function(memory: object, size: int) -> int:
-        given.append(size)
+    def function(call: Any) -> int:
+        given.append(call.scratch.size)
         return (5, 9, 9)[len(given) - 1]
 
-    module("c").Scratch().call(function)
+    c = module("c")
+    monkeypatch.setattr(c, "_free", deque())
+    c.run("dense", function, {})
     assert given == [0, 5, 9]
+    (call,) = c._free
+    assert call.scratch[1] == 9 and call.scratch[0] == call.dense.scratch.memory
 
 
 @pytest.mark.parametrize("offset", [-1, 8])

@@ -30,21 +30,19 @@ except ImportError as error:
     _why_missing = str(error)
 
 DTYPES = ("float32",)
-STORAGES = ("float32",)
+STORAGES = ("float32",)  # enum fl_storage; every other storage is refused by name
 EXTRAS = ("dense", "optimisers")
 FLOAT32 = np.dtype(np.float32)
 
-if ffi is not None:  # by names of our own, which are found sooner than attributes: a short call looks up many
+if ffi is not None:  # module-level aliases: cheaper than attribute lookups, of which a short call does dozens
     NULL, new, from_buffer = ffi.NULL, ffi.new, ffi.from_buffer
     FLOATS, INTS, DOUBLES = ffi.typeof("float[]"), ffi.typeof("int64_t[]"), ffi.typeof("double[]")
-    GRADS, PLACES = ffi.typeof("fl_grads *"), ffi.typeof("fl_places *")
+    BYTES, GRADS = ffi.typeof("char[]"), ffi.typeof("fl_grads *")
+    # A call of fewer multiply-adds keeps Python's lock; what a row counts for beside its own. See csrc/api.h.
+    LOCKED_WORK, ROW_WORK = lib.fl_locked_work, lib.fl_row_work
+    NO_MAP = (0, NULL)  # fl_row_map of packed outputs
 KINDS = ("lstm", "gru", "rnn")  # enum fl_kind
 ACTIVATION_IDS = {name: i for i, name in enumerate(ACTIVATIONS)}  # enum fl_activation
-
-# Multiply-adds that take some 50 us on one core: below, a step or call keeps Python's lock, since getting it back
-# from a busy thread may take 5 ms; above, it releases it.
-LOCKED_WORK = 1_000_000
-ROW_WORK = 2_000  # what a row costs besides, in the same unit: some 0.1 us
 
 
 # --------------------------------------------------------------------------------------------------------- what is here
@@ -130,25 +128,56 @@ def of_its_own(floats: int) -> Array:
     return memory[skip : skip + floats]
 
 
-class Scratch:
-    """Scratch memory, kept between calls: fresh memory would cost its page faults every time."""
+class Call:
+    """The structs that C calls take, and their scratch memory, kept between calls.
+
+    New structs would cost a short call their allocations, and fresh memory its page faults. Fields that rarely change
+    are set only when they do: `rows`, `row_map`, `second` and `threads` are what `forward` has. Pointers to arrays of a
+    call that is over stay in the structs, and are never used.
+    """
+
+    __slots__ = ("backward", "dense", "forward", "row_map", "rows", "scratch", "second", "threads")
 
     def __init__(self) -> None:
-        # More callers at once than this are rare: what they use is made anew.
-        self._free: deque[tuple[Any, int]] = deque(maxlen=16)
+        self.forward, self.backward = new("fl_call *"), new("fl_backward_call *")
+        self.dense = new("fl_dense_call *")
+        self.scratch: tuple[Any, int] = (NULL, 0)  # fl_scratch
+        self.rows: Rows | None = None
+        self.row_map: RowMap | None = None
+        self.second: Any = NULL  # fl_block *
+        self.threads = 0
 
-    def call(self, function: Any, *arguments: Any) -> None:
-        """Call a C function that also takes scratch memory and how much there is, and returns how much it needs."""
-        try:
-            memory = self._free.pop()
-        except IndexError:
-            memory = (NULL, 0)
-        while (need := function(*(arguments + memory))) > memory[1]:  # the next attempt may need more, another way
-            memory = (pointer(of_its_own(need)), need)
-        self._free.append(memory)
+    def set_forward(self, second: Any, rows: Rows, row_map: RowMap | None, threads: int) -> None:
+        """Set the fields of the struct for forward that rarely change."""
+        struct = self.forward
+        struct.second = second
+        struct.rows = (NULL, NULL, _sizes(rows), rows.T)
+        struct.row_map = NO_MAP if row_map is None else (row_map.step, from_buffer(INTS, row_map.sequences))
+        struct.threads = threads
+        struct.scratch = self.scratch
+        self.second, self.rows, self.row_map, self.threads = second, rows, row_map, threads
+
+    def grow(self, floats: int) -> None:
+        """Scratch memory of so many floats."""
+        self.scratch = self.forward.scratch = (pointer(of_its_own(floats)), floats)
 
 
-_scratch = Scratch()
+_free: deque[Call] = deque(maxlen=16)  # calls of more threads at the same time are rare, and made anew
+
+
+def run(kind: str, function: Any, fields: Any) -> None:
+    """Set all fields of the struct `kind` but the scratch memory, and call a C function until that is large enough."""
+    try:
+        call = _free.pop()
+    except IndexError:
+        call = Call()
+    struct = getattr(call, kind)
+    struct[0] = fields
+    struct.scratch = call.scratch
+    while (need := function(struct)) > call.scratch[1]:
+        call.grow(need)
+        struct.scratch = call.scratch
+    _free.append(call)
 
 
 def pointer(a: Array | None) -> Any:
@@ -183,7 +212,7 @@ def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, rever
     s.projected, s.peepholes, s.reset_after = bool(spec.proj_size), spec.peepholes, spec.reset_after
     for at, f in enumerate(spec.activations):
         s.act[at].id, s.act[at].alpha, s.act[at].beta = ACTIVATION_IDS[f.name], f.alpha, f.beta
-    handle.isa, handle.reverse = lib.fl_isa_chosen(), reverse
+    handle.isa, handle.storage, handle.reverse = lib.fl_isa_chosen(), STORAGES.index(storage or "float32"), reverse
     GH = spec.G * spec.H
     given = {name: pointer(np.ascontiguousarray(p)) for name, p in params.items()}
     if spec.biases == 1:  # C adds the two
@@ -205,8 +234,8 @@ def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, rever
 
 
 def _pack(block: Block, panels: int) -> None:
-    memory = aligned(lib.fl_pack_size(block.handle, panels))
-    lib.fl_pack(block.handle, block.params, panels, pointer(memory))
+    memory = aligned(-(-lib.fl_pack_size(block.handle, panels) // 4))
+    lib.fl_pack(block.handle, block.params, panels, from_buffer(BYTES, memory))
     block.keep.append(memory)
     block.packed |= {panels, lib.FL_BACKWARD_IDS} if panels == lib.FL_BACKWARD else {panels}
 
@@ -237,21 +266,29 @@ def forward(
     first, D, of_ids = blocks[0], len(blocks), x.ndim == 1
     h, c = states if len(states) > 1 else (states[0], None)
     work = rows.N * D * (first.work_of_ids if of_ids else first.work)
-    _scratch.call(
-        lib.flq_forward if work < LOCKED_WORK else lib.fl_forward,
+    threads, second = get_num_threads(), blocks[1].handle if D > 1 else NULL
+    try:
+        call = _free.pop()
+    except IndexError:
+        call = Call()
+    if call.rows is not rows or call.threads != threads or call.row_map is not row_map or call.second is not second:
+        call.set_forward(second, rows, row_map, threads)
+    changing: tuple[Any, ...] = (
         first.handle,
-        blocks[1].handle if D > 1 else NULL,
         NULL if of_ids else from_buffer(FLOATS, x),
         from_buffer(INTS, x) if of_ids else NULL,
-        rows.handles.get("c") or _sizes(rows),
-        rows.T,
         from_buffer(FLOATS, h[at:] if at else h),
         NULL if c is None else from_buffer(FLOATS, c[at:] if at else c),
         NULL if tapes is None else from_buffer(FLOATS, tapes),
         NULL if y is None else from_buffer(FLOATS, y),
-        NULL if row_map is None else new(PLACES, (row_map.step, from_buffer(INTS, row_map.sequences))),
-        get_num_threads(),
     )
+    struct, function = call.forward, lib.flq_forward
+    if work >= LOCKED_WORK:
+        lib.fl_set(struct, *changing)
+        function, changing = lib.fl_forward, ()
+    while (need := function(struct, *changing)) > call.scratch[1]:  # the next attempt may be planned otherwise
+        call.grow(need)
+    _free.append(call)
 
 
 def _rows_apart(a: Array | None) -> tuple[Any, int]:
@@ -281,21 +318,24 @@ def backward(
         with block.lock:
             if panels not in block.packed:
                 _pack(block, panels)
-    _scratch.call(
-        lib.fl_backward,
+    gradients = new(GRADS, {name: from_buffer(FLOATS, g) for name, g in grads.items()})
+    fields = (  # fl_backward_call
         block.handle,
-        NULL if of_ids else from_buffer(FLOATS, x),
-        from_buffer(INTS, x) if of_ids else NULL,
-        _sizes(rows),
-        rows.T,
+        (
+            NULL if of_ids else from_buffer(FLOATS, x),
+            from_buffer(INTS, x) if of_ids else NULL,
+            _sizes(rows),
+            rows.T,
+        ),
         from_buffer(FLOATS, h),
         pointer(c),
         from_buffer(FLOATS, tape),
         *_rows_apart(dy),
         pointer(dx),
-        new(GRADS, {name: from_buffer(FLOATS, g) for name, g in grads.items()}),
+        gradients,
         get_num_threads(),
     )
+    run("backward", lib.fl_backward, fields)
 
 
 # ----------------------------------------------------------------------------------------------------------- streaming
@@ -336,8 +376,8 @@ def dense_pack(params: dict[str, Array]) -> DenseBlock:
 
 
 def _dense_pack(block: DenseBlock, bias: Array | None, backward: int) -> None:
-    memory = aligned(lib.fl_dense_size(block.handle, backward))
-    lib.fl_dense_pack(block.handle, pointer(block.weight), pointer(bias), backward, pointer(memory))
+    memory = aligned(-(-lib.fl_dense_size(block.handle, backward) // 4))
+    lib.fl_dense_pack(block.handle, pointer(block.weight), pointer(bias), backward, from_buffer(BYTES, memory))
     block.keep.append(memory)
 
 
@@ -353,7 +393,7 @@ def dense_backward(block: DenseBlock, x: Array, dy: Array, grads: dict[str, Arra
     """See `_backends.numpy.dense_backward`."""
     dx = buffers.empty(x.shape, FLOAT32)
     if len(x):
-        _dense_call(lib.fl_dense_backward, block, x, (pointer(dy),), dx, grads)
+        _dense_call(lib.fl_dense_backward, block, x, dx, grads, dy=pointer(dy))
     return dx
 
 
@@ -364,20 +404,28 @@ def dense_cross_entropy(
     losses, logits = np.empty(len(x)), buffers.empty((len(x), block.handle.U), FLOAT32)
     dx = buffers.empty(x.shape, FLOAT32)
     if len(x):
-        data = from_buffer(INTS, targets), factor, pointer(logits), from_buffer(DOUBLES, losses)
-        _dense_call(lib.fl_dense_cross_entropy, block, x, data, dx, grads)
+        given = {"targets": from_buffer(INTS, targets), "factor": factor}
+        made = {"logits": pointer(logits), "losses": from_buffer(DOUBLES, losses)}
+        _dense_call(lib.fl_dense_cross_entropy, block, x, dx, grads, **given, **made)
     return losses, dx
 
 
-def _dense_call(
-    function: Any, block: DenseBlock, x: Array, data: tuple[Any, ...], dx: Array, grads: dict[str, Array]
-) -> None:
-    """Call one of the two functions with a backward in them; `data` is what they take between x and dx."""
+def _dense_call(function: Any, block: DenseBlock, x: Array, dx: Array, grads: dict[str, Array], **fields: Any) -> None:
+    """Call one of the two functions with a backward in them; `fields` of fl_dense_call are those that only it reads."""
     with block.lock:
         if block.handle.backward == NULL:
             _dense_pack(block, None, backward=1)
-    gradients = pointer(dx), pointer(grads["weight"]), pointer(grads.get("bias"))
-    _scratch.call(function, block.handle, pointer(x), len(x), *data, *gradients, get_num_threads())
+    given = {
+        "dense": block.handle,
+        "x": pointer(x),
+        "N": len(x),
+        "dx": pointer(dx),
+        "dweight": pointer(grads["weight"]),
+        "dbias": pointer(grads.get("bias")),
+        "threads": get_num_threads(),
+        **fields,
+    }
+    run("dense", function, given)
 
 
 # ---------------------------------------------------------------------------------------------------------- optimisers

@@ -122,7 +122,8 @@ float *floats(const float *from, ptrdiff_t count) {
     return guarded(from, count * (ptrdiff_t)sizeof(float), sizeof(float));
 }
 float *maybe_floats(const float *from, ptrdiff_t count) { return from ? floats(from, count) : NULL; }
-float *aligned_floats(ptrdiff_t count) { return guarded(NULL, count * (ptrdiff_t)sizeof(float), 64); }
+float *aligned_floats(ptrdiff_t count) { return aligned_bytes(count * (ptrdiff_t)sizeof(float)); }
+void *aligned_bytes(ptrdiff_t bytes) { return guarded(NULL, bytes, 64); }
 
 static int intact(const char *from, const char *to) {
     while (from < to && (unsigned char)*from == CANARY)

@@ -13,7 +13,7 @@ typedef struct {
     int at_start; /* buffers begin at an inaccessible page; else they end at one */
     int train;    /* with a tape, and then backward */
     int broken;   /* one weight changed */
-    int placed;   /* outputs go to places: 1, sequence after sequence; 2, step after step */
+    int mapped;   /* outputs go by a row map: 1, sequence after sequence; 2, step after step */
 } How;
 
 /* What came of a run, by name. */
@@ -58,6 +58,7 @@ void *guarded(const void *from, ptrdiff_t bytes, ptrdiff_t alignment);
 float *floats(const float *from, ptrdiff_t count);
 float *maybe_floats(const float *from, ptrdiff_t count); /* NULL for NULL */
 float *aligned_floats(ptrdiff_t count);
+void *aligned_bytes(ptrdiff_t bytes);
 void end_guarded(void); /* frees it, and sees whether anything was written beside it */
 
 /* Keep an array (or none, for NULL) as part of a result. NaN is a failure. */

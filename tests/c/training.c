@@ -48,40 +48,45 @@ static fl_dense pack_head(How how) {
     fl_dense k = {.I = I, .U = U, .isa = how.isa};
     float *weight = floats(head.weight, U * I), *bias = maybe_floats(head.bias, U);
     weight[U * I - 1] += how.broken ? 1e-2f : 0;
-    fl_dense_pack(&k, weight, bias, 0, aligned_floats(fl_dense_size(&k, 0)));
-    fl_dense_pack(&k, weight, bias, 1, aligned_floats(fl_dense_size(&k, 1)));
+    fl_dense_pack(&k, weight, bias, 0, aligned_bytes(fl_dense_size(&k, 0)));
+    fl_dense_pack(&k, weight, bias, 1, aligned_bytes(fl_dense_size(&k, 1)));
     memset(weight, 0xff, (size_t)(U * I) * sizeof *weight);
     return k;
 }
+
+static fl_scratch scratch_of(ptrdiff_t size) { return (fl_scratch){aligned_floats(size), size}; }
 
 /* Backward from dy or, where that is NULL, from the cross-entropy. */
 static void head_backward(const fl_dense *k, How how, const float *dy, Result *r) {
     const ptrdiff_t N = head.N, I = head.I, U = head.U;
     const int entropy = !dy; /* in the place of a direction */
-    const float *x = floats(head.x, N * I);
-    float *dx = floats(NULL, N * I), *dweight = floats(constant_floats(U * I, 0.5f), U * I);
-    float *dbias = head.bias ? floats(constant_floats(U, 0.5f), U) : NULL;
+    fl_dense_call call = {.dense = k,
+                          .x = floats(head.x, N * I),
+                          .N = N,
+                          .dx = floats(NULL, N * I),
+                          .dweight = floats(constant_floats(U * I, 0.5f), U * I),
+                          .dbias = head.bias ? floats(constant_floats(U, 0.5f), U) : NULL,
+                          .threads = how.threads};
     if (dy) {
-        const float *own = floats(dy, N * U);
-        const ptrdiff_t size = fl_dense_backward(k, x, N, own, dx, dweight, dbias, how.threads, NULL, 0);
-        fl_dense_backward(k, x, N, own, dx, dweight, dbias, how.threads, aligned_floats(size), size);
+        call.dy = floats(dy, N * U);
+        call.scratch = scratch_of(fl_dense_backward(&call));
+        fl_dense_backward(&call);
     } else {
-        const int64_t *targets = guarded(head.targets, N * (ptrdiff_t)sizeof *targets, sizeof *targets);
-        float *rows = floats(NULL, N * U), *losses = keep(NULL, N * (ptrdiff_t)sizeof *losses);
-        double *exact = guarded(NULL, N * (ptrdiff_t)sizeof *exact, sizeof *exact);
-        const double factor = 1.0 / (double)N;
-        const ptrdiff_t size =
-            fl_dense_cross_entropy(k, x, N, targets, factor, rows, exact, dx, dweight, dbias, how.threads, NULL, 0);
-        fl_dense_cross_entropy(k, x, N, targets, factor, rows, exact, dx, dweight, dbias, how.threads,
-                               aligned_floats(size), size);
+        float *losses = keep(NULL, N * (ptrdiff_t)sizeof *losses);
+        double *exact = call.losses = guarded(NULL, N * (ptrdiff_t)sizeof *exact, sizeof *exact);
+        call.targets = guarded(head.targets, N * (ptrdiff_t)sizeof *call.targets, sizeof *call.targets);
+        call.logits = floats(NULL, N * U);
+        call.factor = 1.0 / (double)N;
+        call.scratch = scratch_of(fl_dense_cross_entropy(&call));
+        fl_dense_cross_entropy(&call);
         for (ptrdiff_t i = 0; i < N; i++)
             losses[i] = (float)exact[i];
-        record(r, "logits", 1, rows, N * U, 1);
+        record(r, "logits", 1, call.logits, N * U, 1);
         record(r, "losses", 1, losses, N, 0);
     }
-    record(r, "x", entropy, dx, N * I, 1);
-    record(r, "weight", entropy, dweight, U * I, 1);
-    record(r, "bias", entropy, dbias, U, 1);
+    record(r, "x", entropy, call.dx, N * I, 1);
+    record(r, "weight", entropy, call.dweight, U * I, 1);
+    record(r, "bias", entropy, call.dbias, U, 1);
 }
 
 static Result run_head(How how) {

@@ -1,4 +1,4 @@
-/* recurrent.c: LSTM, GRU and RNN, forward and backward, in one call and in pieces.
+/* recurrent_cases.c: LSTM, GRU and RNN, forward and backward, in one call and in pieces.
  *
  * Case n takes the n-th entry, modulo its length, of every list below. The lengths have no common factors: after some
  * hundred cases every two entries have met. */
@@ -231,9 +231,9 @@ static void pack_block(const Case *k, int d, How how, fl_block *block) {
         copy[1][param_size(k, 1) - 1] += 1e-2f;
     const fl_params params = c_params(copy);
     *block = (fl_block){.spec = k->spec, .isa = how.isa, .reverse = k->manner->reverse || d == 1};
-    fl_pack(block, &params, 0, aligned_floats(fl_pack_size(block, 0)));
+    fl_pack(block, &params, FL_FORWARD, aligned_bytes(fl_pack_size(block, FL_FORWARD)));
     if (how.train)
-        fl_pack(block, &params, 1, aligned_floats(fl_pack_size(block, 1)));
+        fl_pack(block, &params, FL_BACKWARD, aligned_bytes(fl_pack_size(block, FL_BACKWARD)));
     for (int p = 0; p < PARAMS; p++)
         if (copy[p])
             memset(copy[p], 0xff, (size_t)param_size(k, p) * sizeof(float));
@@ -241,10 +241,11 @@ static void pack_block(const Case *k, int d, How how, fl_block *block) {
 
 /* A call's rows and states, each in memory of exactly its size. */
 typedef struct {
-    const float *x;
-    const int64_t *ids, *sizes;
+    fl_rows rows;
     float *h, *c; /* (D, B, R), (D, B, H) */
 } Given;
+
+static fl_scratch scratch_of(ptrdiff_t size) { return (fl_scratch){aligned_floats(size), size}; }
 
 /* The states of all directions, one after the other; NULL where there are none. */
 static float *all_directions(const Case *k, float *const each[MOST_D], ptrdiff_t width) {
@@ -258,11 +259,11 @@ static float *all_directions(const Case *k, float *const each[MOST_D], ptrdiff_t
 }
 
 static Given given(const Case *k) {
-    return (Given){.x = maybe_floats(k->x, k->N * k->spec.I),
-                   .ids = k->ids ? guarded(k->ids, k->N * (ptrdiff_t)sizeof *k->ids, sizeof *k->ids) : NULL,
-                   .sizes = guarded(k->sizes, k->T * (ptrdiff_t)sizeof *k->sizes, sizeof *k->sizes),
-                   .h = all_directions(k, k->h, k->spec.R),
-                   .c = all_directions(k, k->c, k->spec.H)};
+    const fl_rows rows = {.x = maybe_floats(k->x, k->N * k->spec.I),
+                          .ids = k->ids ? guarded(k->ids, k->N * (ptrdiff_t)sizeof *k->ids, sizeof *k->ids) : NULL,
+                          .batch_sizes = guarded(k->sizes, k->T * (ptrdiff_t)sizeof *k->sizes, sizeof *k->sizes),
+                          .T = k->T};
+    return (Given){.rows = rows, .h = all_directions(k, k->h, k->spec.R), .c = all_directions(k, k->c, k->spec.H)};
 }
 
 static ptrdiff_t tape_size(const Case *k) {
@@ -280,37 +281,43 @@ static void run_backward(const Case *k, int d, How how, const fl_block *block, f
         g[p] = param_size(k, p) ? floats(constant_floats(param_size(k, p), 0.5f), param_size(k, p)) : NULL;
     const fl_grads grads = {g[0], g[1], g[2], g[3], g[4], g[5]};
     const float *all_dy = maybe_floats(k->dy, k->N * ldy), *dy = all_dy ? all_dy + d * R : NULL;
-    const ptrdiff_t size =
-        fl_backward(block, of->x, of->ids, of->sizes, k->T, h, c, tape, dy, ldy, dx, &grads, how.threads, NULL, 0);
-    fl_backward(block, of->x, of->ids, of->sizes, k->T, h, c, tape, dy, ldy, dx, &grads, how.threads,
-                aligned_floats(size), size);
+    fl_backward_call call = {.block = block,
+                             .rows = of->rows,
+                             .h = h,
+                             .c = c,
+                             .tape = tape,
+                             .dy = dy,
+                             .ldy = ldy,
+                             .dx = dx,
+                             .grads = &grads,
+                             .threads = how.threads};
+    call.scratch = scratch_of(fl_backward(&call));
+    fl_backward(&call);
     record(r, "h0", d, h, k->B * R, 1);
     record(r, "c0", d, c, k->B * H, 1);
     for (int p = 0; p < PARAMS; p++)
         record(r, param_names[p], d, g[p], param_size(k, p), 1);
 }
 
-/* Places in y, (T, B) or (B, T), of sequences that the caller gave in another order; NULL for packed rows. */
-static const fl_places *make_places(const Case *k, How how, fl_places *places) {
-    if (!how.placed)
-        return NULL;
-    const int by_time = how.placed == 2;
+/* A row map to (T, B) or (B, T) of sequences that the caller gave in another order; without one y is packed. */
+static fl_row_map make_row_map(const Case *k, How how) {
+    const int by_time = how.mapped == 2;
+    if (!how.mapped)
+        return (fl_row_map){0, NULL};
     int64_t *first = keep(NULL, k->B * (ptrdiff_t)sizeof *first);
     for (ptrdiff_t b = 0; b < k->B; b++)
         first[b] = (b + k->B / 2) % k->B * (by_time ? 1 : k->T);
-    places->step = by_time ? k->B : 1;
-    places->sequences = guarded(first, k->B * (ptrdiff_t)sizeof *first, sizeof *first);
-    return places;
+    return (fl_row_map){by_time ? k->B : 1, guarded(first, k->B * (ptrdiff_t)sizeof *first, sizeof *first)};
 }
 
-/* Packed rows of what lies at places, having seen that all else is zero. */
-static const float *packed_rows(const Case *k, const fl_places *places, const float *y) {
+/* The packed rows of a mapped y, all other rows of which must be zero. */
+static const float *packed_rows(const Case *k, const fl_row_map *map, const float *y) {
     const ptrdiff_t width = k->manner->D * k->spec.R;
     float *packed = keep(NULL, k->N * width * (ptrdiff_t)sizeof *packed), *to = packed;
     const float *none = constant_floats(width, 0);
     for (ptrdiff_t t = 0; t < k->T; t++)
         for (ptrdiff_t b = 0; b < k->B; b++) {
-            const float *row = y + (t * places->step + places->sequences[b]) * width;
+            const float *row = y + (t * map->step + map->sequences[b]) * width;
             if (b < k->sizes[t])
                 memcpy(to, row, (size_t)width * sizeof *to), to += width;
             else
@@ -328,16 +335,20 @@ static Result run(const Case *k, How how) {
     const Given of = given(k);
     for (int d = 0; d < D; d++)
         pack_block(k, d, how, &blocks[d]);
-    fl_places at;
-    const fl_places *places = make_places(k, how, &at);
-    float *y = floats(NULL, (places ? k->T * k->B : N) * D * R);
-    const fl_block *second = D > 1 ? &blocks[1] : NULL;
+    float *y = floats(NULL, (how.mapped ? k->T * k->B : N) * D * R);
     float *tapes = how.train ? floats(NULL, D * tape_size(k)) : NULL;
-    const ptrdiff_t size = fl_forward(&blocks[0], second, of.x, of.ids, of.sizes, k->T, of.h, of.c, tapes, y, places,
-                                      how.threads, NULL, 0);
-    fl_forward(&blocks[0], second, of.x, of.ids, of.sizes, k->T, of.h, of.c, tapes, y, places, how.threads,
-               aligned_floats(size), size);
-    record(&r, "y", 0, places ? packed_rows(k, places, y) : y, N * D * R, 0);
+    fl_call call = {.first = &blocks[0],
+                    .second = D > 1 ? &blocks[1] : NULL,
+                    .rows = of.rows,
+                    .h = of.h,
+                    .c = of.c,
+                    .tapes = tapes,
+                    .y = y,
+                    .row_map = make_row_map(k, how),
+                    .threads = how.threads};
+    call.scratch = scratch_of(fl_forward(&call));
+    fl_forward(&call);
+    record(&r, "y", 0, how.mapped ? packed_rows(k, &call.row_map, y) : y, N * D * R, 0);
     for (int d = 0; d < D; d++) {
         record(&r, "h", d, of.h + d * k->B * R, k->B * R, 0);
         record(&r, "c", d, of.c ? of.c + d * k->B * H : NULL, k->B * H, 0);
@@ -448,11 +459,11 @@ static void check_steps(const Case *k, How how, int L) {
     keep_from(mark);
 }
 
-static void check_places(const Case *k, How how, const Result *whole) {
-    for (how.placed = 1; how.placed <= 2; how.placed++) {
+static void check_row_maps(const Case *k, How how, const Result *whole) {
+    for (how.mapped = 1; how.mapped <= 2; how.mapped++) {
         const ptrdiff_t mark = keep_mark();
         const Result r = run(k, how);
-        expect_same(how.placed == 1 ? "sequence after sequence" : "step after step", &r, whole);
+        expect_same(how.mapped == 1 ? "sequence after sequence" : "step after step", &r, whole);
         keep_from(mark);
     }
 }
@@ -479,7 +490,7 @@ static void check_bits(const Case *k, How how, const Result *whole) {
     }
     keep_from(mark);
     for (how.threads = 1; how.threads <= 3; how.threads += 2) {
-        check_places(k, inference(how), whole);
+        check_row_maps(k, inference(how), whole);
         check_batches(k, inference(how), whole);
         check_stretches(k, inference(how), whole);
         if (k->manner->D == 1 && !k->manner->reverse && !k->manner->ragged)

@@ -1,5 +1,5 @@
-/* limits.c: the most that this machine can do, for the benchmark reports: multiply-adds and bytes read in a second, by
- * the calling thread. Whoever wants to know it of several threads calls from several. */
+/* peak.c: the most multiply-adds and bytes read in a second that the calling thread reaches, for the benchmark reports.
+ * (For several threads, several threads call.) */
 #include "internal.h"
 
 #include <stdlib.h>
@@ -11,7 +11,7 @@
 #include <arm_neon.h>
 #endif
 
-/* Twelve chains of multiply-adds: two a cycle with a latency of four or five would do with ten; all in registers. */
+/* Twelve chains of multiply-adds, all in registers: two a cycle with a latency of up to five need ten. */
 #define FOR_CHAINS(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
 enum { CHAINS = 12, STREAMS = 8 };
 
@@ -19,8 +19,8 @@ enum { CHAINS = 12, STREAMS = 8 };
 #define EXTEND_CHAIN(i) a##i = MUL_ADD(a##i, half, half); /* goes to 1: never a special number */
 #define END_CHAIN(i) sum += a##i;
 
-/* An instruction set's two functions, over its vector type VEC and fused multiply-add MUL_ADD. What they return is of
- * no interest, but lets no compiler leave the work out. */
+/* An instruction set's two functions, over its vector type VEC and fused multiply-add MUL_ADD. Their result is not used;
+ * with it the compiler cannot drop the work. */
 #define MEASURED(ISA)                                                                                                  \
     static NOINLINE float fma_##ISA(ptrdiff_t rounds, float start) { /* CHAINS vectors a round */                      \
         const VEC half = (VEC){0} + 0.5f;                                                                              \
@@ -37,7 +37,7 @@ enum { CHAINS = 12, STREAMS = 8 };
     static NOINLINE float read_##ISA(const char *p, const char *end) { /* whole STREAMS vectors */                     \
         VEC sums[STREAMS] = {0};                                                                                       \
         for (; p < end; p += sizeof sums)                                                                              \
-            UNROLL for (int i = 0; i < STREAMS; i++) {                                                                 \
+            EACH(i, STREAMS) {                                                                                         \
                 VEC v;                                                                                                 \
                 memcpy(&v, p + (size_t)i * sizeof v, sizeof v);                                                        \
                 sums[i] += v;                                                                                          \
@@ -76,24 +76,24 @@ MEASURED(neon)
 #define MUL_ADD(a, b, c) ((a) * (b) + (c))
 MEASURED(scalar)
 
-static const struct limit {
-    const char *isa; /* its name in dispatch.c's list */
+static const struct peak {
+    const char *isa; /* its name in isa.c's list */
     ptrdiff_t vl;    /* floats of a vector */
     float (*fma)(ptrdiff_t rounds, float start);
     float (*read)(const char *p, const char *end);
-} limits[] = {
+} peaks[] = {
 #if defined(__x86_64__)
     {"avx512", 16, fma_avx512, read_avx512},
     {"avx2", 8, fma_avx2, read_avx2},
 #elif defined(__aarch64__)
     {"neon", 4, fma_neon, read_neon},
 #endif
-    {"scalar", 1, fma_scalar, read_scalar}, /* the last: it serves whoever is not in the list */
+    {"scalar", 1, fma_scalar, read_scalar}, /* the last one serves every other name */
 };
 
-static const struct limit *limit_of(int isa) {
+static const struct peak *peak_of(int isa) {
     const char *name = fl_isa_name(isa);
-    const struct limit *one = limits, *last = &limits[sizeof limits / sizeof *limits - 1];
+    const struct peak *one = peaks, *last = &peaks[sizeof peaks / sizeof *peaks - 1];
     while (one < last && !(name && strcmp(name, one->isa) == 0))
         one++;
     return one;
@@ -106,7 +106,7 @@ static double now(void) {
 }
 
 double fl_measure_fma(int isa, double seconds) {
-    const struct limit *one = limit_of(isa);
+    const struct peak *one = peak_of(isa);
     const ptrdiff_t rounds = 20000; /* some 50 us, so that the clock costs nothing */
     volatile float unread = 0;
     double best = 0, begin = now(), before = begin, after;
@@ -121,7 +121,7 @@ double fl_measure_fma(int isa, double seconds) {
 }
 
 double fl_measure_read(int isa, ptrdiff_t bytes, double seconds) {
-    const struct limit *one = limit_of(isa);
+    const struct peak *one = peak_of(isa);
     const ptrdiff_t block = STREAMS * one->vl * (ptrdiff_t)sizeof(float);
     const ptrdiff_t size = fl_max(1, bytes / block) * block;
     const ptrdiff_t passes = fl_max(1, (1 << 20) / size); /* 1 MB between two looks at the clock */

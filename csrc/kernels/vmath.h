@@ -33,25 +33,20 @@ INLINE V v_exp(V x) {
 INLINE void v_tanh_sizes(V *size, const int n) {
     VI segment[4];
     V t[4], p[4];
-    UNROLL
-    for (int j = 0; j < n; j++)
+    EACH(j, n)
         size[j] = V_MIN(V_SET1(tanh_most), size[j]); /* the constant first: NaN stays */
-    UNROLL
-    for (int j = 0; j < n; j++)
+    EACH(j, n)
         segment[j] = V_SEGMENT(size[j], TANH_BITS, TANH_FIRST);
-    UNROLL
-    for (int j = 0; j < n; j++)
+    EACH(j, n)
         t[j] = V_SUB(size[j], V_LOOKUP(tanh_table[0], segment[j]));
-    UNROLL
-    for (int j = 0; j < n; j++)
+    EACH(j, n)
         p[j] = V_LOOKUP(tanh_table[TANH_DEGREE + 1], segment[j]);
-    UNROLL
-    for (int k = TANH_DEGREE; k > 0; k--)
-        UNROLL
-    for (int j = 0; j < n; j++)
-        p[j] = V_FMA(p[j], t[j], V_LOOKUP(tanh_table[k], segment[j]));
-    UNROLL
-    for (int j = 0; j < n; j++)
+    EACH(k, TANH_DEGREE) {
+        EACH(j, n) {
+            p[j] = V_FMA(p[j], t[j], V_LOOKUP(tanh_table[TANH_DEGREE - k], segment[j]));
+        }
+    }
+    EACH(j, n)
         size[j] = p[j];
 }
 

@@ -1,0 +1,283 @@
+/* products.h: products of packed rows with packed matrices, tile by tile or, for one row, without tiles. Part of
+ * kernels.h. */
+
+/* start + a wa + b wb for n rows and a range of panels. Each finished tile is stored to `out` or given to an epilogue. */
+typedef struct {
+    int shape;              /* of all panels but perhaps the last: SHAPE_GRU, or vectors of a panel */
+    int storage;            /* enum fl_storage of wa and wb */
+    ptrdiff_t last_vectors; /* vectors of the last panel; fewer than `shape` only if that is 4 */
+    ptrdiff_t panels;
+    const float *start; /* (n, panels, CA, VL); with ld_start 0 (panels, CA, VL) for every row; NULL: zeros */
+    ptrdiff_t ld_start;
+    const int64_t *ids; /* (n) token ids: a's rows are one-hot, and wa holds a row of vectors for each id; or NULL */
+    const int64_t *next_ids; /* (n) token ids of the next step, to be prefetched; or ids again */
+    const float *a, *wa;     /* (n, ka), panels; NULL: absent */
+    ptrdiff_t lda, ka;
+    const float *b, *wb; /* (n, kb), panels; NULL: absent */
+    ptrdiff_t ldb, kb;
+    float *out; /* (n, panels, CA, VL); NULL: there is an epilogue */
+    ptrdiff_t ld_out;
+    ptrdiff_t first_panel, end_panel; /* the panels that are wanted */
+    int reversed_panels;              /* from the last to the first: the step before read the last one last */
+} Product;
+
+INLINE int panel_shape(const Product *q, ptrdiff_t p) {
+    return p == q->panels - 1 && q->shape ? (int)q->last_vectors : q->shape;
+}
+
+/* Number of panels of full width. */
+INLINE ptrdiff_t full_panels(const Product *q) { return q->panels - (panel_shape(q, q->panels - 1) != q->shape); }
+
+/* Receives the sums of `rows` rows from `row` on with one panel. */
+typedef void epilogue_fn(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows);
+
+/* --------------------------------------------------------------------------------------------------------- token ids */
+
+/* Start values of a tile of token rows: bias + the id's row of wa, as the product with a one-hot row would give. */
+INLINE void token_rows(const Product *q, const int CA, const int C, ptrdiff_t panel, ptrdiff_t row, int rows,
+                       float *into) {
+    const float *const bias = q->start + panel * accumulators[q->shape] * VL;
+    const float *const wa = q->wa + panel * q->ka * vectors[q->shape] * VL;
+    for (int m = 0; m < rows; m++, into += CA * VL)
+        EACH(v, CA) {
+            const V start = V_LOAD(bias + v * VL);
+            V_STORE(into + v * VL, v < C ? V_ADD(start, V_LOAD(wa + (q->ids[row + m] * C + v) * VL)) : start);
+        }
+}
+static const float *token_start(const Product *q, int shape, ptrdiff_t panel, ptrdiff_t row, int rows, float *into) {
+    if (shape == 4)
+        token_rows(q, 4, 4, panel, row, rows, into);
+    else
+        token_rows(q, accumulators[shape], vectors[shape], panel, row, rows, into);
+    return into;
+}
+
+/* A token's row lies in pieces, one to a panel and far apart. Prefetches the pieces that a tile's rows read `step` panels
+ * later, or in the first panel of the next step. Called between a product and its epilogue, where no weights wait behind
+ * them. (INLINE: GCC drops a call of a function without effect.) */
+INLINE void prefetch_token_rows(const Product *q, ptrdiff_t panel, int step, ptrdiff_t row, int rows) {
+    const ptrdiff_t later = panel + (q->reversed_panels ? -step : step);
+    const int last = later < q->first_panel || later >= q->end_panel;
+    const int64_t *const ids = (last ? q->next_ids : q->ids) + row;
+    const ptrdiff_t wanted = last ? panel : later, piece = vectors[panel_shape(q, wanted)] * VL;
+    const float *const wa = q->wa + wanted * q->ka * vectors[q->shape] * VL;
+    for (int m = 0; m < rows; m++)
+        for (ptrdiff_t j = 0; j < piece; j += 16)
+            __builtin_prefetch(wa + ids[m] * piece + j);
+}
+
+/* ------------------------------------------------------------------------------------------------------------- tiles */
+
+/* Panels from..end, n rows in tiles; `epilogue` is NULL where q->out receives them. */
+static void tile_product(const Product *q, ptrdiff_t from, ptrdiff_t end, ptrdiff_t n, epilogue_fn *epilogue,
+                         const void *context) {
+    float tile[ROWS * 4 * VL] __attribute__((aligned(64))), start[ROWS * 4 * VL] __attribute__((aligned(64)));
+    const ptrdiff_t wa_panel = q->ka * vectors[q->shape] * VL, wb_panel = q->kb * vectors[q->shape] * VL;
+    const ptrdiff_t panel = accumulators[q->shape] * VL; /* floats of start values, and of results */
+    /* An absent operand has depth 0; its rows still need an address. */
+    const float *const a = q->a ? q->a : zeros, *const b = q->b ? q->b : zeros;
+    const ptrdiff_t lda = q->a ? q->lda : 0, ldb = q->b ? q->ldb : 0;
+    for (ptrdiff_t i = from; i < end; i++) {
+        const ptrdiff_t p = q->reversed_panels ? from + end - 1 - i : i;
+        const int shape = panel_shape(q, p);
+        Tile t = {.lda = lda,
+                  .ka = q->ids ? 0 : q->ka,
+                  .wa = q->wa ? q->wa + p * wa_panel : zeros,
+                  .ldb = ldb,
+                  .kb = q->kb,
+                  .wb = q->wb ? q->wb + p * wb_panel : zeros,
+                  .out = tile,
+                  .ld_out = q->out ? q->ld_out : accumulators[shape] * VL};
+        for (ptrdiff_t r = 0, left = fl_ceil_div(n, ROWS); r < n; left--) {
+            const int rows =
+                (int)fl_ceil_div(n - r, left); /* tiles of about equal height: a low one waits for weights */
+            t.a = a + r * lda, t.b = b + r * ldb;
+            if (q->out)
+                t.out = q->out + r * q->ld_out + p * panel;
+            t.start = q->start ? q->start + r * q->ld_start + p * panel : zeros, t.ld_start = q->ld_start;
+            if (q->ids)
+                t.start = token_start(q, shape, p, r, rows, start), t.ld_start = accumulators[shape] * VL;
+            tiles[rows][shape](&t);
+            if (q->ids)
+                prefetch_token_rows(q, p, 1, r, rows);
+            if (epilogue)
+                epilogue(context, tile, p, r, rows);
+            r += rows;
+        }
+    }
+}
+
+/* ----------------------------------------------------------------------------------------------------------- one row */
+
+/* acc (P panels, CA vectors) += a w for one row; w (P, K, C, VL). */
+INLINE void multiply_row(V *acc, const int P, const int CA, const int C, const int third_acc, const float *a,
+                         const float *w, ptrdiff_t K, int prefetches) {
+    const ptrdiff_t next = K * C * VL;
+    for (ptrdiff_t k = 0; k < K; k++, w += C * VL) {
+        const V av = V_SET1(a[k]);
+        if (prefetches) {
+            EACH(line, (P * C * VL + 15) / 16)
+                __builtin_prefetch(w + FL_PREFETCH_AHEAD + 16 * line / (C * VL) * next + 16 * line % (C * VL));
+        }
+        EACH(v, P * C) {
+            V *const s = &acc[v / C * CA + (v % C == 2 ? third_acc : v % C)];
+            *s = V_FMA(av, V_LOAD(w + v / C * next + v % C * VL), *s);
+        }
+    }
+}
+
+/* One row of panel p (P = 1), or of panels p and p + 1 (P = 2). */
+INLINE void row_tile(const Product *q, const int P, const int CA, const int C, const int third_acc, ptrdiff_t p,
+                     int prefetches, epilogue_fn *epilogue, const void *context) {
+    float out[2 * 4 * VL] __attribute__((aligned(64)));
+    const float *start = q->start ? q->start + p * CA * VL : zeros;
+    if (q->ids) {
+        start = out;
+        for (int i = 0; i < P; i++)
+            token_start(q, q->shape, p + i, 0, 1, out + i * CA * VL);
+    }
+    V acc[2 * 4];
+    EACH(v, P * CA)
+        acc[v] = V_LOAD(start + v * VL);
+    if (q->a)
+        multiply_row(acc, P, CA, C, 2, q->a, q->wa + p * q->ka * C * VL, q->ka, prefetches);
+    if (q->b)
+        multiply_row(acc, P, CA, C, third_acc, q->b, q->wb + p * q->kb * C * VL, q->kb, prefetches);
+    EACH(v, P * CA)
+        V_STORE(out + v * VL, acc[v]);
+    for (int i = 0; i < P && q->ids; i++)
+        prefetch_token_rows(q, p + i, P, 0, 1);
+    epilogue(context, out, p, 0, 1);
+    if (P == 2)
+        epilogue(context, out + CA * VL, p + 1, 0, 1);
+}
+
+/* Whether a single row takes two panels of so many bytes at once. The 4 accumulators of one panel wait for one another;
+ * for the exception see FL_ALONE_FROM. */
+static int in_pairs(ptrdiff_t panel_bytes) {
+    return VL < 16 || panel_bytes < FL_ALONE_FROM || panel_bytes > FL_ALONE_TO;
+}
+
+/* Whether a single row prefetches its weights: in a step that comes alone, with input and state, and from the third-level
+ * cache. The hardware prefetcher is sometimes 20 % slower here, depending on its history. */
+static int prefetches_weights(const Product *q, ptrdiff_t bytes) {
+    return q->a && q->b && bytes >= FL_PREFETCH_FROM && bytes <= FL_PREFETCH_TO;
+}
+
+/* Panels from..end, of full width, for one row. */
+INLINE void row_product(const Product *q, const int CA, const int C, const int third_acc, ptrdiff_t from, ptrdiff_t end,
+                        epilogue_fn *epilogue, const void *context) {
+    const ptrdiff_t panel_bytes = (q->ids ? q->kb : q->ka + q->kb) * C * VL * fl_storage_bytes(q->storage);
+    const int pairs = in_pairs(panel_bytes), prefetches = prefetches_weights(q, (end - from) * panel_bytes);
+    while (from < end) {
+        const int pair = pairs && end - from > 1;
+        const ptrdiff_t p = q->reversed_panels ? end - 1 - pair : from;
+        if (pair)
+            row_tile(q, 2, CA, C, third_acc, p, prefetches, epilogue, context);
+        else
+            row_tile(q, 1, CA, C, third_acc, p, prefetches, epilogue, context);
+        if (q->reversed_panels)
+            end = p;
+        else
+            from = p + 1 + pair;
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------------------- epilogues */
+
+/* What completes a product: a function for tiles, and one that takes a single row through panels from..end with the
+ * epilogue inlined, so that the sums stay in registers. */
+typedef void row_fn(const Product *q, ptrdiff_t from, ptrdiff_t end, const void *context);
+typedef struct {
+    epilogue_fn *tile;
+    row_fn *row;
+} Epilogue;
+
+/* Defines NAME_epilogue from the inline function NAME, and ROW for single rows, over panels of a shape. */
+#define EPILOGUE(NAME, ROW, CA, C, THIRD_ACC)                                                                          \
+    static void NAME##_tile(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {        \
+        NAME(context, tile, panel, row, rows);                                                                         \
+    }                                                                                                                  \
+    static void NAME##_row(const Product *q, ptrdiff_t from, ptrdiff_t end, const void *context) {                     \
+        row_product(q, CA, C, THIRD_ACC, from, end, ROW, context);                                                     \
+    }                                                                                                                  \
+    static const Epilogue NAME##_epilogue = {NAME##_tile, NAME##_row};
+
+INLINE void product(const Product *q, ptrdiff_t n, const Epilogue *epilogue, const void *context) {
+    const ptrdiff_t from = q->first_panel, end = q->end_panel;
+    if (n > 1 || (q->shape != 4 && q->shape != SHAPE_GRU)) {
+        tile_product(q, from, end, n, epilogue->tile, context);
+        return;
+    }
+    const ptrdiff_t full = fl_max(from, fl_min(end, full_panels(q))); /* a narrow last panel is a tile of its own */
+    if (q->reversed_panels)
+        tile_product(q, full, end, 1, epilogue->tile, context);
+    epilogue->row(q, from, full, context);
+    if (!q->reversed_panels)
+        tile_product(q, full, end, 1, epilogue->tile, context);
+}
+
+/* ---------------------------------------------------------------------------------------------------- plain products */
+
+/* Plain panels of so many outputs. */
+static void plain_shape(Product *q, ptrdiff_t outputs) {
+    const ptrdiff_t v = fl_ceil_div(outputs, VL);
+    q->panels = fl_ceil_div(v, 4);
+    q->last_vectors = v - 4 * (q->panels - 1);
+    q->shape = q->panels == 1 ? (int)q->last_vectors : 4;
+    q->end_panel = q->panels;
+}
+
+/* Where a plain product's results are stored or added. */
+typedef struct {
+    float *rows; /* (n, width) */
+    ptrdiff_t ld, width;
+} Destination;
+
+INLINE void for_plain(const Destination *d, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows,
+                      const int add) {
+    const ptrdiff_t first = panel * 4 * VL, count = fl_min(4 * VL, d->width - first);
+    const ptrdiff_t ld = fl_ceil_div(count, VL) * VL;
+    for (int m = 0; m < rows; m++) {
+        float *to = d->rows + (row + m) * d->ld + first;
+        for (ptrdiff_t u = 0; u < count; u += VL) {
+            const int k = (int)fl_min(VL, count - u);
+            V v = V_LOAD(tile + m * ld + u);
+            if (add)
+                v = V_ADD(V_LOADN(to + u, k), v);
+            V_STOREN(to + u, v, k);
+        }
+    }
+}
+INLINE void store_plain(const void *d, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    for_plain(d, tile, panel, row, rows, 0);
+}
+INLINE void add_plain(const void *d, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
+    for_plain(d, tile, panel, row, rows, 1);
+}
+EPILOGUE(store_plain, store_plain, 4, 4, 2)
+EPILOGUE(add_plain, add_plain, 4, 4, 2)
+
+/* An operand of a product: rows (n, k), ld apart, and the panels they are multiplied with. */
+typedef struct {
+    const float *rows;
+    ptrdiff_t ld;
+    const float *panels;
+    ptrdiff_t k;
+} Operand;
+static const Operand absent = {NULL, 0, NULL, 0};
+
+/* to (n, width), stored or added to, from one or two operands with plain panels. */
+static void plain_product(float *to, ptrdiff_t width, ptrdiff_t n, int add, const Operand *a, const Operand *b) {
+    Product q = {.a = a->rows,
+                 .lda = a->ld,
+                 .wa = a->panels,
+                 .ka = a->k,
+                 .b = b->rows,
+                 .ldb = b->ld,
+                 .wb = b->panels,
+                 .kb = b->k};
+    plain_shape(&q, width);
+    const Destination d = {to, width, width};
+    product(&q, n, add ? &add_plain_epilogue : &store_plain_epilogue, &d);
+}
