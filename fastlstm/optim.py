@@ -110,7 +110,7 @@ def clip_by_norm(grads: Grads, max_norm: float) -> float:
     return norm
 
 
-SUMMED = 16384  # numbers of a block, which stay in the cache; FL_SPAN_BLOCK in csrc/internal.h
+SUMMED = 16384  # numbers of a block, which stay in the cache; FL_SPAN_BLOCK in csrc/tuning.h
 
 
 def square_sum(arrays: Sequence[Array]) -> float:

@@ -1,4 +1,4 @@
-/* vec.h: the vector words in which kernels.h is written, for the VL (1, 4, 8, 16) that the including file has set.
+/* vec.h: the vector words in which the kernels are written, for VL = 1, 4, 8 or 16. Part of kernels.h.
  * V is a vector of VL floats. Words ending in N touch only the first n (1..VL) lanes in memory; the others read as 0.
  * MAX and MIN give their second operand where either is NaN, as x86 does: write the constant first to pass NaN on. */
 

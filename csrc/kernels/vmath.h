@@ -27,9 +27,9 @@ INLINE V v_exp(V x) {
 #ifdef V_LOOKUP
 #include "tanh_table.h"
 
-/* tanh(size) for size >= 0, of n vectors, in place: a polynomial about the middle of each number's segment. Half the work
- * of exp and a division. Stage by stage, for a processor looks only so far ahead: of n chains side by side it always has
- * one that can go on. */
+/* tanh(size) for size >= 0, of n vectors, in place: a polynomial about the middle of each number's segment; half the work
+ * of exp and a division. The n vectors go through each stage together, so that the processor, which looks only so far
+ * ahead, always has a multiply-add whose operands are ready. */
 INLINE void v_tanh_sizes(V *size, const int n) {
     VI segment[4];
     V t[4], p[4];
@@ -103,7 +103,7 @@ INLINE void v_gates(V *i, V *f, V *g, V *o) {
 }
 #endif
 
-/* The rest are rare: one lane at a time where a transcendental is needed. */
+/* Rare activations that need a transcendental function: one lane at a time. */
 static float rare_scalar(fl_act f, float x) {
     switch (f.id) {
     case FL_THRESHOLDED_RELU: return x < f.alpha ? 0.0f : x;
@@ -140,7 +140,7 @@ INLINE V v_act(fl_act f, V x) {
     return v_act_rare(f, x);
 }
 
-/* Derivative by the input where the output is y. */
+/* Derivatives of the rare activations, from the output y. */
 static NOINLINE V v_dact_rare(fl_act f, V y) {
     const V alpha = V_SET1(f.alpha), zero = V_SET1(0.0f), one = V_SET1(1.0f);
     switch (f.id) {
