@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy import ndarray  # a global name is found sooner than np.ndarray
 
+from . import _old_pickles
 from ._backends import choose
 from .forksafe import Lock
 from .layout import Array
@@ -290,6 +291,9 @@ class Layer:
             return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_packed", "_module")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if _old_pickles.is_old(state):
+            _old_pickles.restore(self, state)
+            return
         self.__dict__.update(state)
         self._lock = Lock()
         self._connect()

@@ -23,8 +23,8 @@ ORDER = [
     ["_backends.numpy", "_backends.numba", "_backends.c"],
     ["_backends"],
     ["engine"],
-    ["info", "terminal", "files", "outputs", "stream", "layer", "spec_layer"],
-    ["recurrent", "cell", "_readers"],
+    ["info", "terminal", "files", "outputs", "stream", "_old_pickles", "layer", "spec_layer"],
+    ["recurrent", "cell", "layers", "cells", "parameters", "_readers"],
     [
         "losses",
         "metrics",
