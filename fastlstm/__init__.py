@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .cell import GRUCell as GRUCell
     from .cell import LSTMCell as LSTMCell
     from .cell import RNNCell as RNNCell
+    from .gradients import SparseGradient as SparseGradient
     from .info import show_config as show_config
     from .losses import softmax_cross_entropy as softmax_cross_entropy
     from .nn import Dense as Dense
@@ -70,6 +71,7 @@ _HOME = {
     "GRUCell": "cell",
     "LSTMCell": "cell",
     "RNNCell": "cell",
+    "SparseGradient": "gradients",
     "softmax_cross_entropy": "losses",
     "Dense": "nn",
     "SGD": "optim",

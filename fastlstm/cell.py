@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import engine
-from .layer import given
+from .layer import check_tape, given
 from .layout import Array
 from .packing import INT64, Batch
 from .spec_layer import RecurrentTape, SpecLayer, State, check_trainable, unwrapped
@@ -73,7 +73,7 @@ class Cell(SpecLayer):
 
     def backward(self, tape: RecurrentTape, dstate: Any) -> tuple[Array | None, State, dict[str, Array]]:
         """Gradients of one step: (dx, dstate, grads); see `Recurrent.backward`."""
-        self._check_tape(tape, RecurrentTape)
+        check_tape(tape, self, RecurrentTape)
         batch, unbatched = tape.record.batch, tape.unbatched
         dstates = self._take_state(dstate, "dstate", () if unbatched else (batch.B,))
         tape.used = True

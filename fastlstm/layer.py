@@ -1,24 +1,21 @@
-"""What everything with parameters has in common, `Layer`; tapes and gradients, which a training step passes round."""
+"""What everything with parameters has in common: `Layer`; and what its `forward` keeps for `backward`: `Tape`."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy import ndarray  # a global name is found sooner than np.ndarray
 
 from . import _old_pickles
 from ._backends import choose
 from .forksafe import Lock
 from .layout import Array
-from .memory import LINE, buffers
 from .validation import float_dtype, is_real
 
 NOT_IN_CONFIG = ("backend", "seed")  # arguments that say how a layer is made, not what it is
@@ -229,20 +226,6 @@ class Layer:
             child._set_training(training)
         return self
 
-    def _check_tape(self, tape: Any, kind: type[Tape]) -> None:
-        """Raise RuntimeError unless the tape can serve this layer now, TypeError where it is none of this kind."""
-        if not isinstance(tape, kind):
-            raise TypeError(f"backward needs the tape that this layer's forward returned, got {type(tape).__name__}")
-        if tape.layer is not self:
-            raise RuntimeError("this tape was made by another layer; backward needs the one from this layer's forward")
-        if tape.used:
-            raise RuntimeError("this tape was used by an earlier backward and serves once: call forward again")
-        if tape.version != self.version:
-            raise RuntimeError(
-                f"the weights have changed since forward made this tape (version {tape.version}, now {self.version}): "
-                "call forward again, and update the weights after backward"
-            )
-
     # ---------------------------------------------------------------------------------------------------- configuration
     def to_config(self) -> dict[str, Any]:
         """The arguments that make such a layer, without backend and seed, and its class's name: what JSON can hold."""
@@ -329,72 +312,16 @@ class Tape:
         )
 
 
-@dataclass(frozen=True)
-class SparseGradient:
-    """The gradient of an input matrix (G*H, V) that token ids went through: zeros but in the columns of the ids seen.
-
-    Optimisers and clipping take it for an array of that shape, and touch only what is in it.
-
-    Parameters
-    ----------
-    ids : (n,) int64 array
-        The ids seen, sorted, each once.
-    rows : (n, G*H) array
-        Their columns.
-    shape : (int, int)
-        Of the whole.
-    """
-
-    ids: Array
-    rows: Array
-    shape: tuple[int, int]
-
-    def dense(self, out: Array | None = None) -> Array:
-        """The whole matrix; written to `out`, zeros of its shape, where that is given."""
-        whole = np.zeros(self.shape, self.rows.dtype) if out is None else out
-        whole[:, self.ids] = self.rows.T
-        return whole
-
-
-class Gradients(dict[str, Any]):
-    """The gradients of a layer's parameters by name: arrays, or `SparseGradient` where asked for.
-
-    Attributes
-    ----------
-    flat : (P,) array
-        The memory of all arrays one after the other, so that one call can zero, scale or sum them. Each array begins
-        at a cache line of its own; what lies between them is zeros.
-    """
-
-    flat: Array
-
-
-class GradientLayout:
-    """Where each gradient of a layer lies in the flat array of all.
-
-    Parameters
-    ----------
-    shapes : dict of shapes
-    dtype : dtype
-    without : names
-        These have no array: something else takes their places in the dictionary.
-    """
-
-    def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any], without: Sequence[str] = ()
-    ) -> None:
-        line, at = LINE // dtype.itemsize, 0
-        self.dtype = dtype
-        self.places: list[tuple[str, tuple[int, ...] | None, int]] = []  # name, shape, byte where it begins
-        for name, shape in shapes.items():
-            self.places.append((name, None if name in without else shape, at * dtype.itemsize))
-            at += 0 if name in without else -(-math.prod(shape) // line) * line
-        self.size = at
-
-    def zeros(self) -> Gradients:
-        """Gradients of all parameters, which are zeros."""
-        grads = Gradients()
-        flat = grads.flat = buffers.zeros((self.size,), self.dtype)
-        for name, shape, offset in self.places:
-            grads[name] = None if shape is None else ndarray(shape, self.dtype, flat, offset)
-        return grads
+def check_tape(tape: Any, layer: Layer, kind: type[Tape]) -> None:
+    """Raise RuntimeError unless the tape can serve this layer now, TypeError where it is none of this kind."""
+    if not isinstance(tape, kind):
+        raise TypeError(f"backward needs the tape that this layer's forward returned, got {type(tape).__name__}")
+    if tape.layer is not layer:
+        raise RuntimeError("this tape was made by another layer; backward needs the one from this layer's forward")
+    if tape.used:
+        raise RuntimeError("this tape was used by an earlier backward and serves once: call forward again")
+    if tape.version != layer.version:
+        raise RuntimeError(
+            f"the weights have changed since forward made this tape (version {tape.version}, now {layer.version}): "
+            "call forward again, and update the weights after backward"
+        )

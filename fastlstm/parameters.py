@@ -3,7 +3,7 @@
 import pickle
 from typing import Any
 
-from .layer import SparseGradient as RowGradient
+from .gradients import SparseGradient as RowGradient
 
 __all__ = ["RowGradient"]
 

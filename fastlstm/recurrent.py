@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import engine
-from .layer import Layer, given
+from .layer import Layer, check_tape, given
 from .layout import Array
 from .packing import Batch, enter
 from .spec import DEFAULT_ACTIVATIONS
@@ -186,7 +186,7 @@ class Recurrent(SpecLayer):
         ValueError, TypeError
             dy or dstate do not fit; the tape still serves then.
         """
-        self._check_tape(tape, RecurrentTape)
+        check_tape(tape, self, RecurrentTape)
         batch, unbatched = tape.record.batch, tape.unbatched
         d_rows = None if dy is None else self._pack_dy(dy, tape)
         dstates = self._state.check(dstate, self._leading(batch.B, unbatched), "dstate", optional=True)

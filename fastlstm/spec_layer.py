@@ -11,7 +11,8 @@ import numpy as np
 
 from . import engine
 from ._backends import choose
-from .layer import GradientLayout, Gradients, Layer, SparseGradient, Tape
+from .gradients import GradientLayout, Gradients, SparseGradient
+from .layer import Layer, Tape
 from .layout import Array, draw, suffix
 from .memory import buffers
 from .packing import compact_ids

@@ -440,8 +440,6 @@ def test_copies_compute_the_same_bits(compiled: str) -> None:
 
 def test_panels_in_use_are_not_packed_again(compiled: str) -> None:
     """A thread may be in backward with token ids while another one, with numbers, asks for the input's panels too."""
-    if compiled != "c":
-        pytest.skip("only backend c packs panels for backward")
     layer, rng = fl.LSTM(5, 7, backend=compiled, seed=0), np.random.default_rng(1)
     ids = rng.integers(0, 5, (4, 3))
     handle = layer._blocks()[1][0][0].handle

@@ -10,8 +10,7 @@ import pytest
 from cases import TOLERANCE
 
 import fastlstm as fl
-from fastlstm import engine, memory, packing
-from fastlstm import layer as tapes_and_gradients
+from fastlstm import engine, gradients, memory, packing, spec_layer
 
 LAYERS = {
     "lstm, 2 directions, dropout": lambda **k: fl.LSTM(5, 9, 2, bidirectional=True, dropout=0.3, **k),
@@ -60,7 +59,7 @@ def test_less_memory(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.zeros((800, 4, 8), np.float32)
 
     def peak(every: int | None) -> int:
-        for module in (engine, packing, tapes_and_gradients):
+        for module in (engine, gradients, packing, spec_layer):
             monkeypatch.setattr(module, "buffers", memory.BufferPool())
         tracemalloc.start()
         train(layer, x, None, every)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fastlstm as fl
-from fastlstm.layer import SparseGradient
+from fastlstm.gradients import SparseGradient
 from fastlstm.optim import Optimizer, square_sum
 
 # name -> (ours, arguments, PyTorch's name)

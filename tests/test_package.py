@@ -23,7 +23,7 @@ ORDER = [
     ["_backends.numpy", "_backends.numba", "_backends.c"],
     ["_backends"],
     ["engine"],
-    ["info", "terminal", "files", "outputs", "stream", "_old_pickles", "layer", "spec_layer"],
+    ["info", "terminal", "files", "outputs", "stream", "gradients", "_old_pickles", "layer", "spec_layer"],
     ["recurrent", "cell", "layers", "cells", "parameters", "_readers"],
     [
         "losses",

@@ -134,7 +134,7 @@ BAD_STATES: list[tuple[str, Any, type[Exception], str]] = [
     ("lstm", (HN, HN > 0), TypeError, "state's c must hold real numbers, got dtype bool"),
     ("lstm", (HN, HN * 1j), TypeError, "state's c must hold real numbers, got dtype complex64"),
     ("lstm", (HN, HN.astype(float)), ValueError, "state's c has dtype float64, the layer float32"),
-    ("lstm", (HN, HN[:1]), ValueError, "state's c has shape (1, 4, 5), expected (2, 4, 5): (num_layers * directions,"),
+    ("lstm", (HN, HN[:1]), ValueError, "state's c has shape (1, 4, 5), expected (2, 4, 5): (num_layers, batch,"),
     ("lstm", (HN, HN[:, 0]), ValueError, "state's c has shape (2, 5), expected (2, 4, 5)"),
     ("gru", (HN,), TypeError, "state of GRU is one array h, got a tuple"),
     ("gru", [HN], TypeError, "state of GRU is one array h, got a list"),

@@ -10,7 +10,8 @@ import numpy as np
 
 from .._backends import choose, provides
 from .._backends.numpy import cross_entropy
-from ..layer import GradientLayout, Gradients, Layer, Tape
+from ..gradients import GradientLayout, Gradients
+from ..layer import Layer, Tape, check_tape
 from ..layout import Array, uniform
 from ..losses.base import share_of_row
 from ..validation import checked_dy, checked_rows, flag, positive, seed_or_none
@@ -130,7 +131,7 @@ class Dense(Layer):
         ValueError, TypeError
             dy does not fit; the tape still serves then.
         """
-        self._check_tape(tape, DenseTape)
+        check_tape(tape, self, DenseTape)
         x, grads = tape.x, self._layout.zeros()
         dy = checked_dy(dy, (*x.shape[:-1], self.units), self.dtype)
         tape.used = True
