@@ -1,4 +1,4 @@
-"""Makes tanh_table.h: python csrc/kernels/tanh_table.py > csrc/kernels/tanh_table.h && clang-format -i csrc/kernels/tanh_table.h
+"""Makes tanh_table.h: its output, formatted by clang-format, is that file.
 
 |x| is cut into 16 segments, two to an octave up to 12; on each, tanh is a polynomial about the segment's middle, fitted
 to the least relative error (Lawson's iterated weights). The first segment begins at 0 and is odd, so that small results
