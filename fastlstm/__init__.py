@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from . import losses as losses
     from . import metrics as metrics
     from . import nn as nn
+    from . import torch as torch
     from . import training as training
     from .arrays import from_arrays as from_arrays
     from .cell import GRUCell as GRUCell
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from .schedules import ReduceLROnPlateau as ReduceLROnPlateau
     from .schedules import SequentialLR as SequentialLR
     from .schedules import StepLR as StepLR
+    from .torch import from_torch as from_torch
 
 # Public name -> the module that has it. Loaded when first asked for, so that importing fastlstm costs next to nothing.
 _HOME = {
@@ -65,6 +67,7 @@ _HOME = {
     "set_num_threads": "num_threads",
     "threads": "num_threads",
     "from_arrays": "arrays",
+    "from_torch": "torch",
     "GRU": "recurrent",
     "LSTM": "recurrent",
     "RNN": "recurrent",
@@ -89,7 +92,7 @@ _HOME = {
     "StepLR": "schedules",
 }
 # Public submodules, loaded in the same way.
-_SUBMODULES = ("forecast", "losses", "metrics", "nn", "training")
+_SUBMODULES = ("forecast", "losses", "metrics", "nn", "torch", "training")
 __all__ = ["BackendError", "__version__", "backends", *_HOME, *_SUBMODULES]
 
 

@@ -81,6 +81,12 @@ class Cell(SpecLayer):
         dx = None if dx is None else batch.unpack(dx)[OF_ONE if unbatched else OF_BATCH]
         return dx, unwrapped(dstates, OF_ONE if unbatched else OF_BATCH), grads
 
+    def to_torch(self) -> Any:
+        """A PyTorch module with these weights; see `fastlstm.torch.to_torch`."""
+        from .torch import to_torch
+
+        return to_torch(self)
+
 
 class LSTMCell(Cell):
     """One step of an `LSTM`."""

@@ -230,6 +230,12 @@ class Recurrent(SpecLayer):
 
         return to_arrays(self, form, head)
 
+    def to_torch(self) -> Any:
+        """A PyTorch module with these weights; see `fastlstm.torch.to_torch`."""
+        from .torch import to_torch
+
+        return to_torch(self)
+
 
 class LSTM(Recurrent):
     """Long short-term memory (equations in `fastlstm.spec`), with PyTorch's arguments and semantics.

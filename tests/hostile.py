@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MEMORY = 1 << 29  # bytes beyond what the process has when it begins
 SECONDS = 20  # for one file; HDF5's endless loops end sooner
 HDF5_SECONDS = 2

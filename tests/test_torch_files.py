@@ -395,11 +395,18 @@ def test_archives_that_are_made_to_look_larger(tmp_path: Path) -> None:
         made.writestr("a/data.pkl", whole(1))
         made.writestr("a/data.pkl", whole(2))
     refused(twice.getvalue(), tmp_path, "two entries")
-    overlapping = sound.copy()
-    first = overlapping.index(b"PK\x01\x02")
-    offset = overlapping[first + 42 : first + 46]
-    overlapping[at + 42 : at + 46] = offset
-    refused(bytes(overlapping), tmp_path, "overlaps|damaged")
+
+
+def test_entries_inside_one_another_are_refused(tmp_path: Path) -> None:
+    """The way of the densest zip bombs: many entries whose bytes are the same."""
+    inner = archive(tensor(storage("0", 4), (4,)), s0=bytes(16))
+    entry = inner[inner.rindex(b"PK\x03\x04", 0, inner.index(b"archive/data/0")) :][: 30 + len("archive/data/0") + 16]
+    outer = bytearray(torch_zip(whole(1), {"9": entry, "0": bytes(16)}))
+    at = outer.rindex(b"PK\x01\x02", 0, outer.rindex(b"archive/data/0"))
+    outer[at + 42 : at + 46] = struct.pack("<I", outer.index(entry))
+    with zipfile.ZipFile(io.BytesIO(outer)) as made:
+        assert made.read("archive/data/0") == bytes(16), "the entry inside is a sound one"
+    refused(bytes(outer), tmp_path, "entry 'archive/data/0' overlaps another one")
 
 
 def test_an_archive_with_a_huge_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
