@@ -260,6 +260,8 @@ NOT_TRIED = {
     "needs X entries for X": "says when two tuples are taken; tests/test_equations.py gives them",
     "nesterov=True needs": "names what was given",
     "F1 with average='binary'": "names what was given; tests/test_metrics.py follows the advice",
+    "PyTorch has no module for": "names what PyTorch lacks",
+    "do not say its nonlinearity": "tests/test_from_torch.py follows the advice",
     "Install versions that fit": "needs a Numba that does not fit NumPy",
 }
 
