@@ -30,7 +30,7 @@ from .corpus import read_text
 from .metrics import perplexity
 from .num_threads import threads
 from .terminal import shown, typed
-from .text import CharModel, Settings, TextTraining
+from .text import CharModel, Settings, TextTraining, size_of_file
 from .training import Callback, Diverged, Loop, Progress, Record, SaveError, StopOnSignal
 from .training.progress import SHOWN, mean_of_last
 from .validation import number
@@ -171,7 +171,7 @@ def train_text(options: argparse.Namespace) -> int:
     else:
         job = TextTraining(text, Settings(**given), options.out)
     del text  # its token ids are enough
-    files.check_writable(options.out, job.size_of_file())
+    files.check_writable(options.out, size_of_file(job))
     describe(job)
     stopped_by = train(job, options.plot)
     if stopped_by is not None:
@@ -209,7 +209,7 @@ def demo(options: argparse.Namespace) -> int:
     settings = Settings(**DEMO)
     job = TextTraining(text, settings, options.out)
     job.made_by = MADE_BY
-    files.check_writable(options.out, job.size_of_file())
+    files.check_writable(options.out, size_of_file(job))
     describe(job)
     job.plan(steps_within(options.seconds, job))
     stopped_by = train(job, options.plot)

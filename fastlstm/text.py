@@ -477,21 +477,7 @@ class TextTraining:
         }
         training |= {"short_window": True} if self.short_window else {}
         training |= {"made_by": self.made_by} if self.made_by else {}
-        files.save(self.path, self._arrays(), self.model.to_config() | {"training": training})
-
-    def _arrays(self) -> dict[str, Array]:
-        optimizer = {f"optimizer.{name}": a for name, a in self.optimizer.state_dict().items()}
-        history = {f"history.{name}": a for name, a in self.history.to_arrays().items()}
-        state = {} if self.state is None else {"state.h": self.state[0], "state.c": self.state[1]}
-        return self.model.to_arrays() | optimizer | history | state
-
-    def size_of_file(self) -> int:
-        """About how many bytes the file will have after the last step; rather too many."""
-        s = self.settings
-        kept = sum(a.nbytes for a in self._arrays().values())
-        state = 2 * 4 * s.layers * s.batch * s.hidden
-        measurements = s.steps // s.evaluate_every if s.evaluate_every else 0
-        return kept + state + 16 * (max(0, s.steps - self.steps) + measurements) + HEADER
+        files.save(self.path, arrays_of(self), self.model.to_config() | {"training": training})
 
     @classmethod
     def resume(cls, text: str, path: str | os.PathLike[str], given: Mapping[str, Any]) -> TextTraining:
@@ -552,6 +538,23 @@ class TextTraining:
         self.state = (arrays["state.h"], arrays["state.c"]) if "state.h" in arrays else None
         self.model.lstm(self._inputs[:0], self.state)  # raises unless the state fits
         self.model.lstm.rng_state = training["rng"]
+
+
+def arrays_of(job: TextTraining) -> dict[str, Array]:
+    """All arrays of a checkpoint: the model's, the optimiser's, the history's and the carried state's."""
+    optimizer = {f"optimizer.{name}": a for name, a in job.optimizer.state_dict().items()}
+    history = {f"history.{name}": a for name, a in job.history.to_arrays().items()}
+    state = {} if job.state is None else {"state.h": job.state[0], "state.c": job.state[1]}
+    return job.model.to_arrays() | optimizer | history | state
+
+
+def size_of_file(job: TextTraining) -> int:
+    """About how many bytes a checkpoint will have after the last step; rather too many."""
+    s = job.settings
+    kept = sum(a.nbytes for a in arrays_of(job).values())
+    state = 2 * 4 * s.layers * s.batch * s.hidden
+    measurements = s.steps // s.evaluate_every if s.evaluate_every else 0
+    return kept + state + 16 * (max(0, s.steps - job.steps) + measurements) + HEADER
 
 
 def read_history(arrays: Mapping[str, Array]) -> TextHistory:

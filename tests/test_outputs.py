@@ -15,7 +15,7 @@ import pytest
 
 import fastlstm.cli
 from fastlstm import files, outputs, plot
-from fastlstm.text import CharModel, Settings, TextTraining
+from fastlstm.text import CharModel, Settings, TextTraining, size_of_file
 from fastlstm.training import History
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="permissions, links and special files of POSIX")
@@ -390,7 +390,7 @@ def test_room_is_tried_before_the_work(tmp_path: Path) -> None:
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 from fastlstm.cli import main
-from fastlstm.text import TextTraining
+from fastlstm.text import TextTraining, size_of_file
 real = TextTraining.gradients
 def gradients(self, window):
     print("trains", flush=True)
@@ -415,7 +415,7 @@ sys.exit(main(["train-text", {str(text)!r}, "--out", {str(out)!r}, *{SMALL!r}, "
 def test_the_estimate_of_the_size(tmp_path: Path, optimizer: str, steps: int) -> None:
     settings = Settings(hidden=40, layers=2, seq_len=6, batch=4, steps=steps, optimizer=optimizer, evaluate_every=100)
     job = TextTraining(TEXT, settings, tmp_path / "m")
-    estimate = job.size_of_file()
+    estimate = size_of_file(job)
     job.run()
     size = (tmp_path / "m").stat().st_size
     assert size <= estimate <= size + 70_000

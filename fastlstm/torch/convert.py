@@ -76,7 +76,7 @@ class Group:
         config["bias"] = bias
         expected: dict[str, tuple[int, ...]] = {}
         for layer in range(layers):
-            spec = Spec(kind, w.shape[1] if layer == 0 else D * R, H, proj_size=R if projected else 0, bias=bias)
+            spec = Spec(kind, w.shape[1] if layer == 0 else D * R, H, proj_size=R if projected else 0, biases=2 * bias)
             for d in range(D):
                 tail = "" if self.cell else suffix(layer, d)
                 expected |= {name + tail: shape for name, shape in spec.parameters.items()}
@@ -251,28 +251,27 @@ def to_torch(layer: Any) -> Any:
     ValueError
         PyTorch has no module of this equation; the message says why.
     """
-    cell = isinstance(layer, Cell)
-    recurrent: Recurrent = layer._layer if cell else layer
-    if not isinstance(recurrent, Recurrent):
+    if not isinstance(layer, (Recurrent, Cell)):
         raise TypeError(f"to_torch takes an LSTM, GRU, RNN or one of their cells, got {type(layer).__name__}")
-    spec = recurrent._specs[0]
+    specs = layer._specs[0]
+    spec = specs[0]
     nonlinearity = spec.activations[0].name
-    plain = Spec(spec.kind, spec.input_size, spec.hidden_size, proj_size=spec.proj_size, bias=spec.bias)
-    if spec.kind == "rnn" and spec.activations == (ACTIVATIONS["relu"],):
-        plain = Spec("rnn", spec.input_size, spec.hidden_size, bias=spec.bias, activations=spec.activations)
-    if spec != plain:
+    relu: dict[str, Any] = {"activations": spec.activations} if spec.activations == (ACTIVATIONS["relu"],) else {}
+    biases = 2 if spec.biases else 0
+    plain = Spec(spec.kind, spec.input_size, spec.hidden_size, proj_size=spec.proj_size, biases=biases, **relu)
+    if any(one != plain for one in specs):
         raise ValueError(
-            f"PyTorch has no module for {layer!r}: its LSTM, GRU and RNN have no peepholes, no reset_after=False, and "
-            "no activations but tanh and sigmoid (RNN: tanh or relu)"
+            f"PyTorch has no module for {layer!r}: its LSTM, GRU and RNN have no peepholes, no clip, no input_forget, "
+            "no single_bias, no reset_after=False, and no activations but tanh and sigmoid (RNN: tanh or relu)"
         )
     import torch
 
-    options: dict[str, Any] = {"bias": spec.bias, "dtype": getattr(torch, recurrent.dtype.name)}
+    options: dict[str, Any] = {"bias": spec.biases > 0, "dtype": getattr(torch, layer.dtype.name)}
     if spec.kind == "rnn":
         options["nonlinearity"] = nonlinearity
-    if not cell:
-        options |= {"num_layers": recurrent.num_layers, "batch_first": recurrent.batch_first}
-        options |= {"dropout": recurrent.dropout, "bidirectional": recurrent.bidirectional}
+    if isinstance(layer, Recurrent):
+        options |= {"num_layers": layer.num_layers, "batch_first": layer.batch_first}
+        options |= {"dropout": layer.dropout, "bidirectional": layer.bidirectional}
         options |= {"proj_size": spec.proj_size} if spec.proj_size else {}
     made = getattr(torch.nn, type(layer).__name__)(spec.input_size, spec.hidden_size, **options)
     made.load_state_dict({name: torch.from_numpy(value) for name, value in layer.state_dict().items()})
