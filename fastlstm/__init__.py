@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .gradients import SparseGradient as SparseGradient
     from .info import show_config as show_config
     from .losses import softmax_cross_entropy as softmax_cross_entropy
-    from .nn import Dense as Dense
+    from .dense import Dense as Dense
     from .num_threads import get_num_threads as get_num_threads
     from .num_threads import set_num_threads as set_num_threads
     from .num_threads import threads as threads
@@ -76,7 +76,7 @@ _HOME = {
     "RNNCell": "cell",
     "SparseGradient": "gradients",
     "softmax_cross_entropy": "losses",
-    "Dense": "nn",
+    "Dense": "dense",
     "SGD": "optim",
     "Adagrad": "optim",
     "Adam": "optim",

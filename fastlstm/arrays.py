@@ -18,8 +18,8 @@ from .layout import Array
 from .spec import GATES, Kind
 
 if TYPE_CHECKING:
+    from .dense import Dense
     from .layer import Layer
-    from .nn import Dense
     from .recurrent import Recurrent
 
 # What a part's column letters stand for. One bias is bias_ih, with bias_hh zero: only their sum counts.
@@ -260,7 +260,7 @@ def from_arrays(d: Mapping[str, Any], kind: str, *, dtype: Any = None, backend: 
 
 
 def _take_head(form: Form, arrays: Mapping[str, Array], H: int, dtype: np.dtype[Any]) -> Dense:
-    from .nn import Dense
+    from .dense import Dense
 
     assert form.head is not None
     W, b = (arrays[key] for key in form.head)

@@ -22,7 +22,7 @@ from ._backends import choose
 from .corpus import check_characters, encode, fingerprint, named, side_by_side, vocabulary_of
 from .layout import Array
 from .losses import softmax_cross_entropy
-from .nn import Dense
+from .dense import Dense
 from .optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, clip_by_norm
 from .recurrent import LSTM
 from .schedules import LambdaLR

@@ -11,7 +11,7 @@ import pytest
 from cases import LAYERS
 
 import fastlstm as fl
-from fastlstm.nn import Dense
+from fastlstm import Dense
 from fastlstm.text import Settings
 
 CELLS = {"LSTMCell": fl.LSTMCell, "GRUCell": fl.GRUCell, "RNNCell": fl.RNNCell}

@@ -1,201 +1,144 @@
-"""Layers beside the recurrent ones."""
+"""A fully connected module with an activation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from .._backends import choose, provides
-from .._backends.numpy import cross_entropy
-from ..gradients import GradientLayout, Gradients
-from ..layer import Layer, Tape, check_tape
-from ..layout import Array, uniform
-from ..losses.base import share_of_row
-from ..validation import checked_dy, checked_rows, flag, positive, seed_or_none
-from ..weighting import IGNORE_INDEX, labels
+from .. import dense
+from .._backends.numpy.activations import sigmoid
+from ..layer import Layer, Tape
+from ..layout import Array
+from ..validation import as_numbers, checked_dy, flag, positive
+from .base import Module, ModuleTape, Shape, regularized
+from .initializers import INITIALIZERS, initializer
+
+ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "softmax")
 
 
-@dataclass
-class DenseTape(Tape):
-    """What `Dense.forward` kept."""
+def activate(name: str, a: Array) -> Array:
+    """The activation of pre-activations (..., U); softmax over the last axis."""
+    if name == "relu":
+        return np.maximum(a, 0)
+    if name == "tanh":
+        return np.tanh(a)
+    if name == "sigmoid":
+        return sigmoid(a)
+    if name == "softmax":
+        e = np.exp(a - a.max(axis=-1, keepdims=True))
+        return e / e.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
+    return a
 
-    x: Array  # (..., I)
+
+def activation_backward(name: str, y: Array, dy: Array) -> Array:
+    """The gradient of the pre-activations, from the outputs and their gradient."""
+    if name == "relu":
+        return dy * (y > 0)
+    if name == "tanh":
+        return dy * (1 - y * y)
+    if name == "sigmoid":
+        return dy * y * (1 - y)
+    if name == "softmax":
+        return y * (dy - (dy * y).sum(axis=-1, keepdims=True))  # type: ignore[no-any-return]
+    return dy
 
 
-class Dense(Layer):
-    """A fully connected layer, y = x @ weight.T + bias, as PyTorch's Linear.
+class Dense(Module):
+    """activation(x @ kernel + bias) over the last axis: (B, ..., I) -> (B, ..., units).
 
     Parameters
     ----------
-    input_size, units : int
-        I and U.
-    bias : bool
-    dtype : {"float32", "float64"}
-    backend : str
-        "auto", or a name from `fastlstm.backends()`; a forced one never falls back. (numba has no dense layer of its
-        own: there it is NumPy's.)
-    seed : int, optional
-        Of the initial parameters, uniform in +-1/sqrt(I): ``weight`` (U, I) and ``bias`` (U,).
+    units : int
+    activation : {"linear", "relu", "tanh", "sigmoid", "softmax"}, optional
+        None is linear.
+    use_bias : bool
+    kernel_initializer : str
+        A name of `fastlstm.nn.INITIALIZERS`; the bias begins at 0.
+    kernel_regularizer, bias_regularizer : L1L2, optional
+    trainable, dtype, backend, seed
+        As in `Module`.
 
     Raises
     ------
     TypeError, ValueError
         An argument does not fit; the message says which.
-    BackendError
-        The forced backend cannot be used, or has not this dtype.
     """
+
+    REGULARIZED = (("kernel_regularizer", "weight"), ("bias_regularizer", "bias"))
 
     def __init__(
         self,
-        input_size: int,
         units: int,
-        bias: bool = True,
+        activation: str | None = None,
+        use_bias: bool = True,
         *,
+        kernel_initializer: str = "glorot_uniform",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        trainable: bool = True,
         dtype: Any = "float32",
         backend: str = "auto",
         seed: int | None = None,
     ) -> None:
-        super().__init__(dtype, backend)
-        self.input_size, self.units = positive(input_size, "input_size"), positive(units, "units")
-        self._tail = (self.input_size,)
-        self.bias = flag(bias, "bias")
-        self._connect()
-        rng = np.random.default_rng(seed_or_none(seed))
-        shapes = {"weight": (self.units, self.input_size)} | ({"bias": (self.units,)} if self.bias else {})
-        self._params = {name: uniform(shape, self.input_size, rng, self.dtype) for name, shape in shapes.items()}
-        self._layout = GradientLayout(shapes, self.dtype)
+        super().__init__(trainable=trainable, dtype=dtype, backend=backend, seed=seed)
+        self.units, self.use_bias = positive(units, "units"), flag(use_bias, "use_bias")
+        self.activation = "linear" if activation is None else activation
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation {activation!r} of Dense is not known; expected one of {', '.join(ACTIVATIONS)}"
+            )
+        self.kernel_initializer = initializer(kernel_initializer, "kernel_initializer")
+        regularized(self, {"kernel_regularizer": kernel_regularizer, "bias_regularizer": bias_regularizer})
 
-    def _choose(self) -> ModuleType:
-        module = super()._choose()
-        return module if provides(module, "dense") else choose("numpy", self.dtype.name)
+    def _check_shape(self, shape: Shape) -> None:
+        if not shape or shape[-1] is None:
+            raise ValueError(f"Dense needs samples whose last axis has a known width, got shape {shape}")
 
-    def _pack(self) -> Any:
-        return self._module.dense_pack(self._params)
+    def _width(self, shape: Shape) -> Any:
+        return shape[-1]
 
-    def _block(self) -> Any:
-        """The packed weights of now."""
-        return self._blocks()[1]
+    def _make(self, shape: Shape) -> Layer:
+        width = shape[-1]
+        assert width is not None
+        core = dense.Dense(width, self.units, self.use_bias, dtype=self.dtype, backend=self._backend, seed=0)
+        kernel = INITIALIZERS[self.kernel_initializer]((width, self.units), self._initial_rng)
+        core.load_state_dict({"weight": kernel.T} | ({"bias": np.zeros(self.units)} if self.use_bias else {}))
+        return core
 
-    def _check_x(self, x: Any) -> Array:
-        if type(x) is np.ndarray and x.dtype is self.dtype and x.flags.c_contiguous and x.shape[-1:] == self._tail:
-            return x  # the usual case
-        return np.ascontiguousarray(checked_rows(x, self.input_size, self.dtype), self.dtype)
+    def output_shape(self, shape: Shape) -> Shape:
+        return (*shape[:-1], self.units)
 
-    def _product(self, x: Array) -> Array:
-        """(..., I) -> (..., U)."""
-        y: Array = self._module.dense_forward(self._blocks()[1], x.reshape(-1, self.input_size))
-        return y.reshape(*x.shape[:-1], self.units)
+    def logits(self, x: Any) -> Array:
+        """The pre-activations of x (B, ..., I): (B, ..., units)."""
+        x = as_numbers(self._enter(x), "x", self.dtype)
+        y: Array = self.core(x)  # type: ignore[operator]
+        return y
 
-    def __call__(self, x: Any) -> Array:
-        """y (..., U) for x (..., I), for inference."""
-        return self._product(self._check_x(x))
+    def __call__(self, x: Any, mask: Any = None) -> Array:
+        """(B, ..., I) -> (B, ..., units)."""
+        return activate(self.activation, self.logits(x))
 
-    def forward(self, x: Any) -> tuple[Array, DenseTape]:
-        """y for training, and the tape for one `backward`.
+    def forward_logits(self, x: Any) -> tuple[Array, Tape]:
+        """The pre-activations, and a tape for `backward_logits`: for losses that take the activation with them."""
+        x = as_numbers(self._enter(x), "x", self.dtype)
+        assert isinstance(self.core, dense.Dense)
+        return self.core.forward(x)
 
-        Parameters
-        ----------
-        x : (..., I) array of the layer's dtype
+    def backward_logits(self, tape: Tape, d: Any) -> tuple[Array, dict[str, Array]]:
+        """Gradients of x and of the parameters, from that of the pre-activations."""
+        assert isinstance(self.core, dense.Dense)
+        return self.core.backward(tape, d)
 
-        Returns
-        -------
-        y : (..., U) array
-        tape : Tape
-            Holds a copy of x.
-        """
-        x = self._check_x(x).copy()
-        return self._product(x), DenseTape(self, self.version, x)
+    def forward(self, x: Any, mask: Any = None) -> tuple[Array, ModuleTape]:
+        """(B, ..., I) -> (B, ..., units), and the tape."""
+        a, inner = self.forward_logits(x)
+        y = activate(self.activation, a)
+        return y, self._tape(inner=inner, y=y.copy() if self.activation != "linear" else None, shape=y.shape)
 
-    def backward(self, tape: DenseTape, dy: Any) -> tuple[Array, dict[str, Array]]:
-        """Gradients of x and of the parameters. Uses up the tape.
-
-        Parameters
-        ----------
-        tape : Tape
-            Of this layer's `forward`, with the weights unchanged since.
-        dy : (..., U) array, like y
-
-        Returns
-        -------
-        dx : (..., I) array, like x
-        grads : dict of arrays
-            With `state_dict`'s keys and shapes.
-
-        Raises
-        ------
-        RuntimeError
-            The tape was used before, belongs to another layer, or the weights have changed.
-        ValueError, TypeError
-            dy does not fit; the tape still serves then.
-        """
-        check_tape(tape, self, DenseTape)
-        x, grads = tape.x, self._layout.zeros()
-        dy = checked_dy(dy, (*x.shape[:-1], self.units), self.dtype)
-        tape.used = True
-        rows = np.ascontiguousarray(dy, self.dtype).reshape(-1, self.units)
-        dx: Array = self._module.dense_backward(self._block(), x.reshape(-1, self.input_size), rows, grads)
-        return dx.reshape(x.shape), grads
-
-    def cross_entropy(
-        self,
-        x: Any,
-        targets: Any,
-        reduction: str = "mean",
-        *,
-        ignore_index: int | None = IGNORE_INDEX,
-        mask: Any = None,
-        weights: Any = None,
-    ) -> tuple[float, Array, dict[str, Array]]:
-        """Product, softmax, cross-entropy and all gradients in one: a language model's head.
-
-        The logits' gradient takes the place of the logits, so there is one array of N*U numbers, not four. Rows that do
-        not count cost no product.
-
-        Parameters
-        ----------
-        x : (..., I) array of the layer's dtype
-        targets : (...) integer array
-            The right class of every row, or `ignore_index`.
-        reduction : {"mean", "sum"}
-            Over the rows that count; see `fastlstm.softmax_cross_entropy`.
-        ignore_index : int or None
-            Rows with this target do not count.
-        mask : (...) bool array, optional
-            True where a row counts.
-        weights : (...) array, optional
-            Multiply the rows' losses.
-
-        Returns
-        -------
-        loss : float
-        dx : (..., I) array
-            0 in rows that do not count.
-        grads : dict of arrays
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `fastlstm.softmax_cross_entropy`.
-        """
-        x = self._check_x(x)
-        flat, rows = labels(targets, (*x.shape[:-1], self.units), ignore_index, mask, weights)
-        share = share_of_row(reduction, rows)
-        kept, grads = rows.take(x.reshape(-1, self.input_size)), self._layout.zeros()
-        if rows.weights is None:
-            losses, dx = self._module.dense_cross_entropy(self._block(), kept, flat, share, grads)
-            loss = float(losses.sum()) * share
-        else:
-            loss, dx = self._weighted_cross_entropy(kept, flat, rows.weights, share, grads)
-        return loss, rows.spread(dx).reshape(x.shape), grads
-
-    def _weighted_cross_entropy(
-        self, x: Array, targets: Array, weights: Array, share: float, grads: Gradients
-    ) -> tuple[float, Array]:
-        """The same for rows x (K, I) of weights (K,), step by step: the fused kernel knows one factor for all rows."""
-        logits = self._product(x)
-        losses = cross_entropy(logits, targets, 1.0)
-        logits *= (weights * share).astype(logits.dtype)[:, None]
-        return float(losses @ weights) * share, self._module.dense_backward(self._block(), x, logits, grads)
+    def backward(self, tape: ModuleTape, dy: Any) -> tuple[Array, dict[str, Array]]:
+        """Gradients of x, shaped like it, and of ``weight`` (units, I) and ``bias`` (units,)."""
+        self._check_tape(tape, ModuleTape)
+        dy = checked_dy(dy, tape.kept["shape"], self.dtype)
+        kept = self._use(tape)
+        return self.backward_logits(kept["inner"], activation_backward(self.activation, kept["y"], dy))

@@ -1,0 +1,230 @@
+"""What all modules share: parameters that are made when the input's width is known, freezing, penalties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .._backends import choose
+from ..layer import Layer, Tape
+from ..layout import Array
+from ..validation import flag, seed_or_none
+from .regularizers import L1L2, regularizer
+
+Shape = tuple[int | None, ...]  # of one sample, without the batch's axis; None where it may vary
+
+
+@dataclass
+class ModuleTape(Tape):
+    """What a module's `forward` kept."""
+
+    kept: dict[str, Any] = field(default_factory=dict)
+
+
+class Module(Layer):
+    """A layer for `fastlstm.Sequential`, or to be composed by hand: ``forward``, ``backward`` and named parameters.
+
+    Batches come first: x is (B, ...) everywhere. The parameters are made by `build`, at the first call at the latest.
+
+    Parameters
+    ----------
+    trainable : bool
+        Whether training changes the parameters. A frozen module still passes gradients to the one below.
+    dtype : {"float32", "float64"}
+    backend : str
+        "auto", or a name from `fastlstm.backends()`.
+    seed : int, optional
+        Of the initial parameters and of dropout. `Sequential` gives its modules seeds of its own.
+    """
+
+    REGULARIZED: tuple[tuple[str, str], ...] = ()  # (attribute with a penalty or None, beginning of parameters' names)
+
+    def __init__(
+        self, *, trainable: bool = True, dtype: Any = "float32", backend: str = "auto", seed: int | None = None
+    ) -> None:
+        super().__init__(dtype, backend)
+        self.trainable = flag(trainable, "trainable")
+        self._core: Layer | None = None  # the layer with the parameters, once there is one
+        self._shape: Shape | None = None  # of the samples that it was built for
+        self._connect()
+        self.reseed(seed_or_none(seed))
+
+    def reseed(self, seed: Any) -> None:
+        """Draw initial parameters (where they are not yet made) and dropout from this seed on."""
+        for_weights, for_dropout = np.random.SeedSequence(seed).spawn(2)
+        self._initial_rng = np.random.default_rng(for_weights)
+        self._rng = np.random.default_rng(for_dropout)
+
+    @property
+    def rng_state(self) -> dict[str, Any]:
+        """State of the generator that dropout draws from; may be assigned, so that a run goes on as it would have."""
+        state: dict[str, Any] = self._rng.bit_generator.state
+        return state
+
+    @rng_state.setter
+    def rng_state(self, state: Mapping[str, Any]) -> None:
+        self._rng.bit_generator.state = state
+
+    # ---------------------------------------------------------------------------------------------------------- building
+    @property
+    def built(self) -> bool:
+        """Whether the parameters exist."""
+        return self._shape is not None
+
+    def build(self, shape: Shape) -> None:
+        """Make the parameters for samples of this shape (without the batch's axis).
+
+        Raises
+        ------
+        ValueError
+            The module cannot take such samples, or was built for others.
+        """
+        shape = tuple(shape)
+        self._check_shape(shape)
+        if self._shape is None:
+            self._core = self._make(shape)
+            self._shape = shape
+        elif self._width(shape) != self._width(self._shape):
+            raise ValueError(
+                f"{self!r} was built for samples of shape {self._shape}, got {shape}: make another module for these"
+            )
+
+    def _check_shape(self, shape: Shape) -> None:
+        """Raise ValueError unless samples of this shape can be taken."""
+
+    def _width(self, shape: Shape) -> Any:
+        """The part of a sample's shape on which the parameters depend."""
+        return shape[-1] if self._core is not None else None
+
+    def _make(self, shape: Shape) -> Layer | None:
+        """The layer with the parameters, or None where there are none."""
+        return None
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Shape of a sample's output, from that of its input."""
+        return shape
+
+    def output_mask(self, x: Any, mask: Array | None) -> Array | None:
+        """The mask that goes with the output, from that of the input: (B, T), or None."""
+        return mask
+
+    # -------------------------------------------------------------------------------------------------------- parameters
+    @property
+    def core(self) -> Layer:
+        """The layer inside, with PyTorch's names and shapes.
+
+        Raises
+        ------
+        RuntimeError
+            The module is not built yet, or has no parameters.
+        """
+        if self._core is None:
+            raise RuntimeError(f"{self!r} has no parameters yet: call it on an input, or build((..., width))")
+        return self._core
+
+    @property
+    def version(self) -> int:
+        """How often the parameters have changed."""
+        return 0 if self._core is None else self._core.version
+
+    def _live(self) -> dict[str, Array]:
+        return {} if self._core is None else self._core._live()
+
+    @contextmanager
+    def update(self) -> Iterator[dict[str, Array]]:
+        """The live parameters, to be changed in place: ``with module.update() as params: params[name] *= 0.9``."""
+        if self._core is None:
+            yield {}
+            return
+        with self._core.update() as params:
+            yield params
+
+    def _choose(self) -> ModuleType:
+        return choose(self._backend, self.dtype.name)
+
+    def _set_training(self, training: bool) -> Any:
+        super()._set_training(training)
+        if self._core is not None:
+            self._core._set_training(training)
+        return self
+
+    # ---------------------------------------------------------------------------------------------------------- penalties
+    def penalty(self, grads: dict[str, Array] | None = None) -> float:
+        """The sum of the module's penalties.
+
+        Parameters
+        ----------
+        grads : dict of arrays, optional
+            The gradients of the parameters: those of the penalties are added in place.
+        """
+        total = 0.0
+        for attribute, beginning in self.REGULARIZED:
+            rule = getattr(self, attribute)
+            if rule is None:
+                continue
+            for name, p in self._live().items():
+                if name.startswith(beginning):
+                    total += rule(p, None if grads is None else grads[name])
+        return total
+
+    # -------------------------------------------------------------------------------------------------------------- calls
+    def _enter(self, x: Any) -> Array:
+        """x as an array with the batch first, after building for its samples."""
+        array: Array = np.asarray(x)
+        if array.ndim < 2:
+            raise ValueError(f"x has shape {array.shape}, expected the batch's axis first: (batch, ...)")
+        self.build(array.shape[1:])
+        return array
+
+    def _tape(self, **kept: Any) -> ModuleTape:
+        tape = ModuleTape(self, self.version)
+        tape.kept = kept
+        return tape
+
+    def __call__(self, x: Any, mask: Any = None) -> Array:
+        """The output for inference.
+
+        Parameters
+        ----------
+        x : (B, ...) array
+        mask : (B, T) bool array, optional
+            True at the steps that count.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Any, mask: Any = None) -> tuple[Array, ModuleTape]:
+        """The output for training, and the tape for one `backward`."""
+        raise NotImplementedError
+
+    def backward(self, tape: ModuleTape, dy: Any) -> tuple[Array | None, dict[str, Array]]:
+        """(gradient of x, None for token ids; gradients of the parameters by name). Uses up the tape."""
+        raise NotImplementedError
+
+    def _use(self, tape: Any) -> dict[str, Any]:
+        """What the tape kept, after checking that it serves; from then on it is used."""
+        self._check_tape(tape, ModuleTape)
+        tape.used = True
+        return tape.kept  # type: ignore[no-any-return]
+
+    def _arguments(self) -> Iterator[tuple[str, Any, Any]]:
+        for name, value, default in super()._arguments():
+            yield name, value.get_config() if isinstance(value, L1L2) else value, default
+
+
+def regularized(module: Module, given: Mapping[str, Any]) -> None:
+    """Keep the penalties among the constructor's arguments as attributes of their names."""
+    for attribute, _ in module.REGULARIZED:
+        setattr(module, attribute, regularizer(given[attribute], attribute))
+
+
+def drop_factors(rng: np.random.Generator, shape: tuple[int, ...], rate: float, dtype: np.dtype[Any]) -> Array:
+    """Dropout's factors: 0 with probability `rate`, else 1/(1 - rate) (Srivastava et al. 2014, inverted)."""
+    if rate == 1:
+        return np.zeros(shape, dtype)
+    kept: Array = (rng.random(shape, np.float32) >= rate) * dtype.type(1 / (1 - rate))
+    return kept

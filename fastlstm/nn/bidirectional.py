@@ -1,0 +1,126 @@
+"""A recurrent module in both directions of time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..layer import Layer
+from ..layout import Array
+from ..validation import checked_dy
+from .base import Module, ModuleTape, Shape
+from .recurrent import Recurrent
+
+MERGE_MODES = ("concat", "sum", "mul", "ave")
+
+
+class Bidirectional(Module):
+    """Two copies of a recurrent module, one walking backwards, and their outputs merged.
+
+    Both directions are one call of the layer inside. Its parameters have PyTorch's names: ``weight_ih_l0`` and, of the
+    reverse direction, ``weight_ih_l0_reverse``.
+
+    Parameters
+    ----------
+    module : LSTM, GRU or SimpleRNN of `fastlstm.nn`
+        Not yet built; it is copied.
+    merge_mode : {"concat", "sum", "mul", "ave"}
+
+    Raises
+    ------
+    TypeError, ValueError
+        The module cannot be made bidirectional, or the mode is not known.
+    """
+
+    def __init__(
+        self, module: Recurrent, merge_mode: str = "concat", *, backend: str = "auto", seed: int | None = None
+    ) -> None:
+        if not isinstance(module, Recurrent):
+            raise TypeError(
+                f"Bidirectional takes an LSTM, GRU or SimpleRNN of fastlstm.nn, got {type(module).__name__}"
+            )
+        if module.built:
+            raise ValueError(f"{module!r} is built already: give Bidirectional a new one")
+        if module.go_backwards or module.stateful:
+            raise ValueError(
+                "a bidirectional module has no use for go_backwards, and cannot be stateful: leave them out"
+            )
+        if merge_mode not in MERGE_MODES:
+            raise ValueError(f"merge_mode {merge_mode!r} is not known; expected one of {', '.join(MERGE_MODES)}")
+        self.module, self.merge_mode = module, merge_mode
+        self._both: Recurrent = type(module).__new__(type(module))
+        config = {name: value for name, value, _ in module._arguments()}
+        Recurrent.__init__(
+            self._both, config | {"seed": seed, "backend": module._backend, "trainable": module.trainable}, directions=2
+        )
+        super().__init__(trainable=module.trainable, dtype=module.dtype, backend=module._backend, seed=seed)
+
+    def reseed(self, seed: Any) -> None:
+        super().reseed(seed)
+        self._both.reseed(seed)
+
+    @property
+    def return_sequences(self) -> bool:
+        """Whether the output of every step is given."""
+        return self.module.return_sequences  # type: ignore[attr-defined, no-any-return]
+
+    def _check_shape(self, shape: Shape) -> None:
+        self._both._check_shape(shape)
+
+    def _width(self, shape: Shape) -> Any:
+        return shape[-1]
+
+    def _make(self, shape: Shape) -> Layer:
+        self._both.build(shape)
+        return self._both.core
+
+    def output_shape(self, shape: Shape) -> Shape:
+        both = self._both.output_shape(shape)
+        return both if self.merge_mode == "concat" else (*both[:-1], self._both.units)
+
+    def output_mask(self, x: Any, mask: Array | None) -> Array | None:
+        return self._both.output_mask(x, mask)
+
+    def penalty(self, grads: dict[str, Array] | None = None) -> float:
+        return self._both.penalty(grads)
+
+    def _set_training(self, training: bool) -> Any:
+        self._both._set_training(training)
+        return super()._set_training(training)
+
+    def _merge(self, y: Array) -> Array:
+        """(..., 2H) -> the outputs of both directions merged."""
+        if self.merge_mode == "concat":
+            return y
+        one, other = np.split(y, 2, axis=-1)
+        if self.merge_mode == "mul":
+            return one * other  # type: ignore[no-any-return]
+        total: Array = one + other
+        return total * self.dtype.type(0.5) if self.merge_mode == "ave" else total
+
+    def __call__(self, x: Any, mask: Any = None) -> Array:
+        """(B, T, I) -> (B, T, W), or (B, W) without return_sequences; W is 2 units with "concat", else units."""
+        self._enter(x)
+        return self._merge(self._both(x, mask))
+
+    def forward(self, x: Any, mask: Any = None) -> tuple[Array, ModuleTape]:
+        """The same for training, and the tape."""
+        self._enter(x)
+        y, inner = self._both.forward(x, mask)
+        merged = self._merge(y)
+        kept = y.copy() if self.merge_mode == "mul" else None
+        return merged, self._tape(inner=inner, y=kept, shape=merged.shape)
+
+    def backward(self, tape: ModuleTape, dy: Any) -> tuple[Array, dict[str, Array]]:
+        """Gradients of x and of the parameters of both directions."""
+        self._check_tape(tape, ModuleTape)
+        dy = checked_dy(dy, tape.kept["shape"], self.dtype)
+        kept = self._use(tape)
+        if self.merge_mode == "mul":
+            one, other = np.split(kept["y"], 2, axis=-1)
+            dy = np.concatenate((dy * other, dy * one), axis=-1)
+        elif self.merge_mode != "concat":
+            half = dy * self.dtype.type(0.5) if self.merge_mode == "ave" else dy
+            dy = np.concatenate((half, half), axis=-1)
+        return self._both.backward(kept["inner"], dy)

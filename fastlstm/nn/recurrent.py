@@ -1,0 +1,355 @@
+"""Recurrent modules with Keras's arguments: `LSTM`, `GRU`, `SimpleRNN`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import recurrent
+from ..layer import Gradients, Layer
+from ..layout import Array, suffix
+from ..spec import GATES
+from ..validation import as_numbers, checked_dy, flag, positive, probability
+from . import variational
+from .base import Module, ModuleTape, Shape, drop_factors, regularized
+from .initializers import INITIALIZERS, initializer
+
+KERAS_NAMES = {"linear": "identity"}  # Keras's names of activations that have another one here
+
+
+class Recurrent(Module):
+    """What the recurrent modules share; `Bidirectional` makes a second direction of it.
+
+    Samples are (T, I). Steps that the mask leaves out are skipped: they change no state, and their outputs are 0.
+    """
+
+    LAYER: ClassVar[type[recurrent.Recurrent]]
+    REGULARIZED = (
+        ("kernel_regularizer", "weight_ih"),
+        ("recurrent_regularizer", "weight_hh"),
+        ("bias_regularizer", "bias"),
+    )
+
+    def __init__(self, arguments: dict[str, Any], directions: int = 1) -> None:
+        a = arguments
+        super().__init__(trainable=a["trainable"], dtype=a["dtype"], backend=a["backend"], seed=a["seed"])
+        self.units = positive(a["units"], "units")
+        self.activation, self.recurrent_activation = a["activation"], a.get("recurrent_activation")
+        self.dropout = probability(a["dropout"], "dropout")
+        self.recurrent_dropout = probability(a["recurrent_dropout"], "recurrent_dropout")
+        flags = ("use_bias", "unit_forget_bias", "return_sequences", "go_backwards", "stateful", "reset_after")
+        for name in flags:
+            if name in a:
+                setattr(self, name, flag(a[name], name))
+        for name in ("kernel_initializer", "recurrent_initializer"):
+            setattr(self, name, initializer(a[name], name))
+        regularized(self, a)
+        self._directions = directions
+        self._states: tuple[Array, ...] | None = None  # of a stateful module, after the last call
+        self._layer(1)  # what does not fit is told now, not at the first call
+
+    # ---------------------------------------------------------------------------------------------------------- building
+    def _layer(self, width: int) -> recurrent.Recurrent:
+        """The layer inside, for inputs of this width."""
+        name = KERAS_NAMES.get
+        act, rec = (name(f, f) if isinstance(f, str) else f for f in (self.activation, self.recurrent_activation))
+        options: dict[str, Any] = {
+            "lstm": lambda: {"activations": (rec, act, act), "single_bias": self.use_bias},
+            "gru": lambda: {
+                "activations": (rec, act),
+                "reset_after": self.reset_after,
+                "single_bias": self.use_bias and not self.reset_after,
+            },
+            "rnn": lambda: {"nonlinearity": act, "single_bias": self.use_bias},
+        }[self.LAYER.kind]()
+        return self.LAYER(
+            width,
+            self.units,
+            bias=self.use_bias,
+            batch_first=True,
+            bidirectional=self._directions == 2,
+            dtype=self.dtype,
+            backend=self._backend,
+            seed=0,
+            **options,
+        )
+
+    def _check_shape(self, shape: Shape) -> None:
+        if len(shape) != 2 or shape[-1] is None:
+            raise ValueError(f"{type(self).__name__} takes samples of shape (T, width), got {shape}")
+
+    def _width(self, shape: Shape) -> Any:
+        return shape[-1]
+
+    def _make(self, shape: Shape) -> Layer:
+        width = shape[-1]
+        assert width is not None
+        layer, rng = self._layer(width), self._initial_rng
+        G, H, values = len(GATES[layer.kind]), self.units, {}
+        for d in range(self._directions):
+            end = suffix(0, d)
+            kernel = INITIALIZERS[self.kernel_initializer]((width, G * H), rng)
+            recurrent_kernel = INITIALIZERS[self.recurrent_initializer]((H, G * H), rng)
+            values |= {"weight_ih" + end: kernel.T, "weight_hh" + end: recurrent_kernel.T}
+        values |= {name: np.zeros_like(p) for name, p in layer._live().items() if name.startswith("bias")}
+        if getattr(self, "unit_forget_bias", False) and self.use_bias:
+            for d in range(self._directions):
+                values["bias_ih" + suffix(0, d)][H : 2 * H] = 1  # of the forget gate (Gers et al. 2000)
+        layer.load_state_dict(values)
+        return layer
+
+    def output_shape(self, shape: Shape) -> Shape:
+        width = self.units * self._directions
+        return (shape[0], width) if self.return_sequences else (width,)
+
+    def output_mask(self, x: Any, mask: Array | None) -> Array | None:
+        if mask is None or not self.return_sequences:
+            return None
+        return mask[:, ::-1] if self.go_backwards else mask
+
+    # -------------------------------------------------------------------------------------------------------------- state
+    def reset_state(self) -> None:
+        """Let a stateful module begin with zeros again."""
+        self._states = None
+
+    def _initial(self, B: int) -> Any:
+        """The state to begin with: what a stateful module ended with, where the batch is as large; else None."""
+        if not self.stateful or self._states is None:
+            return None
+        if self._states[0].shape[1] != B:
+            raise ValueError(
+                f"{self!r} is stateful and remembers {self._states[0].shape[1]} sequences, the batch has {B}: "
+                "call reset_state(), or give batches of one size"
+            )
+        return self._states if len(self._states) > 1 else self._states[0]
+
+    def _remember(self, state: Any) -> None:
+        if self.stateful:
+            self._states = state if isinstance(state, tuple) else (state,)
+
+    # -------------------------------------------------------------------------------------------------------------- calls
+    def _input(self, x: Any, mask: Any) -> tuple[Array, Array | None]:
+        """x (B, T, I) and its mask in the order of time that the module walks."""
+        x = as_numbers(self._enter(x), "x", self.dtype)
+        given = None if mask is None else np.asarray(mask)
+        if self.go_backwards:
+            x, given = x[:, ::-1], None if given is None else given[:, ::-1]
+        return x, given
+
+    def _last(self, state: Any) -> Array:
+        """(B, D*H): each direction's h after its last step."""
+        h: Array = state[0] if isinstance(state, tuple) else state
+        return h[0].copy() if len(h) == 1 else np.concatenate(tuple(h), axis=-1)
+
+    def __call__(self, x: Any, mask: Any = None) -> Array:
+        """(B, T, I) -> (B, T, D*H), or (B, D*H) without return_sequences."""
+        x, given = self._input(x, mask)
+        layer: Any = self.core
+        y, state = layer(x, self._initial(len(x)), mask=given)
+        self._remember(state)
+        return y if self.return_sequences else self._last(state)
+
+    def forward(self, x: Any, mask: Any = None) -> tuple[Array, ModuleTape]:
+        """The same for training, with dropout unless `eval` was called; and the tape."""
+        x, given = self._input(x, mask)
+        layer: Any = self.core
+        B, T = x.shape[:2]
+        factors = None
+        if self.training and self.dropout:
+            factors = drop_factors(self._rng, (B, 1, x.shape[2]), self.dropout, self.dtype)
+            x = x * factors
+        if self.training and self.recurrent_dropout:
+            y, state, inner = self._forward_dropped(x, given)
+        else:
+            y, state, inner = layer.forward(x, self._initial(B), mask=given)
+        self._remember(state)
+        out = y if self.return_sequences else self._last(state)
+        return out, self._tape(inner=inner, factors=factors, shape=out.shape)
+
+    def backward(self, tape: ModuleTape, dy: Any) -> tuple[Array, dict[str, Array]]:
+        """Gradients of x (B, T, I) and of the parameters."""
+        self._check_tape(tape, ModuleTape)
+        dy = checked_dy(dy, tape.kept["shape"], self.dtype)
+        kept, layer = self._use(tape), self.core
+        d_state = None
+        if not self.return_sequences:
+            parts = np.stack(np.split(dy, self._directions, axis=-1))
+            dy, d_state = None, (parts, None) if self.LAYER.kind == "lstm" else parts
+        if isinstance(kept["inner"], Dropped):
+            dx, grads = self._backward_dropped(kept["inner"], dy, d_state)
+        else:
+            dx, _, grads = layer.backward(kept["inner"], dy, d_state)  # type: ignore[attr-defined]
+        if kept["factors"] is not None:
+            dx = dx * kept["factors"]
+        return dx[:, ::-1] if self.go_backwards else dx, grads
+
+    # -------------------------------------------------------------------------------------------------- recurrent dropout
+    def _forward_dropped(self, x: Array, mask: Array | None) -> tuple[Array, Any, Dropped]:
+        """`forward` with the state multiplied by dropout's factors before every step; one draw for each direction."""
+        layer: Any = self.core
+        by_time, B = np.ascontiguousarray(x.swapaxes(0, 1), self.dtype), len(x)
+        valid = None if mask is None else np.ascontiguousarray(np.asarray(mask).T)
+        _, blocks = layer._blocks()
+        given = self._initial(B)
+        states = layer._take_state(given, B, False)
+        outputs, walks = [], []
+        for d, block in enumerate(blocks[0]):
+            factors = drop_factors(self._rng, (B, self.units), self.recurrent_dropout, self.dtype)
+            y, walk = variational.forward(layer._module, block, by_time, valid, tuple(s[d] for s in states), factors)
+            outputs.append(y)
+            walks.append(walk)
+        whole = np.concatenate(outputs, axis=-1).swapaxes(0, 1)
+        return whole, states if len(states) > 1 else states[0], Dropped(walks, blocks[0])
+
+    def _backward_dropped(self, kept: Dropped, dy: Any, d_state: Any) -> tuple[Array, dict[str, Array]]:
+        """`backward` of `_forward_dropped`."""
+        layer: Any = self.core
+        B, H = kept.walks[0].x.shape[1], self.units
+        dstates = layer._state.check(d_state, (self._directions, B), "dstate", optional=True)
+        grads = Gradients({name: p.shape for name, p in layer._live().items()}, self.dtype)
+        dx = np.zeros_like(kept.walks[0].x)
+        for d, (walk, block) in enumerate(zip(kept.walks, kept.blocks, strict=True)):
+            of_d = None if dy is None else dy[:, :, d * H : (d + 1) * H].swapaxes(0, 1)
+            into = {name: grads[name + suffix(0, d)] for name in block.spec.parameters}
+            dx += variational.backward(layer._module, block, walk, tuple(s[d] for s in dstates), of_d, into)
+        return dx.swapaxes(0, 1), grads
+
+
+class Dropped:
+    """What a forward pass with recurrent dropout kept: each direction's walk, and the blocks that it used."""
+
+    def __init__(self, walks: list[variational.Walk], blocks: list[Any]) -> None:
+        self.walks, self.blocks = walks, blocks
+
+
+class LSTM(Recurrent):
+    """Long short-term memory, batch-first, with Keras's arguments and one bias.
+
+    Parameters
+    ----------
+    units : int
+    activation : name, or (name, alpha, beta)
+        Of the candidate and of the output; names in `fastlstm.spec.ACTIVATIONS`, and "linear".
+    recurrent_activation : name, or (name, alpha, beta)
+        Of the gates. "hard_sigmoid" is Keras 3's (slope 1/6), "hard_sigmoid_keras2" that of Keras 2 (slope 0.2).
+    use_bias, unit_forget_bias : bool
+        The bias begins at 0, that of the forget gate at 1.
+    kernel_initializer, recurrent_initializer : str
+        Names of `fastlstm.nn.INITIALIZERS`.
+    kernel_regularizer, recurrent_regularizer, bias_regularizer : L1L2, optional
+    return_sequences : bool
+        Give the output of every step (B, T, units), not that of the last valid one (B, units).
+    go_backwards : bool
+        Walk from the last step to the first; outputs come in the order of the walk.
+    stateful : bool
+        Begin each batch with the state that the last one ended with; `reset_state` begins anew.
+    dropout, recurrent_dropout : float
+        In training: share of the inputs, and of h, that is dropped, the same at every step. Recurrent dropout takes
+        the layer step by step, which is slower.
+    trainable, dtype, backend, seed
+        As in `Module`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument does not fit; the message says which.
+    """
+
+    LAYER = recurrent.LSTM
+
+    def __init__(
+        self,
+        units: int,
+        activation: Any = "tanh",
+        recurrent_activation: Any = "sigmoid",
+        use_bias: bool = True,
+        *,
+        unit_forget_bias: bool = True,
+        kernel_initializer: str = "glorot_uniform",
+        recurrent_initializer: str = "orthogonal",
+        kernel_regularizer: Any = None,
+        recurrent_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        return_sequences: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        trainable: bool = True,
+        dtype: Any = "float32",
+        backend: str = "auto",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(dict(locals()))
+
+
+class GRU(Recurrent):
+    """Gated recurrent unit, batch-first, with Keras's arguments. Those not named here are those of `LSTM`.
+
+    Parameters
+    ----------
+    reset_after : bool
+        Reset the recurrent product (Keras's default, with two biases) or, False, the state that goes into it.
+    """
+
+    LAYER = recurrent.GRU
+
+    def __init__(
+        self,
+        units: int,
+        activation: Any = "tanh",
+        recurrent_activation: Any = "sigmoid",
+        use_bias: bool = True,
+        *,
+        reset_after: bool = True,
+        kernel_initializer: str = "glorot_uniform",
+        recurrent_initializer: str = "orthogonal",
+        kernel_regularizer: Any = None,
+        recurrent_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        return_sequences: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        trainable: bool = True,
+        dtype: Any = "float32",
+        backend: str = "auto",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(dict(locals()))
+
+
+class SimpleRNN(Recurrent):
+    """Elman network, batch-first, with Keras's arguments. Those not named here are those of `LSTM`.
+
+    Parameters
+    ----------
+    activation : name, or (name, alpha, beta)
+    """
+
+    LAYER = recurrent.RNN
+
+    def __init__(
+        self,
+        units: int,
+        activation: Any = "tanh",
+        use_bias: bool = True,
+        *,
+        kernel_initializer: str = "glorot_uniform",
+        recurrent_initializer: str = "orthogonal",
+        kernel_regularizer: Any = None,
+        recurrent_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        return_sequences: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        trainable: bool = True,
+        dtype: Any = "float32",
+        backend: str = "auto",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(dict(locals()))
