@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -63,15 +63,17 @@ class Sequential(Module):
             raise ValueError(f"the modules have different dtypes, {' and '.join(sorted(dtypes))}: take one for all")
         self.seed = seed_or_none(seed)
         super().__init__(dtype=self.modules[0].dtype, backend=self.modules[0]._backend, seed=seed)
-        self._children = dict(zip(unique_names(self.modules), self.modules, strict=True))
+        self.named = dict(zip(unique_names(self.modules), self.modules, strict=True))
+        self._children = dict(self.named)
         self._compiled: Any = None  # what `compile` was given
 
     def reseed(self, seed: Any) -> None:
         """Give every module a seed of its own, and shuffling another."""
         super().reseed(seed)
-        if seed is not None:
-            for module, of_module in zip(self.modules, np.random.SeedSequence(seed).spawn(len(self.modules)), strict=True):
-                module.reseed(int(of_module.generate_state(1, np.uint64)[0]))
+        if seed is None:
+            return
+        for module, own in zip(self.modules, np.random.SeedSequence(seed).spawn(len(self.modules)), strict=True):
+            module.reseed(int(own.generate_state(1, np.uint64)[0]))
 
     # -------------------------------------------------------------------------------------------------------- parameters
     @property
@@ -79,12 +81,12 @@ class Sequential(Module):
         return sum(module.version for module in self.modules)
 
     def _live(self) -> dict[str, Array]:
-        return {f"{n}.{name}": p for n, child in self._children.items() for name, p in child._live().items()}
+        return {f"{n}.{name}": p for n, child in self.named.items() for name, p in child._live().items()}
 
     @contextmanager
     def update(self) -> Iterator[dict[str, Array]]:
         with ExitStack() as stack:
-            inner = {n: stack.enter_context(child.update()) for n, child in self._children.items()}
+            inner = {n: stack.enter_context(child.update()) for n, child in self.named.items()}
             params = {f"{n}.{name}": p for n, of_child in inner.items() for name, p in of_child.items()}
             yield params
             for n, of_child in inner.items():
@@ -102,7 +104,7 @@ class Sequential(Module):
 
     def penalty(self, grads: dict[str, Array] | None = None) -> float:
         total = 0.0
-        for n, child in self._children.items():
+        for n, child in self.named.items():
             of_child = None if grads is None else {name: grads[f"{n}.{name}"] for name in child._live()}
             total += child.penalty(of_child)
         return total
@@ -128,7 +130,9 @@ class Sequential(Module):
         return self._shapes(shape)[-1]
 
     def output_mask(self, x: Any, mask: Array | None) -> Array | None:
-        raise NotImplementedError("the mask after a Sequential depends on every module's input: it is no module of others")
+        raise NotImplementedError(
+            "the mask after a Sequential depends on every module's input: it is no module of others"
+        )
 
     # -------------------------------------------------------------------------------------------------------------- calls
     def __call__(self, x: Any, mask: Any = None) -> Array:
@@ -169,7 +173,7 @@ class Sequential(Module):
         tapes = self._use(tape)["tapes"]
         grads: dict[str, Array] = {}
         d: Any = dy
-        for (n, module), of_module in zip(reversed(self._children.items()), reversed(tapes), strict=True):
+        for (n, module), of_module in zip(reversed(self.named.items()), reversed(tapes), strict=True):
             d, own = module.backward(of_module, d)
             grads = {f"{n}.{name}": g for name, g in own.items()} | grads
         return d, grads
@@ -190,13 +194,17 @@ class Sequential(Module):
         if shape is not None:
             self.build(shape)
         if self._shape is None:
-            raise ValueError("the model is not built yet: give the shape of a sample, summary((T, width)), or call it once")
+            raise ValueError(
+                "the model is not built yet: give the shape of a sample, summary((T, width)), or call it once"
+            )
         rows = [("module", "output shape", "parameters")]
         shapes = self._shapes(self._shape)[1:]
-        for (n, module), after in zip(self._children.items(), shapes, strict=True):
+        for (n, module), after in zip(self.named.items(), shapes, strict=True):
             count = sum(p.size for p in module._live().values())
             kind = type(module).__name__
-            rows.append((f"{n} ({kind})", str((None, *after)), f"{count:,}" + ("" if module.trainable else " (frozen)")))
+            rows.append(
+                (f"{n} ({kind})", str((None, *after)), f"{count:,}" + ("" if module.trainable else " (frozen)"))
+            )
         widths = [max(len(row[column]) for row in rows) + 2 for column in range(3)]
         lines = ["".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.insert(1, "-" * sum(widths))

@@ -1,4 +1,4 @@
-"""Modules: layers with Keras's arguments, batch-first, whose input width is found at the first call. See docs/modules.md."""
+"""Modules: layers with Keras's arguments, batch-first, built at the first call. See docs/modules.md."""
 
 from .base import Module
 from .bidirectional import Bidirectional

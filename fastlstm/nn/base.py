@@ -68,9 +68,9 @@ class Module(Layer):
 
     @rng_state.setter
     def rng_state(self, state: Mapping[str, Any]) -> None:
-        self._rng.bit_generator.state = state
+        self._rng.bit_generator.state = dict(state)
 
-    # ---------------------------------------------------------------------------------------------------------- building
+    # --------------------------------------------------------------------------------------------------------- building
     @property
     def built(self) -> bool:
         """Whether the parameters exist."""
@@ -113,7 +113,7 @@ class Module(Layer):
         """The mask that goes with the output, from that of the input: (B, T), or None."""
         return mask
 
-    # -------------------------------------------------------------------------------------------------------- parameters
+    # ------------------------------------------------------------------------------------------------------- parameters
     @property
     def core(self) -> Layer:
         """The layer inside, with PyTorch's names and shapes.
@@ -153,7 +153,7 @@ class Module(Layer):
             self._core._set_training(training)
         return self
 
-    # ---------------------------------------------------------------------------------------------------------- penalties
+    # -------------------------------------------------------------------------------------------------------- penalties
     def penalty(self, grads: dict[str, Array] | None = None) -> float:
         """The sum of the module's penalties.
 
@@ -172,7 +172,7 @@ class Module(Layer):
                     total += rule(p, None if grads is None else grads[name])
         return total
 
-    # -------------------------------------------------------------------------------------------------------------- calls
+    # ------------------------------------------------------------------------------------------------------------ calls
     def _enter(self, x: Any) -> Array:
         """x as an array with the batch first, after building for its samples."""
         array: Array = np.asarray(x)

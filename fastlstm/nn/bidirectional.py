@@ -37,15 +37,11 @@ class Bidirectional(Module):
         self, module: Recurrent, merge_mode: str = "concat", *, backend: str = "auto", seed: int | None = None
     ) -> None:
         if not isinstance(module, Recurrent):
-            raise TypeError(
-                f"Bidirectional takes an LSTM, GRU or SimpleRNN of fastlstm.nn, got {type(module).__name__}"
-            )
+            raise TypeError(f"Bidirectional takes nn.LSTM, nn.GRU or nn.SimpleRNN, got {type(module).__name__}")
         if module.built:
             raise ValueError(f"{module!r} is built already: give Bidirectional a new one")
         if module.go_backwards or module.stateful:
-            raise ValueError(
-                "a bidirectional module has no use for go_backwards, and cannot be stateful: leave them out"
-            )
+            raise ValueError("Bidirectional takes no module with go_backwards or stateful: leave them out")
         if merge_mode not in MERGE_MODES:
             raise ValueError(f"merge_mode {merge_mode!r} is not known; expected one of {', '.join(MERGE_MODES)}")
         self.module, self.merge_mode = module, merge_mode
@@ -63,7 +59,7 @@ class Bidirectional(Module):
     @property
     def return_sequences(self) -> bool:
         """Whether the output of every step is given."""
-        return self.module.return_sequences  # type: ignore[attr-defined, no-any-return]
+        return self.module.return_sequences
 
     def _check_shape(self, shape: Shape) -> None:
         self._both._check_shape(shape)

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import dense
 from .._backends.numpy.activations import sigmoid
-from ..layer import Layer, Tape
+from ..layer import Layer
 from ..layout import Array
 from ..validation import as_numbers, checked_dy, flag, positive
 from .base import Module, ModuleTape, Shape, regularized
@@ -17,7 +17,7 @@ from .initializers import INITIALIZERS, initializer
 ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "softmax")
 
 
-def activate(name: str, a: Array) -> Array:
+def activate(name: str, a: Any) -> Any:
     """The activation of pre-activations (..., U); softmax over the last axis."""
     if name == "relu":
         return np.maximum(a, 0)
@@ -27,11 +27,11 @@ def activate(name: str, a: Array) -> Array:
         return sigmoid(a)
     if name == "softmax":
         e = np.exp(a - a.max(axis=-1, keepdims=True))
-        return e / e.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
+        return e / e.sum(axis=-1, keepdims=True)
     return a
 
 
-def activation_backward(name: str, y: Array, dy: Array) -> Array:
+def activation_backward(name: str, y: Any, dy: Any) -> Any:
     """The gradient of the pre-activations, from the outputs and their gradient."""
     if name == "relu":
         return dy * (y > 0)
@@ -40,7 +40,7 @@ def activation_backward(name: str, y: Array, dy: Array) -> Array:
     if name == "sigmoid":
         return dy * y * (1 - y)
     if name == "softmax":
-        return y * (dy - (dy * y).sum(axis=-1, keepdims=True))  # type: ignore[no-any-return]
+        return y * (dy - (dy * y).sum(axis=-1, keepdims=True))
     return dy
 
 
@@ -85,9 +85,7 @@ class Dense(Module):
         self.units, self.use_bias = positive(units, "units"), flag(use_bias, "use_bias")
         self.activation = "linear" if activation is None else activation
         if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation {activation!r} of Dense is not known; expected one of {', '.join(ACTIVATIONS)}"
-            )
+            raise ValueError(f"activation {activation!r} is not known; expected one of {', '.join(ACTIVATIONS)}")
         self.kernel_initializer = initializer(kernel_initializer, "kernel_initializer")
         regularized(self, {"kernel_regularizer": kernel_regularizer, "bias_regularizer": bias_regularizer})
 
@@ -117,15 +115,16 @@ class Dense(Module):
 
     def __call__(self, x: Any, mask: Any = None) -> Array:
         """(B, ..., I) -> (B, ..., units)."""
-        return activate(self.activation, self.logits(x))
+        y: Array = activate(self.activation, self.logits(x))
+        return y
 
-    def forward_logits(self, x: Any) -> tuple[Array, Tape]:
+    def forward_logits(self, x: Any) -> tuple[Array, dense.DenseTape]:
         """The pre-activations, and a tape for `backward_logits`: for losses that take the activation with them."""
         x = as_numbers(self._enter(x), "x", self.dtype)
         assert isinstance(self.core, dense.Dense)
         return self.core.forward(x)
 
-    def backward_logits(self, tape: Tape, d: Any) -> tuple[Array, dict[str, Array]]:
+    def backward_logits(self, tape: dense.DenseTape, d: Any) -> tuple[Array, dict[str, Array]]:
         """Gradients of x and of the parameters, from that of the pre-activations."""
         assert isinstance(self.core, dense.Dense)
         return self.core.backward(tape, d)

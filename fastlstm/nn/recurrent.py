@@ -24,7 +24,14 @@ class Recurrent(Module):
     Samples are (T, I). Steps that the mask leaves out are skipped: they change no state, and their outputs are 0.
     """
 
-    LAYER: ClassVar[type[recurrent.Recurrent]]
+    LAYER: ClassVar[Any]
+    kernel_initializer: str
+    recurrent_initializer: str
+    use_bias: bool
+    return_sequences: bool
+    go_backwards: bool
+    stateful: bool
+    reset_after: bool
     REGULARIZED = (
         ("kernel_regularizer", "weight_ih"),
         ("recurrent_regularizer", "weight_hh"),
@@ -49,21 +56,20 @@ class Recurrent(Module):
         self._states: tuple[Array, ...] | None = None  # of a stateful module, after the last call
         self._layer(1)  # what does not fit is told now, not at the first call
 
-    # ---------------------------------------------------------------------------------------------------------- building
+    # --------------------------------------------------------------------------------------------------------- building
     def _layer(self, width: int) -> recurrent.Recurrent:
         """The layer inside, for inputs of this width."""
         name = KERAS_NAMES.get
         act, rec = (name(f, f) if isinstance(f, str) else f for f in (self.activation, self.recurrent_activation))
-        options: dict[str, Any] = {
-            "lstm": lambda: {"activations": (rec, act, act), "single_bias": self.use_bias},
-            "gru": lambda: {
-                "activations": (rec, act),
-                "reset_after": self.reset_after,
-                "single_bias": self.use_bias and not self.reset_after,
-            },
-            "rnn": lambda: {"nonlinearity": act, "single_bias": self.use_bias},
-        }[self.LAYER.kind]()
-        return self.LAYER(
+        options: dict[str, Any]
+        if self.LAYER.kind == "lstm":
+            options = {"activations": (rec, act, act), "single_bias": self.use_bias}
+        elif self.LAYER.kind == "gru":
+            options = {"activations": (rec, act), "reset_after": self.reset_after}
+            options["single_bias"] = self.use_bias and not self.reset_after
+        else:
+            options = {"nonlinearity": act, "single_bias": self.use_bias}
+        layer: recurrent.Recurrent = self.LAYER(
             width,
             self.units,
             bias=self.use_bias,
@@ -74,6 +80,7 @@ class Recurrent(Module):
             seed=0,
             **options,
         )
+        return layer
 
     def _check_shape(self, shape: Shape) -> None:
         if len(shape) != 2 or shape[-1] is None:
@@ -86,7 +93,8 @@ class Recurrent(Module):
         width = shape[-1]
         assert width is not None
         layer, rng = self._layer(width), self._initial_rng
-        G, H, values = len(GATES[layer.kind]), self.units, {}
+        G, H = len(GATES[layer.kind]), self.units
+        values: dict[str, Array] = {}
         for d in range(self._directions):
             end = suffix(0, d)
             kernel = INITIALIZERS[self.kernel_initializer]((width, G * H), rng)
@@ -108,7 +116,7 @@ class Recurrent(Module):
             return None
         return mask[:, ::-1] if self.go_backwards else mask
 
-    # -------------------------------------------------------------------------------------------------------------- state
+    # ------------------------------------------------------------------------------------------------------------ state
     def reset_state(self) -> None:
         """Let a stateful module begin with zeros again."""
         self._states = None
@@ -128,7 +136,7 @@ class Recurrent(Module):
         if self.stateful:
             self._states = state if isinstance(state, tuple) else (state,)
 
-    # -------------------------------------------------------------------------------------------------------------- calls
+    # ------------------------------------------------------------------------------------------------------------ calls
     def _input(self, x: Any, mask: Any) -> tuple[Array, Array | None]:
         """x (B, T, I) and its mask in the order of time that the module walks."""
         x = as_numbers(self._enter(x), "x", self.dtype)
@@ -154,7 +162,7 @@ class Recurrent(Module):
         """The same for training, with dropout unless `eval` was called; and the tape."""
         x, given = self._input(x, mask)
         layer: Any = self.core
-        B, T = x.shape[:2]
+        B = len(x)
         factors = None
         if self.training and self.dropout:
             factors = drop_factors(self._rng, (B, 1, x.shape[2]), self.dropout, self.dtype)
@@ -184,7 +192,7 @@ class Recurrent(Module):
             dx = dx * kept["factors"]
         return dx[:, ::-1] if self.go_backwards else dx, grads
 
-    # -------------------------------------------------------------------------------------------------- recurrent dropout
+    # ------------------------------------------------------------------------------------------------ recurrent dropout
     def _forward_dropped(self, x: Array, mask: Array | None) -> tuple[Array, Any, Dropped]:
         """`forward` with the state multiplied by dropout's factors before every step; one draw for each direction."""
         layer: Any = self.core

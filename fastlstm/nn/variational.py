@@ -1,4 +1,4 @@
-"""Recurrent (variational) dropout: the state is multiplied by the same factors before every step (Gal & Ghahramani 2016).
+"""Recurrent dropout (Gal & Ghahramani 2016): the state is multiplied by the same factors before every step.
 
 A direction is walked step by step, each step a call of the backend with h replaced by h * factors, which is what Keras
 computes. Steps that a mask leaves out keep the state.
