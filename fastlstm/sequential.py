@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -66,6 +66,7 @@ class Sequential(Module):
         self.named = dict(zip(unique_names(self.modules), self.modules, strict=True))
         self._children = dict(self.named)
         self._compiled: Any = None  # what `compile` was given
+        self.stopped_by: int | None = None  # the signal that ended the last `fit`
 
     def reseed(self, seed: Any) -> None:
         """Give every module a seed of its own, and shuffling another."""
@@ -181,6 +182,152 @@ class Sequential(Module):
     def stream(self, batch_size: int = 1) -> Any:
         """State kept between calls: feed a sequence step by step. See `fastlstm.sequential.SequentialStream`."""
         return SequentialStream(self, batch_size)
+
+    # ----------------------------------------------------------------------------------------------------------- training
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        loss: Any = None,
+        metrics: Sequence[Any] = (),
+        *,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+    ) -> None:
+        """Say how the model is to be trained.
+
+        Parameters
+        ----------
+        optimizer : str, dict, class or function
+            "sgd", "adam", "adamw", "rmsprop" or "adagrad"; ``{"name": "adam", "lr": 1e-3}``; or what makes an optimiser
+            of a list of layers, such as ``functools.partial(fl.Adam, lr=1e-3)``.
+        loss : str, dict or Loss
+            A name of `fastlstm.losses.LOSSES`. Behind a softmax or a sigmoid it is computed from the logits.
+        metrics : list of str, dict or Metric
+            Names of `fastlstm.metrics.METRICS`.
+        clip_norm, clip_value : float, optional
+            The largest norm of all gradients together, and the largest size of each of their numbers.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A name is not known; the message lists the names.
+        """
+        from .training.fitting import compiled
+
+        if loss is None:
+            raise ValueError("a loss is needed: compile(loss='mse'); names are in fastlstm.losses.LOSSES")
+        self._compiled = compiled(self, optimizer, loss, metrics, clip_norm, clip_value)
+
+    def _how(self) -> Any:
+        if self._compiled is None:
+            raise RuntimeError("the model is not compiled: call compile(optimizer, loss) first")
+        return self._compiled
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        epochs: int = 1,
+        batch_size: int = 32,
+        *,
+        validation_data: Any = None,
+        validation_split: float = 0.0,
+        shuffle: bool = True,
+        class_weight: Mapping[Any, float] | None = None,
+        sample_weight: Any = None,
+        mask: Any = None,
+        steps_per_epoch: int | None = None,
+        callbacks: Sequence[Any] = (),
+        verbose: bool = True,
+    ) -> Any:
+        """Train the model.
+
+        Parameters
+        ----------
+        x : (N, ...) array, list of N sequences (T_i, ...), or iterable of batches
+            A list of sequences of unequal length is batched by length. An array may be memory-mapped. An iterable
+            gives (x, y) or (x, y, weights).
+        y : array or list of N targets
+            For a model that gives every step, targets (N, T, ...), or a list of N (T_i, ...).
+        epochs, batch_size : int
+        validation_data : (x, y) or (x, y, sample_weight), optional
+        validation_split : float
+            The share of the samples, at their end, that is validated on instead.
+        shuffle : bool
+            Draw the order anew for each epoch; never for a stateful model.
+        class_weight : dict, optional
+            From label to weight.
+        sample_weight : (N,) array, or (N, T) for targets per step; optional
+        mask : (N, T) bool array, optional
+            True at the steps that count, for padded arrays.
+        steps_per_epoch : int, optional
+            Batches of an epoch, for an iterable.
+        callbacks : list of Callback
+            See `fastlstm.callbacks`.
+        verbose : bool
+            Show each epoch's figures on standard error.
+
+        Returns
+        -------
+        history : History
+            Columns ``loss``, the metrics, ``val_loss`` ..., by epoch. After Ctrl-C that of what was reached: the signal's
+            number is in ``model.stopped_by``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Data that do not fit together or do not fit the model; nothing has been trained then.
+        Diverged
+            The loss is no longer finite.
+        """
+        from .training.fitting import fit
+
+        self._how()
+        return fit(
+            self,
+            x,
+            y,
+            epochs,
+            batch_size,
+            callbacks,
+            verbose,
+            validation_data=validation_data,
+            validation_split=validation_split,
+            shuffle=shuffle,
+            class_weight=class_weight,
+            sample_weight=sample_weight,
+            mask=mask,
+            steps_per_epoch=steps_per_epoch,
+        )
+
+    def evaluate(
+        self, x: Any, y: Any, batch_size: int = 32, *, sample_weight: Any = None, mask: Any = None
+    ) -> dict[str, float]:
+        """Mean loss and metrics, in inference. Arguments as `fit`."""
+        from .training.data import Data
+        from .training.fitting import evaluated
+        from .validation import positive
+
+        how, data = self._how(), Data(x, y, sample_weight, mask)
+        self.build(data.take(np.arange(1)).x.shape[1:])
+        how.objective.check(data)
+        return evaluated(self, how.objective, data, positive(batch_size, "batch_size"))
+
+    def predict(self, x: Any, batch_size: int = 256, *, mask: Any = None) -> Any:
+        """The outputs for all samples; several threads may call it.
+
+        Parameters
+        ----------
+        x : (N, ...) array, or list of N sequences (T_i, ...)
+
+        Returns
+        -------
+        y : (N, ...) array
+            For a list of sequences and a model that gives every step, a list of N arrays (T_i, ...).
+        """
+        from .training.fitting import predict
+
+        return predict(self, x, batch_size, mask)
 
     # ------------------------------------------------------------------------------------------------------------ summary
     def summary(self, shape: Shape | None = None) -> str:

@@ -1,0 +1,72 @@
+"""How far `fit` is: a bar for each epoch in a terminal, a line for each in a file or a pipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..console import messages
+from .callbacks import Callback
+
+if TYPE_CHECKING:
+    from .loop import Loop
+
+INTERVAL = 10.0  # seconds: epochs that end sooner after the last line have none, but for the last one
+
+
+class EpochProgress(Callback):
+    """Shows each epoch's figures on standard error.
+
+    Parameters
+    ----------
+    results : function
+        The epoch's figures so far, by name.
+    steps : int, optional
+        Batches of an epoch, where that is known.
+    epochs : int
+        In all.
+    """
+
+    def __init__(self, results: Callable[[], Mapping[str, float]], steps: int | None, epochs: int) -> None:
+        self.results, self.steps, self.epochs = results, steps, epochs
+        self._bar: Any = None
+        self._shown = 0.0
+
+    def on_train_begin(self, loop: Loop) -> None:
+        """See `Callback`."""
+        self._shown = time.monotonic() - INTERVAL
+
+    def on_epoch_begin(self, loop: Loop) -> None:
+        """See `Callback`."""
+        if messages.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self.steps, unit=" batches", dynamic_ncols=True, file=messages)
+            self._bar.set_description(f"epoch {loop.epochs + 1}/{self.epochs}", refresh=False)
+
+    def on_batch_end(self, loop: Loop) -> None:
+        """See `Callback`."""
+        if self._bar is not None and self._bar.update():
+            self._bar.set_postfix({n: f"{v:.4g}" for n, v in self.results().items()}, refresh=False)
+
+    def on_epoch_end(self, loop: Loop) -> None:
+        """See `Callback`."""
+        figures = {name: value[0] for name in loop.history.columns if (value := loop.history.last(name))}
+        if self._bar is not None:
+            self._bar.set_postfix({n: f"{v:.4g}" for n, v in figures.items()}, refresh=True)
+            self._close()
+        elif loop.epochs == self.epochs or time.monotonic() - self._shown >= INTERVAL:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            messages.write(f"epoch {loop.epochs}/{self.epochs}: {shown}\n")
+            messages.flush()
+            self._shown = time.monotonic()
+
+    def on_train_end(self, loop: Loop) -> None:
+        """See `Callback`."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

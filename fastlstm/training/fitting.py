@@ -1,0 +1,300 @@
+"""Training a `Sequential`: the task that the loop runs, and `fit`, `evaluate` and `predict`."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..layout import Array
+from ..optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, clip_by_norm, clip_by_value
+from ..sequential import Sequential
+from ..validation import flag, number, positive
+from .callbacks import Callback, StopOnSignal
+from .data import Batch, Data, Feed
+from .epochs import EpochProgress
+from .history import History
+from .loop import Diverged, Loop
+from .objective import Objective, class_weights, stateful
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "sgd": SGD,
+    "adam": Adam,
+    "adamw": AdamW,
+    "rmsprop": RMSprop,
+    "adagrad": Adagrad,
+}
+VALIDATION = "val_"  # before the names of validation columns
+
+
+@dataclass
+class Compiled:
+    """What `Sequential.compile` was given."""
+
+    optimizer: Callable[..., Optimizer]
+    objective: Objective
+    clip_norm: float | None
+    clip_value: float | None
+    made: Optimizer | None = None  # the optimiser, once the model has parameters
+
+    def optimizer_of(self, model: Sequential) -> Optimizer:
+        """The optimiser of the model's trainable parameters; made anew where modules were frozen or thawed."""
+        layers = [module.core for module in model.trained_modules]
+        if self.made is None or [id(one) for one in self.made.layers] != [id(one) for one in layers]:
+            if not layers:
+                raise ValueError("no module of the model is trainable: set trainable=True on one")
+            self.made = self.optimizer(layers)
+        return self.made
+
+
+def optimizer_maker(given: Any) -> Callable[..., Optimizer]:
+    """A function from layers to their optimiser.
+
+    Parameters
+    ----------
+    given : name, dict with "name" and options, class of an optimiser, or function of the layers
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is none of these; the message lists the names.
+    """
+    known = ", ".join(OPTIMIZERS)
+    if isinstance(given, str):
+        given = {"name": given}
+    if isinstance(given, Mapping):
+        options = dict(given)
+        name = options.pop("name", None)
+        if name not in OPTIMIZERS:
+            raise ValueError(f"optimizer {name!r} is not known; expected one of {known}")
+        return functools.partial(OPTIMIZERS[name], **options)
+    if isinstance(given, Optimizer):
+        raise TypeError(
+            "an optimiser is made for layers that exist, and a model's parameters are made at the first call: "
+            f"give its name ({known}), a dict such as {{'name': 'adam', 'lr': 1e-3}}, or functools.partial(fl.Adam, lr=1e-3)"
+        )
+    if not callable(given):
+        raise TypeError(f"optimizer must be one of {known}, a dict with that name, or a class, got {given!r}")
+    return given  # type: ignore[no-any-return]
+
+
+def compiled(
+    model: Sequential, optimizer: Any, loss: Any, metrics: Sequence[Any], clip_norm: Any, clip_value: Any
+) -> Compiled:
+    """What `fit` needs of the arguments of `compile`, checked."""
+    if isinstance(metrics, (str, Mapping)):
+        metrics = [metrics]
+    return Compiled(
+        optimizer_maker(optimizer),
+        Objective(model, loss, metrics),
+        None if clip_norm is None else number(clip_norm, "clip_norm"),
+        None if clip_value is None else number(clip_value, "clip_value"),
+    )
+
+
+class Fit:
+    """A model in training on data: a `fastlstm.training.Task`.
+
+    Parameters
+    ----------
+    model : Sequential
+        Compiled and built.
+    source : Data or Feed
+    batch_size : int
+    shuffle : bool
+    """
+
+    def __init__(self, model: Sequential, source: Data | Feed, batch_size: int, shuffle: bool) -> None:
+        self.model, self.source, self.batch_size, self.shuffle = model, source, batch_size, shuffle
+        self.compiled: Compiled = model._compiled
+        self.objective = self.compiled.objective
+        self.optimizer = self.compiled.optimizer_of(model)
+        self.rng = np.random.default_rng(np.random.SeedSequence(model.seed).spawn(3)[2])
+        self.position = 0  # batches of this epoch that were trained on
+        self._order_rng: dict[str, Any] | None = None  # the generator's state before this epoch's order was drawn
+        self._trained = {id(module) for module in model.trained_modules}
+        self.loss_sum = self.counted = 0.0  # of this epoch
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """How many batches an epoch has; None where only the end tells."""
+        if isinstance(self.source, Feed):
+            return self.source.steps
+        return math.ceil(self.source.count / self.batch_size)
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches from where training stands to the end of the epoch."""
+        if self.position == 0:
+            self.loss_sum = self.counted = 0.0
+            self.objective.reset()
+            for module in stateful(self.model):
+                module.reset_state()  # type: ignore[attr-defined]
+        if isinstance(self.source, Feed):
+            for batch in self.source.epoch():
+                yield batch
+                self.position += 1
+        else:
+            if self._order_rng is None:
+                self._order_rng = self.rng.bit_generator.state
+            else:
+                self.rng.bit_generator.state = self._order_rng
+            order = self.source.order(self.batch_size, self.rng if self.shuffle else None)
+            while self.position < len(order):
+                at = order[self.position]
+                yield self.source.take(at)
+                self.position += 1
+        self.position, self._order_rng = 0, None
+
+    def gradients(self, batch: Batch) -> tuple[dict[str, float], list[dict[str, Array]]]:
+        """The loss of a batch, and the clipped gradients of the trainable modules."""
+        step = self.objective.step(batch)
+        grads = [g for m, g in zip(self.model.modules, step.grads, strict=True) if id(m) in self._trained]
+        norm = clip_by_norm(grads, math.inf if self.compiled.clip_norm is None else self.compiled.clip_norm)
+        if not (math.isfinite(step.loss) and math.isfinite(norm)):
+            raise Diverged(f"training diverged: loss {step.loss}, norm of the gradients {norm}. Lower the learning rate")
+        if self.compiled.clip_value is not None:
+            clip_by_value(grads, self.compiled.clip_value)
+        self.loss_sum, self.counted = self.loss_sum + step.loss * step.counted, self.counted + step.counted
+        return {"loss": step.loss}, grads
+
+    def update(self, gradients: list[dict[str, Array]]) -> None:
+        """Take the step."""
+        self.optimizer.step(gradients)
+
+    def results(self) -> dict[str, float]:
+        """Mean loss and metrics of the epoch so far."""
+        return {"loss": self.loss_sum / self.counted if self.counted else math.nan} | self.objective.results()
+
+
+class Epochs(Callback):
+    """Writes each epoch's figures into the history, those of the validation data too."""
+
+    def __init__(self, task: Fit, validation: Data | None) -> None:
+        self.task, self.validation = task, validation
+
+    def on_epoch_end(self, loop: Loop) -> None:
+        """See `Callback`."""
+        values = self.task.results()
+        if self.validation is not None:
+            objective = self.task.objective
+            found = evaluated(self.task.model, objective, self.validation, self.task.batch_size)
+            values |= {VALIDATION + name: value for name, value in found.items()}
+        loop.history.record(loop.epochs, lr=self.task.optimizer.lr, **values)
+
+
+def fit(
+    model: Sequential,
+    x: Any,
+    y: Any,
+    epochs: int,
+    batch_size: int,
+    callbacks: Sequence[Callback],
+    verbose: bool,
+    **options: Any,
+) -> History:
+    """See `fastlstm.Sequential.fit`."""
+    source = data_of(x, y, options)
+    epochs, batch_size = positive(epochs, "epochs"), positive(batch_size, "batch_size")
+    shuffle = flag(options["shuffle"], "shuffle") and not stateful(model)
+    validation = options["validation_data"]
+    if validation is not None:
+        if not isinstance(validation, (tuple, list)) or not 2 <= len(validation) <= 3:
+            raise TypeError("validation_data is a tuple (x, y) or (x, y, sample_weight)")
+        validation = Data(*validation)
+    if options["validation_split"]:
+        share = number(options["validation_split"], "validation_split", below=1.0)
+        if validation is not None or isinstance(source, Feed):
+            raise ValueError("validation_split cuts arrays x and y, and goes without validation_data: give one of them")
+        source, validation = source.split(share)
+    if isinstance(source, Data):
+        prepare(model, source, batch_size, options["class_weight"])
+        if validation is not None:
+            model._compiled.objective.check(validation, "validation_data's y")
+    elif not model.built:
+        raise ValueError(
+            "a model that is fed by an iterable must be built before: model.build(shape of a sample), "
+            "or call it on a batch"
+        )
+    task = Fit(model, source, batch_size, shuffle)
+    given = list(callbacks)
+    own: list[Callback] = [Epochs(task, validation), *given]
+    if flag(verbose, "verbose"):
+        own.append(EpochProgress(task.results, task.steps_per_epoch, epochs))
+    signals = StopOnSignal()
+    loop = Loop(task, [signals, *own])
+    training = model.training
+    model.train()
+    try:
+        loop.run(epochs=epochs)
+    finally:
+        model._set_training(training)
+    model.stopped_by = signals.number
+    return loop.history
+
+
+def data_of(x: Any, y: Any, options: Mapping[str, Any]) -> Data | Feed:
+    """The samples of `fit`, or the iterable that makes its batches."""
+    is_data = isinstance(x, (np.ndarray, list, tuple)) or hasattr(x, "__array__")
+    if is_data or not isinstance(x, Iterable):
+        if options["steps_per_epoch"] is not None:
+            raise ValueError("steps_per_epoch goes with an iterable of batches; arrays know their number of samples")
+        return Data(x, y, options["sample_weight"], options["mask"])
+    if y is not None or options["sample_weight"] is not None or options["mask"] is not None:
+        raise ValueError("x is an iterable of batches (x, y) or (x, y, weights): y, sample_weight and mask come from it")
+    if options["class_weight"] is not None:
+        raise ValueError("class_weight goes with arrays; an iterable of batches gives weights itself")
+    return Feed(x, options["steps_per_epoch"])
+
+
+def prepare(model: Sequential, data: Data, batch_size: int, class_weight: Any) -> None:
+    """Build the model for the data and check the targets, before anything is trained."""
+    first = data.take(np.arange(min(1, data.count)))
+    model.build(first.x.shape[1:])
+    if isinstance(first.x, np.ndarray):
+        model(first.x, first.mask)  # raises where x is nothing for the first module
+    for module in stateful(model):
+        module.reset_state()  # type: ignore[attr-defined]
+        if data.count % batch_size:
+            raise ValueError(
+                f"a stateful model takes batches of one size: {data.count} samples are no multiple of {batch_size}"
+            )
+    model._compiled.objective.check(data)
+    class_weights(class_weight, data)
+
+
+def evaluated(model: Sequential, objective: Objective, data: Data, batch_size: int) -> dict[str, float]:
+    """Mean loss and metrics over all samples, in inference."""
+    own = Objective(model, objective.loss, [type(m)(**_options(m)) for m in objective.metrics])
+    states = [(m, m._states) for m in stateful(model)]  # type: ignore[attr-defined]
+    for module, _ in states:
+        module.reset_state()  # type: ignore[attr-defined]
+    total = counted = 0.0
+    for at in data.order(batch_size, None):
+        one, of_one = own.total(data.take(at))
+        total, counted = total + one, counted + of_one
+    for module, state in states:
+        module._states = state  # type: ignore[attr-defined]
+    return {"loss": total / counted if counted else math.nan} | own.results()
+
+
+def _options(metric: Any) -> dict[str, Any]:
+    return {name: value for name, value in metric.get_config().items() if name != "name"}
+
+
+def predict(model: Sequential, x: Any, batch_size: int, mask: Any) -> Any:
+    """See `fastlstm.Sequential.predict`."""
+    data = Data(x, mask=mask)
+    outputs: list[Array] = []
+    lists: list[Any] = [None] * data.count
+    for at in data.order(positive(batch_size, "batch_size"), None):
+        batch = data.take(at)
+        y = model(batch.x, batch.mask)
+        if data.ragged and y.ndim == 3:
+            for row, i in zip(y, at, strict=True):
+                lists[i] = row[: len(data.x[i])].copy()
+        outputs.append(y)
+    return lists if data.ragged and outputs[0].ndim == 3 else np.concatenate(outputs)
