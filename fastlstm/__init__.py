@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from .cell import GRUCell as GRUCell
     from .cell import LSTMCell as LSTMCell
     from .cell import RNNCell as RNNCell
+    from .dense import Dense as Dense
     from .gradients import SparseGradient as SparseGradient
     from .info import show_config as show_config
     from .losses import softmax_cross_entropy as softmax_cross_entropy
-    from .dense import Dense as Dense
     from .num_threads import get_num_threads as get_num_threads
     from .num_threads import set_num_threads as set_num_threads
     from .num_threads import threads as threads

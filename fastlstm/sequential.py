@@ -76,7 +76,7 @@ class Sequential(Module):
         for module, own in zip(self.modules, np.random.SeedSequence(seed).spawn(len(self.modules)), strict=True):
             module.reseed(int(own.generate_state(1, np.uint64)[0]))
 
-    # -------------------------------------------------------------------------------------------------------- parameters
+    # ------------------------------------------------------------------------------------------------------- parameters
     @property
     def version(self) -> int:
         return sum(module.version for module in self.modules)
@@ -110,7 +110,7 @@ class Sequential(Module):
             total += child.penalty(of_child)
         return total
 
-    # ---------------------------------------------------------------------------------------------------------- building
+    # --------------------------------------------------------------------------------------------------------- building
     def _shapes(self, shape: Shape) -> list[Shape]:
         """The shapes of a sample before the first module and after each."""
         shapes = [shape]
@@ -135,7 +135,7 @@ class Sequential(Module):
             "the mask after a Sequential depends on every module's input: it is no module of others"
         )
 
-    # -------------------------------------------------------------------------------------------------------------- calls
+    # ------------------------------------------------------------------------------------------------------------ calls
     def __call__(self, x: Any, mask: Any = None) -> Array:
         """The output for inference.
 
@@ -183,7 +183,7 @@ class Sequential(Module):
         """State kept between calls: feed a sequence step by step. See `fastlstm.sequential.SequentialStream`."""
         return SequentialStream(self, batch_size)
 
-    # ----------------------------------------------------------------------------------------------------------- training
+    # --------------------------------------------------------------------------------------------------------- training
     def compile(
         self,
         optimizer: Any = "adam",
@@ -270,8 +270,8 @@ class Sequential(Module):
         Returns
         -------
         history : History
-            Columns ``loss``, the metrics, ``val_loss`` ..., by epoch. After Ctrl-C that of what was reached: the signal's
-            number is in ``model.stopped_by``.
+            Columns ``loss``, the metrics, ``val_loss`` ..., by epoch. After Ctrl-C that of what was reached: the
+            signal's number is in ``model.stopped_by``.
 
         Raises
         ------
@@ -329,7 +329,7 @@ class Sequential(Module):
 
         return predict(self, x, batch_size, mask)
 
-    # ------------------------------------------------------------------------------------------------------------ summary
+    # ---------------------------------------------------------------------------------------------------------- summary
     def summary(self, shape: Shape | None = None) -> str:
         """A table of the modules: output shapes and numbers of parameters, as Keras prints it.
 

@@ -20,9 +20,9 @@ import numpy as np
 from . import files
 from ._backends import choose
 from .corpus import check_characters, encode, fingerprint, named, side_by_side, vocabulary_of
+from .dense import Dense
 from .layout import Array
 from .losses import softmax_cross_entropy
-from .dense import Dense
 from .optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, clip_by_norm
 from .recurrent import LSTM
 from .schedules import LambdaLR

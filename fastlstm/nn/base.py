@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._backends import choose
-from ..layer import Layer, Tape
+from ..layer import Layer, Tape, check_tape
 from ..layout import Array
 from ..validation import flag, seed_or_none
 from .regularizers import L1L2, regularizer
@@ -67,8 +67,8 @@ class Module(Layer):
         return state
 
     @rng_state.setter
-    def rng_state(self, state: Mapping[str, Any]) -> None:
-        self._rng.bit_generator.state = dict(state)
+    def rng_state(self, state: dict[str, Any]) -> None:
+        self._rng.bit_generator.state = state
 
     # --------------------------------------------------------------------------------------------------------- building
     @property
@@ -207,7 +207,7 @@ class Module(Layer):
 
     def _use(self, tape: Any) -> dict[str, Any]:
         """What the tape kept, after checking that it serves; from then on it is used."""
-        self._check_tape(tape, ModuleTape)
+        check_tape(tape, self, ModuleTape)
         tape.used = True
         return tape.kept  # type: ignore[no-any-return]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..layer import Layer
+from ..layer import Layer, check_tape
 from ..layout import Array
 from ..validation import checked_dy
 from .base import Module, ModuleTape, Shape
@@ -110,7 +110,7 @@ class Bidirectional(Module):
 
     def backward(self, tape: ModuleTape, dy: Any) -> tuple[Array, dict[str, Array]]:
         """Gradients of x and of the parameters of both directions."""
-        self._check_tape(tape, ModuleTape)
+        check_tape(tape, self, ModuleTape)
         dy = checked_dy(dy, tape.kept["shape"], self.dtype)
         kept = self._use(tape)
         if self.merge_mode == "mul":

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import dense
 from .._backends.numpy.activations import sigmoid
-from ..layer import Layer
+from ..layer import Layer, check_tape
 from ..layout import Array
 from ..validation import as_numbers, checked_dy, flag, positive
 from .base import Module, ModuleTape, Shape, regularized
@@ -137,7 +137,7 @@ class Dense(Module):
 
     def backward(self, tape: ModuleTape, dy: Any) -> tuple[Array, dict[str, Array]]:
         """Gradients of x, shaped like it, and of ``weight`` (units, I) and ``bias`` (units,)."""
-        self._check_tape(tape, ModuleTape)
+        check_tape(tape, self, ModuleTape)
         dy = checked_dy(dy, tape.kept["shape"], self.dtype)
         kept = self._use(tape)
         return self.backward_logits(kept["inner"], activation_backward(self.activation, kept["y"], dy))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..layer import check_tape
 from ..layout import Array
 from ..validation import as_numbers, checked_dy, probability
 from .base import Module, ModuleTape, drop_factors
@@ -53,7 +54,7 @@ class Dropout(Module):
 
     def backward(self, tape: ModuleTape, dy: Any) -> tuple[Array, dict[str, Array]]:
         """The gradient of x, and no parameters' gradients."""
-        self._check_tape(tape, ModuleTape)
+        check_tape(tape, self, ModuleTape)
         dy = checked_dy(dy, tape.kept["shape"], self.dtype)
         factors = self._use(tape)["factors"]
         dx: Array = np.asarray(dy) if factors is None else dy * factors

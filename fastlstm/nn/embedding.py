@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._backends import choose
-from ..layer import Layer
+from ..layer import Layer, check_tape
 from ..layout import Array
 from ..memory import buffers
 from ..validation import check_shape, checked_dy, flag, positive
@@ -131,7 +131,7 @@ class Embedding(Module):
 
     def backward(self, tape: ModuleTape, dy: Any) -> tuple[None, dict[str, Array]]:
         """None, since ids have no gradient, and that of ``weight`` (V, E)."""
-        self._check_tape(tape, ModuleTape)
+        check_tape(tape, self, ModuleTape)
         dy = checked_dy(dy, (*tape.kept["ids"].shape, self.output_dim), self.dtype)
         ids = self._use(tape)["ids"].reshape(-1)
         grad = buffers.zeros((self.input_dim, self.output_dim), self.dtype)

@@ -20,7 +20,8 @@ def glorot_uniform(shape: tuple[int, int], rng: np.random.Generator) -> Array:
 
 def glorot_normal(shape: tuple[int, int], rng: np.random.Generator) -> Array:
     """Normal with variance 2 / (inputs + outputs), not truncated (Glorot & Bengio 2010)."""
-    return rng.standard_normal(shape) * np.sqrt(2 / max(1, sum(shape)))
+    drawn: Array = rng.standard_normal(shape) * np.sqrt(2 / max(1, sum(shape)))
+    return drawn
 
 
 def he_uniform(shape: tuple[int, int], rng: np.random.Generator) -> Array:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import recurrent
-from ..layer import Gradients, Layer
+from ..gradients import GradientLayout
+from ..layer import Layer, check_tape
 from ..layout import Array, suffix
 from ..spec import GATES
 from ..validation import as_numbers, checked_dy, flag, positive, probability
@@ -177,7 +178,7 @@ class Recurrent(Module):
 
     def backward(self, tape: ModuleTape, dy: Any) -> tuple[Array, dict[str, Array]]:
         """Gradients of x (B, T, I) and of the parameters."""
-        self._check_tape(tape, ModuleTape)
+        check_tape(tape, self, ModuleTape)
         dy = checked_dy(dy, tape.kept["shape"], self.dtype)
         kept, layer = self._use(tape), self.core
         d_state = None
@@ -215,7 +216,7 @@ class Recurrent(Module):
         layer: Any = self.core
         B, H = kept.walks[0].x.shape[1], self.units
         dstates = layer._state.check(d_state, (self._directions, B), "dstate", optional=True)
-        grads = Gradients({name: p.shape for name, p in layer._live().items()}, self.dtype)
+        grads = GradientLayout({name: p.shape for name, p in layer._live().items()}, self.dtype).zeros()
         dx = np.zeros_like(kept.walks[0].x)
         for d, (walk, block) in enumerate(zip(kept.walks, kept.blocks, strict=True)):
             of_d = None if dy is None else dy[:, :, d * H : (d + 1) * H].swapaxes(0, 1)

@@ -59,10 +59,10 @@ class Data:
         self.weights = None if weights is None else self._beside(weights, "sample_weight")
         if mask is not None and self.ragged:
             raise ValueError("a mask goes with padded arrays; a list of sequences has its lengths already")
-        self.mask = None if mask is None else np.asarray(mask)
-        if self.mask is not None and (self.mask.dtype != np.bool_ or self.mask.shape != self.x.shape[:2]):
+        self.mask: Any = None if mask is None else np.asarray(mask)
+        if mask is not None and (self.mask.dtype != np.bool_ or self.mask.shape != np.shape(self.x)[:2]):
             raise ValueError(
-                f"mask has shape {self.mask.shape} and dtype {self.mask.dtype}, expected bools {self.x.shape[:2]}"
+                f"mask has shape {self.mask.shape} and dtype {self.mask.dtype}, expected bools {np.shape(self.x)[:2]}"
             )
         self.lengths = np.array([len(one) for one in self.x]) if self.ragged else None
         self._check_steps()
@@ -102,7 +102,8 @@ class Data:
     def take(self, at: Array) -> Batch:
         """The batch of these samples."""
         if not self.ragged:
-            return Batch(*(None if a is None else np.asarray(a[at]) for a in (self.x, self.y, self.mask, self.weights)))
+            y, mask, weights = (None if a is None else np.asarray(a[at]) for a in (self.y, self.mask, self.weights))
+            return Batch(np.asarray(self.x[at]), y, mask, weights)
         lengths = np.array([len(self.x[i]) for i in at])
         T = max(1, int(lengths.max()))
         mask = np.arange(T) < lengths[:, None]
@@ -137,8 +138,8 @@ class Feed:
     ----------
     batches : iterable
     steps : int, optional
-        Batches of an epoch; all that there are unless given. An iterator, which cannot begin again, needs it where there
-        are several epochs.
+        Batches of an epoch; all that there are unless given. An iterator, which cannot begin again, needs it where
+        there are several epochs.
     """
 
     def __init__(self, batches: Iterable[Any], steps: int | None = None) -> None:

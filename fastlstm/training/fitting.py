@@ -75,7 +75,8 @@ def optimizer_maker(given: Any) -> Callable[..., Optimizer]:
     if isinstance(given, Optimizer):
         raise TypeError(
             "an optimiser is made for layers that exist, and a model's parameters are made at the first call: "
-            f"give its name ({known}), a dict such as {{'name': 'adam', 'lr': 1e-3}}, or functools.partial(fl.Adam, lr=1e-3)"
+            f"give its name ({known}), a dict such as {{'name': 'adam', 'lr': 1e-3}}, "
+            "or functools.partial(fl.Adam, lr=1e-3)"
         )
     if not callable(given):
         raise TypeError(f"optimizer must be one of {known}, a dict with that name, or a class, got {given!r}")
@@ -115,7 +116,7 @@ class Fit:
         self.optimizer = self.compiled.optimizer_of(model)
         self.rng = np.random.default_rng(np.random.SeedSequence(model.seed).spawn(3)[2])
         self.position = 0  # batches of this epoch that were trained on
-        self._order_rng: dict[str, Any] | None = None  # the generator's state before this epoch's order was drawn
+        self._order_rng: Any = None  # the generator's state before this epoch's order was drawn
         self._trained = {id(module) for module in model.trained_modules}
         self.loss_sum = self.counted = 0.0  # of this epoch
 
@@ -155,7 +156,7 @@ class Fit:
         grads = [g for m, g in zip(self.model.modules, step.grads, strict=True) if id(m) in self._trained]
         norm = clip_by_norm(grads, math.inf if self.compiled.clip_norm is None else self.compiled.clip_norm)
         if not (math.isfinite(step.loss) and math.isfinite(norm)):
-            raise Diverged(f"training diverged: loss {step.loss}, norm of the gradients {norm}. Lower the learning rate")
+            raise Diverged(f"training diverged: loss {step.loss}, gradients of norm {norm}. Lower the learning rate")
         if self.compiled.clip_value is not None:
             clip_by_value(grads, self.compiled.clip_value)
         self.loss_sum, self.counted = self.loss_sum + step.loss * step.counted, self.counted + step.counted
@@ -167,7 +168,8 @@ class Fit:
 
     def results(self) -> dict[str, float]:
         """Mean loss and metrics of the epoch so far."""
-        return {"loss": self.loss_sum / self.counted if self.counted else math.nan} | self.objective.results()
+        results: dict[str, float] = self.objective.results()
+        return {"loss": self.loss_sum / self.counted if self.counted else math.nan} | results
 
 
 class Epochs(Callback):
@@ -244,7 +246,9 @@ def data_of(x: Any, y: Any, options: Mapping[str, Any]) -> Data | Feed:
             raise ValueError("steps_per_epoch goes with an iterable of batches; arrays know their number of samples")
         return Data(x, y, options["sample_weight"], options["mask"])
     if y is not None or options["sample_weight"] is not None or options["mask"] is not None:
-        raise ValueError("x is an iterable of batches (x, y) or (x, y, weights): y, sample_weight and mask come from it")
+        raise ValueError(
+            "x is an iterable of batches (x, y) or (x, y, weights): y, sample_weight and mask come from it"
+        )
     if options["class_weight"] is not None:
         raise ValueError("class_weight goes with arrays; an iterable of batches gives weights itself")
     return Feed(x, options["steps_per_epoch"])

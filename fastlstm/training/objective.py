@@ -15,7 +15,7 @@ from ..sequential import Sequential
 from ..weighting import check_finite, check_unit, labels
 from .data import Batch, Data
 
-# An activation of the last Dense that its loss takes with it, from the logits: exact where probabilities round to 0 or 1.
+# Losses that are computed from the logits of the last Dense: exact where probabilities round to 0 or 1.
 FUSED = {
     "softmax": (losses.SparseCategoricalCrossentropy, losses.CategoricalCrossentropy),
     "sigmoid": (losses.BinaryCrossentropy,),
@@ -46,7 +46,9 @@ class Objective:
         self.metrics = [metrics.get(m) for m in metric]
         last = model.modules[-1]
         fitting: tuple[Any, ...] = FUSED.get(last.activation, ()) if isinstance(last, Dense) else ()
-        self.fused = isinstance(self.loss, fitting) and not getattr(self.loss, "from_logits", True) if fitting else False
+        self.fused = (
+            isinstance(self.loss, fitting) and not getattr(self.loss, "from_logits", True) if fitting else False
+        )
         self._of_logits = losses.get({**self.loss.get_config(), "from_logits": True}) if self.fused else self.loss
 
     def names(self) -> list[str]:
@@ -178,7 +180,9 @@ def class_weights(given: Mapping[Any, float] | None, data: Data) -> None:
     own = np.array([given[c.item()] for c in classes], np.float64)
     if not (np.isfinite(own).all() and (own >= 0).all()):
         raise ValueError(f"class_weight must be finite and at least 0, got {dict(given)}")
-    data.weights = own if data.weights is None else np.asarray(data.weights) * own.reshape(-1, *[1] * (np.ndim(data.weights) - 1))
+    data.weights = (
+        own if data.weights is None else np.asarray(data.weights) * own.reshape(-1, *[1] * (np.ndim(data.weights) - 1))
+    )
 
 
 def stateful(model: Sequential) -> list[Module]:
