@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from .num_threads import get_num_threads as get_num_threads
     from .num_threads import set_num_threads as set_num_threads
     from .num_threads import threads as threads
+    from .models import load as load
+    from .sequential import Sequential as Sequential
     from .optim import SGD as SGD
     from .optim import Adagrad as Adagrad
     from .optim import Adam as Adam
@@ -77,6 +79,8 @@ _HOME = {
     "SparseGradient": "gradients",
     "softmax_cross_entropy": "losses",
     "Dense": "dense",
+    "load": "models",
+    "Sequential": "sequential",
     "SGD": "optim",
     "Adagrad": "optim",
     "Adam": "optim",
@@ -92,7 +96,7 @@ _HOME = {
     "StepLR": "schedules",
 }
 # Public submodules, loaded in the same way.
-_SUBMODULES = ("forecast", "losses", "metrics", "nn", "torch", "training")
+_SUBMODULES = ("callbacks", "files", "forecast", "losses", "metrics", "nn", "torch", "training")
 __all__ = ["BackendError", "__version__", "backends", *_HOME, *_SUBMODULES]
 
 

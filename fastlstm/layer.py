@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -259,6 +260,20 @@ class Layer:
             if name not in NOT_IN_CONFIG and hasattr(self, name):
                 value = self.dtype.name if name == "dtype" else getattr(self, name)
                 yield name, value, parameter.default
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the layer to one safetensors file, atomically; `fastlstm.load` reads it with the same bits.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written; the old one, if any, is untouched.
+        TypeError
+            The class is none of this package.
+        """
+        from .models import save
+
+        save(self, path)
 
     def __repr__(self) -> str:
         shown = [

@@ -150,6 +150,16 @@ class Fit:
                 self.position += 1
         self.position, self._order_rng = 0, None
 
+    def order_state(self) -> dict[str, Any]:
+        """State of the generator that drew this epoch's order or, between epochs, draws the next one's."""
+        state: dict[str, Any] = self._order_rng or self.rng.bit_generator.state
+        return state
+
+    def restore_order(self, state: dict[str, Any]) -> None:
+        """Take up an `order_state`, with `position` already restored."""
+        self.rng.bit_generator.state = state
+        self._order_rng = state if self.position else None
+
     def gradients(self, batch: Batch) -> tuple[dict[str, float], list[dict[str, Array]]]:
         """The loss of a batch, and the clipped gradients of the trainable modules."""
         step = self.objective.step(batch)

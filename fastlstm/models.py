@@ -1,0 +1,162 @@
+"""Layers and models in files: `Layer.save` and `fastlstm.load`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from . import files
+from .layer import Layer
+from .layout import Array
+
+FORMAT = "fastlstm layer"  # in the configuration of a file
+VERSION = 1  # of the format; a file of a higher one says so when it is read
+
+# The classes that a file may name, and their modules: nothing else is ever imported or called.
+CLASSES = {
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), "recurrent"),
+    **dict.fromkeys(("LSTMCell", "GRUCell", "RNNCell"), "cell"),
+    "Dense": "dense",
+    "Sequential": "sequential",
+    **{
+        f"nn.{name}": "nn"
+        for name in ("Embedding", "Dense", "Dropout", "LSTM", "GRU", "SimpleRNN", "Bidirectional", "Residual")
+    },
+}
+
+
+def class_name(layer: Layer) -> str:
+    """The name by which a file knows a layer's class.
+
+    Raises
+    ------
+    TypeError
+        The class is none of this package.
+    """
+    kind = type(layer)
+    for name, home in CLASSES.items():
+        if name.rpartition(".")[2] == kind.__name__ and kind.__module__.startswith(f"{__package__}.{home}"):
+            return name
+    raise TypeError(
+        f"a {kind.__name__} cannot be saved: files hold {', '.join(CLASSES)}. Its parameters are in state_dict()"
+    )
+
+
+def config_of(layer: Layer) -> dict[str, Any]:
+    """What makes such a layer again, as JSON can hold it; layers among the arguments included."""
+    config: dict[str, Any] = {"class": class_name(layer)}
+    for name, value, _ in layer._arguments():
+        if isinstance(value, Layer):
+            value = config_of(value)
+        elif isinstance(value, list):
+            value = [config_of(one) if isinstance(one, Layer) else one for one in value]
+        config[name] = value
+    if hasattr(layer, "_shape"):
+        config["built for"] = layer._shape
+    return config
+
+
+def from_config(config: Any, backend: str = "auto") -> Layer:
+    """A layer from what `config_of` gave.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError
+        It names no class of `CLASSES`, or has arguments that do not fit.
+    """
+    if not isinstance(config, Mapping) or config.get("class") not in CLASSES:
+        raise ValueError(f"it names the class {dict(config).get('class') if isinstance(config, Mapping) else config!r}")
+    arguments = {
+        name: _argument(value, backend) for name, value in config.items() if name not in ("class", "built for")
+    }
+    name = config["class"]
+    cls = getattr(importlib.import_module(f".{CLASSES[name]}", __package__), name.rpartition(".")[2])
+    if name not in ("Sequential", "nn.Bidirectional", "nn.Residual"):
+        arguments["backend"] = backend
+    layer: Layer = cls(**arguments)
+    shape = config.get("built for")
+    if shape is not None:
+        layer.build(tuple(shape))  # type: ignore[attr-defined]
+    return layer
+
+
+def _argument(value: Any, backend: str) -> Any:
+    if isinstance(value, Mapping) and "class" in value:
+        return from_config(value, backend)
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return [from_config(one, backend) for one in value]
+    return tuple(_argument(one, backend) for one in value) if isinstance(value, list) else value
+
+
+def save(layer: Layer, path: str | os.PathLike[str]) -> None:
+    """Write a layer or a model to one safetensors file, atomically. See `Layer.save`."""
+    config = {"format": FORMAT, "version": VERSION, "layer": config_of(layer)}
+    files.save(path, {name: np.asarray(p) for name, p in layer.state_dict().items()}, config)
+
+
+def load(path: str | os.PathLike[str], backend: str = "auto") -> Any:
+    """Read what ``layer.save(path)`` wrote: a layer, a cell, a dense layer or a model.
+
+    Parameters
+    ----------
+    path : path
+    backend : str
+        "auto", or a name from `fastlstm.backends()`.
+
+    Returns
+    -------
+    layer : Layer
+        With the same bits in its parameters. What a model's `compile` was given is not in the file.
+
+    Raises
+    ------
+    OSError
+        The file is missing or cannot be read.
+    FileError
+        It is damaged, cut short, altered, written by a newer version, or no file of this kind. Nothing in a file is
+        ever run.
+    """
+    arrays, config = files.load(path)
+    if config.get("format") != FORMAT:
+        raise files.FileError(
+            f"{path} holds no layer that was saved by save(): a text model is read by fastlstm.text.CharModel.load, "
+            "PyTorch's files by fastlstm.from_torch"
+        )
+    version = config.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise files.FileError(
+            f"{path} has format version {version!r}, and this fastlstm reads up to {VERSION}: install a newer one"
+        )
+    _check_size(path, config.get("layer"), arrays)
+    try:
+        layer = from_config(config.get("layer"), backend)
+        layer.load_state_dict(arrays)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError, OverflowError) as error:
+        raise files.FileError(f"{path} does not fit: {files.one_line(error)}") from error
+    return layer
+
+
+def _check_size(path: Any, config: Any, arrays: Mapping[str, Array]) -> None:
+    """Raise FileError where a configuration asks for layers larger than the file's arrays, before memory is taken."""
+    largest = max((n for a in arrays.values() for n in a.shape), default=0)
+    numbers = [(name, value) for name, value in _numbers(config) if name in SIZES]
+    for name, value in numbers:
+        if value > max(largest, 1):
+            raise files.FileError(f"{path} does not fit: it says {name} {value}, its largest array has {largest}")
+
+
+SIZES = ("input_size", "hidden_size", "units", "num_layers", "proj_size", "input_dim", "output_dim")
+
+
+def _numbers(config: Any, depth: int = 0) -> list[tuple[str, int]]:
+    """(name, value) of all integers in a configuration, at most some levels deep."""
+    if depth > 20:
+        return []
+    if isinstance(config, Mapping):
+        own = [(name, v) for name, v in config.items() if isinstance(v, int) and not isinstance(v, bool)]
+        return own + [pair for v in config.values() for pair in _numbers(v, depth + 1)]
+    return [pair for v in config for pair in _numbers(v, depth + 1)] if isinstance(config, list) else []
