@@ -39,11 +39,10 @@ if TYPE_CHECKING:
     from .gradients import SparseGradient as SparseGradient
     from .info import show_config as show_config
     from .losses import softmax_cross_entropy as softmax_cross_entropy
+    from .models import load as load
     from .num_threads import get_num_threads as get_num_threads
     from .num_threads import set_num_threads as set_num_threads
     from .num_threads import threads as threads
-    from .models import load as load
-    from .sequential import Sequential as Sequential
     from .optim import SGD as SGD
     from .optim import Adagrad as Adagrad
     from .optim import Adam as Adam
@@ -60,6 +59,7 @@ if TYPE_CHECKING:
     from .schedules import ReduceLROnPlateau as ReduceLROnPlateau
     from .schedules import SequentialLR as SequentialLR
     from .schedules import StepLR as StepLR
+    from .sequential import Sequential as Sequential
     from .torch import from_torch as from_torch
 
 # Public name -> the module that has it. Loaded when first asked for, so that importing fastlstm costs next to nothing.

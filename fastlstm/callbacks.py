@@ -70,7 +70,7 @@ class EarlyStopping(_Watching):
         What counts as an improvement.
     mode : {"min", "max"}
     restore_best : bool
-        Give the model the parameters of the best epoch at the end.
+        Give the model the parameters of the best epoch at the end; not where a signal interrupts the run.
     """
 
     def __init__(
@@ -99,7 +99,8 @@ class EarlyStopping(_Watching):
 
     def on_train_end(self, loop: Loop) -> None:
         """See `Callback`."""
-        if self._parameters is not None and loop.whole:
+        interrupted = loop.error is not None or (loop.stopping and loop.reason.startswith("signal"))
+        if self._parameters is not None and not interrupted:  # an interrupted run goes on from where it stopped
             _model(loop).load_state_dict(self._parameters)
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,6 +158,8 @@ class Backup(Callback):
     path : path
         Written atomically.
     """
+
+    LAST = True  # among a run's callbacks: it saves what the others have come to
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path

@@ -262,15 +262,7 @@ class Layer:
                 yield name, value, parameter.default
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the layer to one safetensors file, atomically; `fastlstm.load` reads it with the same bits.
-
-        Raises
-        ------
-        OSError
-            The file cannot be written; the old one, if any, is untouched.
-        TypeError
-            The class is none of this package.
-        """
+        """Write one safetensors file, atomically, for `fastlstm.load`; OSError where it cannot be written."""
         from .models import save
 
         save(self, path)

@@ -1,31 +1,17 @@
-"""Models that are a list of modules: `Sequential`."""
+"""Models that are a list of modules, and how they are trained: `Sequential`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from . import nn
-from .layer import Layer
-from .layout import Array
-from .nn.base import Module, ModuleTape, Shape
-from .validation import seed_or_none
+from .nn.base import Module
+from .nn.chain import Chain
 
 
-def unique_names(modules: Sequence[Module]) -> list[str]:
-    """A name for each module: its class in lower case, with a number from the second of a class on."""
-    names: list[str] = []
-    for module in modules:
-        kind = type(module).__name__.lower()
-        count = sum(name.partition("_")[0] == kind for name in names)
-        names.append(f"{kind}_{count}" if count else kind)
-    return names
-
-
-class Sequential(Module):
+class Sequential(Chain):
     """Modules one after the other: each takes the output of the one before.
 
     Parameters
@@ -47,141 +33,9 @@ class Sequential(Module):
     """
 
     def __init__(self, modules: Sequence[Module], *, seed: int | None = None) -> None:
-        self.modules = list(modules)
-        for at, module in enumerate(self.modules):
-            if not isinstance(module, Module):
-                raise TypeError(
-                    f"Sequential takes modules of fastlstm.nn, got {type(module).__name__} at place {at}: "
-                    "take nn.LSTM(units) for fl.LSTM(input_size, hidden_size), nn.Dense(units) for fl.Dense"
-                )
-        if not self.modules:
-            raise ValueError("Sequential needs at least one module, got an empty list")
-        if len({id(module) for module in self.modules}) < len(self.modules):
-            raise ValueError("a module stands in the list twice: make a second one")
-        dtypes = {module.dtype.name for module in self.modules}
-        if len(dtypes) > 1:
-            raise ValueError(f"the modules have different dtypes, {' and '.join(sorted(dtypes))}: take one for all")
-        self.seed = seed_or_none(seed)
-        super().__init__(dtype=self.modules[0].dtype, backend=self.modules[0]._backend, seed=seed)
-        self.named = dict(zip(unique_names(self.modules), self.modules, strict=True))
-        self._children = dict(self.named)
+        super().__init__(modules, seed=seed)
         self._compiled: Any = None  # what `compile` was given
         self.stopped_by: int | None = None  # the signal that ended the last `fit`
-
-    def reseed(self, seed: Any) -> None:
-        """Give every module a seed of its own, and shuffling another."""
-        super().reseed(seed)
-        if seed is None:
-            return
-        for module, own in zip(self.modules, np.random.SeedSequence(seed).spawn(len(self.modules)), strict=True):
-            module.reseed(int(own.generate_state(1, np.uint64)[0]))
-
-    # ------------------------------------------------------------------------------------------------------- parameters
-    @property
-    def version(self) -> int:
-        return sum(module.version for module in self.modules)
-
-    def _live(self) -> dict[str, Array]:
-        return {f"{n}.{name}": p for n, child in self.named.items() for name, p in child._live().items()}
-
-    @contextmanager
-    def update(self) -> Iterator[dict[str, Array]]:
-        with ExitStack() as stack:
-            inner = {n: stack.enter_context(child.update()) for n, child in self.named.items()}
-            params = {f"{n}.{name}": p for n, of_child in inner.items() for name, p in of_child.items()}
-            yield params
-            for n, of_child in inner.items():
-                of_child.update({name: params.get(f"{n}.{name}", p) for name, p in of_child.items()})
-
-    @property
-    def trained_modules(self) -> list[Module]:
-        """The modules whose parameters training changes, in order."""
-        return [module for module in self.modules if module.trainable and module._live()]
-
-    def _set_training(self, training: bool) -> Any:
-        for module in self.modules:
-            module._set_training(training)
-        return super()._set_training(training)
-
-    def penalty(self, grads: dict[str, Array] | None = None) -> float:
-        total = 0.0
-        for n, child in self.named.items():
-            of_child = None if grads is None else {name: grads[f"{n}.{name}"] for name in child._live()}
-            total += child.penalty(of_child)
-        return total
-
-    # --------------------------------------------------------------------------------------------------------- building
-    def _shapes(self, shape: Shape) -> list[Shape]:
-        """The shapes of a sample before the first module and after each."""
-        shapes = [shape]
-        for module in self.modules:
-            module._check_shape(shapes[-1])
-            shapes.append(module.output_shape(shapes[-1]))
-        return shapes
-
-    def _make(self, shape: Shape) -> Layer | None:
-        for module, before in zip(self.modules, self._shapes(shape), strict=False):
-            module.build(before)
-        return None
-
-    def _width(self, shape: Shape) -> Any:
-        return shape[1:]  # the number of steps may differ
-
-    def output_shape(self, shape: Shape) -> Shape:
-        return self._shapes(shape)[-1]
-
-    def output_mask(self, x: Any, mask: Array | None) -> Array | None:
-        raise NotImplementedError(
-            "the mask after a Sequential depends on every module's input: it is no module of others"
-        )
-
-    # ------------------------------------------------------------------------------------------------------------ calls
-    def __call__(self, x: Any, mask: Any = None) -> Array:
-        """The output for inference.
-
-        Parameters
-        ----------
-        x : (B, ...) array
-            What the first module takes: token ids (B, T) for an Embedding, numbers (B, T, I) for a recurrent module.
-        mask : (B, T) bool array, optional
-            True at the steps that count.
-
-        Returns
-        -------
-        y : (B, ...) array
-            What the last module gives.
-        """
-        y = self._enter(x)
-        for module in self.modules:
-            y, mask = module(y, mask), module.output_mask(y, mask)
-        return y
-
-    def forward(self, x: Any, mask: Any = None) -> tuple[Array, ModuleTape]:
-        """The output for training, and the tape for one `backward`."""
-        y = self._enter(x)
-        tapes, versions = [], self.version
-        for module in self.modules:
-            before = y
-            y, tape = module.forward(before, mask)
-            mask = module.output_mask(before, mask)
-            tapes.append(tape)
-        whole = ModuleTape(self, versions)
-        whole.kept = {"tapes": tapes}
-        return y, whole
-
-    def backward(self, tape: ModuleTape, dy: Any) -> tuple[Array | None, dict[str, Array]]:
-        """(gradient of x, None for token ids; gradients of all parameters by name). Uses up the tape."""
-        tapes = self._use(tape)["tapes"]
-        grads: dict[str, Array] = {}
-        d: Any = dy
-        for (n, module), of_module in zip(reversed(self.named.items()), reversed(tapes), strict=True):
-            d, own = module.backward(of_module, d)
-            grads = {f"{n}.{name}": g for name, g in own.items()} | grads
-        return d, grads
-
-    def stream(self, batch_size: int = 1) -> Any:
-        """State kept between calls: feed a sequence step by step. See `fastlstm.sequential.SequentialStream`."""
-        return SequentialStream(self, batch_size)
 
     # --------------------------------------------------------------------------------------------------------- training
     def compile(
@@ -328,116 +182,3 @@ class Sequential(Module):
         from .training.fitting import predict
 
         return predict(self, x, batch_size, mask)
-
-    # ---------------------------------------------------------------------------------------------------------- summary
-    def summary(self, shape: Shape | None = None) -> str:
-        """A table of the modules: output shapes and numbers of parameters, as Keras prints it.
-
-        Parameters
-        ----------
-        shape : tuple, optional
-            Of a sample, without the batch; needed where the model is not built yet.
-        """
-        if shape is not None:
-            self.build(shape)
-        if self._shape is None:
-            raise ValueError(
-                "the model is not built yet: give the shape of a sample, summary((T, width)), or call it once"
-            )
-        rows = [("module", "output shape", "parameters")]
-        shapes = self._shapes(self._shape)[1:]
-        for (n, module), after in zip(self.named.items(), shapes, strict=True):
-            count = sum(p.size for p in module._live().values())
-            kind = type(module).__name__
-            rows.append(
-                (f"{n} ({kind})", str((None, *after)), f"{count:,}" + ("" if module.trainable else " (frozen)"))
-            )
-        widths = [max(len(row[column]) for row in rows) + 2 for column in range(3)]
-        lines = ["".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines.insert(1, "-" * sum(widths))
-        total = sum(p.size for p in self._live().values())
-        trained = sum(p.size for module in self.trained_modules for p in module._live().values())
-        lines += [lines[1], f"{total:,} parameters, {trained:,} of them trainable"]
-        return "\n".join(lines)
-
-    def __repr__(self) -> str:
-        return f"Sequential([{', '.join(map(repr, self.modules))}])"
-
-
-class SequentialStream:
-    """A model that remembers: step by step it gives what one call over the whole sequence gives.
-
-    Made by ``model.stream(batch_size)``. It keeps the recurrent weights it began with.
-
-    Parameters
-    ----------
-    model : Sequential
-        Built, and without a module that needs the future (Bidirectional, go_backwards).
-    batch_size : int
-
-    Raises
-    ------
-    ValueError
-        A module looks ahead, or the model is not built.
-    """
-
-    def __init__(self, model: Sequential, batch_size: int = 1) -> None:
-        if not model.built:
-            raise ValueError("the model is not built yet: call it once, or build(shape of a sample)")
-        for module in model.modules:
-            inner = module.module if isinstance(module, nn.Residual) else module
-            if isinstance(inner, nn.Bidirectional) or getattr(inner, "go_backwards", False):
-                raise ValueError(f"a model with {inner!r} cannot stream: it begins at the sequence's end")
-        self.batch_size = batch_size
-        self._modules = model.modules
-        self._streams = {
-            at: module.core.stream(batch_size)  # type: ignore[attr-defined]
-            for at, module in enumerate(model.modules)
-            if hasattr(module._core, "stream")
-        }
-
-    def step(self, x_t: Any) -> Array:
-        """One step of every sequence.
-
-        Parameters
-        ----------
-        x_t : (B, I) array, or token ids (B,) where the model begins with an Embedding
-
-        Returns
-        -------
-        y : (B, ...) array
-            The model's output after this step.
-        """
-        y: Any = np.asarray(x_t)
-        for at, module in enumerate(self._modules):
-            if at in self._streams:
-                out = self._streams[at].step(y)
-                y = y + out if isinstance(module, nn.Residual) else out
-            elif isinstance(module, nn.Embedding):
-                y = module(y[:, None])[:, 0]
-            else:
-                y = module(y)
-        return y  # type: ignore[no-any-return]
-
-    @property
-    def state(self) -> list[Any]:
-        """Copies of the recurrent modules' states, in order; may be assigned."""
-        return [stream.state for stream in self._streams.values()]
-
-    @state.setter
-    def state(self, states: Sequence[Any]) -> None:
-        if len(states) != len(self._streams):
-            raise ValueError(f"the model has {len(self._streams)} recurrent modules, got {len(states)} states")
-        before = self.state
-        try:
-            for stream, state in zip(self._streams.values(), states, strict=True):
-                stream.state = state
-        except (TypeError, ValueError):
-            for stream, state in zip(self._streams.values(), before, strict=True):
-                stream.state = state
-            raise
-
-    def reset(self, rows: Any = None) -> None:
-        """Back to the zero state: all sequences, or those whose indices (or bool mask) `rows` gives."""
-        for stream in self._streams.values():
-            stream.reset(rows)

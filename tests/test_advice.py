@@ -256,6 +256,22 @@ LOOKS_LIKE_CODE = re.compile(r"\.(astype|asarray|empty|filled|detach|real|tolist
 
 # Texts that name code without advising it, or advice that cannot be followed here, and why.
 NOT_TRIED = {
+    # Of modules and models; tests/test_modules.py and tests/test_sequential.py make such calls.
+    "Embedding takes token ids": "says the conversion",
+    "Residual adds a module's output": "says two things at once",
+    "cannot stream": "has no cure",
+    "the model is not built yet": "needs the shape of the user's samples",
+    "a loss is needed": "the loss is the user's to choose",
+    "no module of the model is trainable": "which one is the user's to choose",
+    "an optimiser is made for layers": "names several ways",
+    "the model is not compiled": "the optimiser and the loss are the user's to choose",
+    "a module stands in the list twice": "has no code",
+    "Sequential takes modules of fastlstm.nn": "names modules for layers",
+    "has no parameters yet": "needs the shape of the user's samples",
+    "is stateful and remembers": "names two ways",
+    "validation_split cuts arrays": "names what was given",
+    "a model that is fed by an iterable": "needs the shape of the user's samples",
+    "cannot be saved: files hold": "names the way to the parameters",
     "a GRU with reset_after=True has two biases": "names what was given",
     "needs X entries for X": "says when two tuples are taken; tests/test_equations.py gives them",
     "nesterov=True needs": "names what was given",

@@ -17,6 +17,7 @@ from fastlstm import nn
 from fastlstm.callbacks import Backup, BestModel, Callback, CSVLog, EarlyStopping, LearningRate
 
 RNG = np.random.default_rng(0)
+DOCS = Path(__file__).parent.parent / "docs" / "modules.md"
 X = RNG.standard_normal((200, 10, 3)).astype("f")
 LABELS = (X.sum((1, 2)) > 0).astype(int)
 RAGGED = [RNG.integers(1, 50, n) for n in RNG.integers(3, 20, 150)]
@@ -105,6 +106,14 @@ def test_frozen_modules_do_not_change() -> None:
     assert changed == {"dense.weight", "dense.bias"}
 
 
+class Batches:
+    """Batches of 50 samples, anew for each epoch."""
+
+    def __iter__(self) -> Any:
+        for begin in range(0, 200, 50):
+            yield X[begin : begin + 50], LABELS[begin : begin + 50]
+
+
 def test_a_generator_and_a_memory_mapped_file_train_alike(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
@@ -114,12 +123,7 @@ def test_a_generator_and_a_memory_mapped_file_train_alike(tmp_path: Path) -> Non
     histories = [
         models[0].fit(X, LABELS, 2, 50, shuffle=False, verbose=False),
         models[1].fit(mapped, LABELS, 2, 50, shuffle=False, verbose=False),
-        models[2].fit(
-            [(X[i : i + 50], LABELS[i : i + 50]) for i in range(0, 200, 50)].__iter__(), epochs=1, verbose=False
-        )
-        and models[2].fit(
-            iter([(X[i : i + 50], LABELS[i : i + 50]) for i in range(0, 200, 50)]), epochs=1, verbose=False
-        ),
+        models[2].fit(Batches(), epochs=2, verbose=False),
     ]
     assert histories[0]["loss"] == histories[1]["loss"]
     assert histories[2]["loss"] == histories[0]["loss"]
@@ -235,9 +239,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     newer = whole.replace(b'\\"version\\": 1', b'\\"version\\": 9')
     assert newer != whole
     (tmp_path / "bad").write_bytes(newer)
-    with pytest.raises(
-        fl.files.FileError, match="format version 9, .* install a newer one"
-    ):
+    with pytest.raises(fl.files.FileError, match=r"format version 9, .* install a newer one"):
         fl.load(tmp_path / "bad")
     huge = whole.replace(b'\\"hidden_size\\": 5', b'\\"hidden_size\\": 99999999')
     size = int.from_bytes(whole[:8], "little") + len(huge) - len(whole)
@@ -308,3 +310,13 @@ def test_a_resumed_fit_ends_bit_for_bit_as_an_uninterrupted_one(at: int, tmp_pat
     assert history == expected
     for name, p in whole.state_dict().items():
         np.testing.assert_array_equal(resumed.state_dict()[name], p, name)
+
+
+@pytest.mark.skipif(not DOCS.exists(), reason="the documents are not installed with the package")
+def test_the_code_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = DOCS.read_text(encoding="utf-8").split("```")[1::2]
+    names: dict[str, Any] = {}
+    for block in code:
+        exec(compile(block.removeprefix("python"), str(DOCS), "exec"), names)
+    assert names["history"]["loss"][-1] < names["history"]["loss"][0]

@@ -63,12 +63,12 @@ class Module(Layer):
     @property
     def rng_state(self) -> dict[str, Any]:
         """State of the generator that dropout draws from; may be assigned, so that a run goes on as it would have."""
-        state: dict[str, Any] = self._rng.bit_generator.state
+        state: dict[str, Any] = {**self._rng.bit_generator.state}
         return state
 
     @rng_state.setter
     def rng_state(self, state: dict[str, Any]) -> None:
-        self._rng.bit_generator.state = state
+        self._rng.bit_generator.state = {**state}
 
     # --------------------------------------------------------------------------------------------------------- building
     @property

@@ -201,7 +201,8 @@ class Recurrent(Module):
         valid = None if mask is None else np.ascontiguousarray(np.asarray(mask).T)
         _, blocks = layer._blocks()
         given = self._initial(B)
-        states = layer._take_state(given, B, False)
+        leading = (self._directions, B)
+        states = layer._state.zeros(leading) if given is None else layer._state.check(given, leading, "state")
         outputs, walks = [], []
         for d, block in enumerate(blocks[0]):
             factors = drop_factors(self._rng, (B, self.units), self.recurrent_dropout, self.dtype)

@@ -60,7 +60,7 @@ class Data:
         if mask is not None and self.ragged:
             raise ValueError("a mask goes with padded arrays; a list of sequences has its lengths already")
         self.mask: Any = None if mask is None else np.asarray(mask)
-        if mask is not None and (self.mask.dtype != np.bool_ or self.mask.shape != np.shape(self.x)[:2]):
+        if self.mask is not None and (self.mask.dtype != np.bool_ or self.mask.shape != np.shape(self.x)[:2]):
             raise ValueError(
                 f"mask has shape {self.mask.shape} and dtype {self.mask.dtype}, expected bools {np.shape(self.x)[:2]}"
             )

@@ -152,7 +152,7 @@ class Fit:
 
     def order_state(self) -> dict[str, Any]:
         """State of the generator that drew this epoch's order or, between epochs, draws the next one's."""
-        state: dict[str, Any] = self._order_rng or self.rng.bit_generator.state
+        state: dict[str, Any] = {**(self._order_rng or self.rng.bit_generator.state)}
         return state
 
     def restore_order(self, state: dict[str, Any]) -> None:
@@ -232,7 +232,7 @@ def fit(
             "or call it on a batch"
         )
     task = Fit(model, source, batch_size, shuffle)
-    given = list(callbacks)
+    given = sorted(callbacks, key=lambda c: getattr(c, "LAST", False))
     own: list[Callback] = [Epochs(task, validation), *given]
     if flag(verbose, "verbose"):
         own.append(EpochProgress(task.results, task.steps_per_epoch, epochs))
