@@ -36,6 +36,8 @@ typedef struct {
 typedef struct {
     int kind; /* enum fl_kind */
     int projected, peepholes, reset_after;
+    int input_forget; /* LSTM: f = 1 - i, and the rows of f have no effect */
+    float clip;       /* bound of the gates' pre-activations; 0: none */
     ptrdiff_t I, H, R;
     fl_act act[3]; /* gates, candidate, output; RNN: its only one first */
 } fl_spec;
@@ -56,6 +58,7 @@ typedef struct {
     const float *bias_n;                /* GRU with reset_after = 0: the candidate's bias */
     const float *peep;                  /* (3, H): i, f, o */
     const float *v_x, *v_h, *v_n, *v_r; /* backward panels of the transposed matrices; NULL until packed */
+    float ends[2][2];                   /* act[0] and act[1] at -clip and clip, if the spec has a clip */
 } fl_block;
 
 /* Canonical parameters (PyTorch's shapes); NULL where absent. */

@@ -6,7 +6,6 @@ import ast
 import copy
 import importlib
 import inspect
-import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -46,20 +45,10 @@ def assert_agrees(got: dict[str, Any], case: Case) -> None:
     assert_all_near(got, expected(case), TOLERANCE["values"], TOLERANCE["gradients"])
 
 
-def skip_unsupported(case: Case, backend: str) -> None:
-    """Skip what the backend refuses by name."""
-    specs = case.layer(backend="numpy")._specs[0]
-    for why in filter(None, (module(backend).supports(spec, "float32", "float32") for spec in specs)):
-        with pytest.raises(fl.BackendError, match=re.escape(why)):
-            case.layer(backend=backend)
-        pytest.skip(f"backend {backend!r} {why}")
-
-
 # --------------------------------------------------------------------------------------------------- against reference
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_the_reference(case: Case, backend: str) -> None:
     """Outputs, states and every gradient in float32; the reference's own float32 is held to the same."""
-    skip_unsupported(case, backend)
     layer, drawn = case.layer("float32", backend), case.draw("float32")
     assert_agrees(drawn.run(layer), case)
     y, state = layer(drawn.x, drawn.state, drawn.lengths)
@@ -355,7 +344,6 @@ def test_bits_do_not_depend_on_other_callers(compiled: str) -> None:
 @pytest.mark.parametrize("case", [case for case in CASES if case.ids and case.T], ids=str)
 def test_token_ids_are_one_hot_rows(case: Case, backend: str) -> None:
     """Outputs and states bit for bit: the zeros of a one-hot row change nothing. Gradients add in another order."""
-    skip_unsupported(case, backend)
     layer, drawn = case.layer("float32", backend), case.draw()
     by_id = drawn.run(layer)
     ids = drawn.x

@@ -29,7 +29,6 @@ GUARDED = [
     case
     for case in CASES
     if case.T and case.B and not case.options.keys() & {"num_layers", "bidirectional", "activations", "nonlinearity"}
-    if module("c").supports(case.layer(backend="numpy")._specs[0][0], "float32", "float32") is None
 ]
 
 

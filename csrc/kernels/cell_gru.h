@@ -17,10 +17,10 @@ INLINE void gru_rows(const Step *s, const float *tile, ptrdiff_t panel, ptrdiff_
     const ptrdiff_t H = e->H, u = panel * VL;
     const int count = (int)fl_min(VL, H - u);
     for (const ptrdiff_t end = row + rows; row < end; row++, tile += 4 * VL) {
-        const V r = known_act(e, 0, FL_SIGMOID, V_LOAD(tile), standard),
-                z = known_act(e, 0, FL_SIGMOID, V_LOAD(tile + VL), standard);
+        const V r = known_gate(e, 0, FL_SIGMOID, V_LOAD(tile), standard),
+                z = known_gate(e, 0, FL_SIGMOID, V_LOAD(tile + VL), standard);
         const V m = V_LOAD(tile + 3 * VL);
-        const V n = known_act(e, 1, FL_TANH, V_FMA(r, m, V_LOAD(tile + 2 * VL)), standard);
+        const V n = known_gate(e, 1, FL_TANH, V_FMA(r, m, V_LOAD(tile + 2 * VL)), standard);
         const V h = V_LOADN(s->h + row * H + u, count);
         give_gate(s, row, 0, u, r, count);
         give_gate(s, row, 1, u, z, count);
@@ -49,7 +49,7 @@ INLINE void gru_reset(const void *context, const float *tile, ptrdiff_t panel, p
     for (const ptrdiff_t end = row + rows; row < end; row++)
         for (ptrdiff_t u = first; u < end_unit; u += VL, tile += 2 * VL) {
             const int count = (int)fl_min(VL, H - u);
-            const V r = v_act(e->act[0], V_LOAD(tile)), z = v_act(e->act[0], V_LOAD(tile + VL));
+            const V r = v_gate(e, 0, V_LOAD(tile)), z = v_gate(e, 0, V_LOAD(tile + VL));
             const V m = V_MUL(r, V_LOADN(s->h + row * H + u, count));
             V_STOREN(s->m + row * H + u, m, count);
             V_STOREN(s->z + row * H + u, z, count);
@@ -69,7 +69,7 @@ INLINE void gru_candidate(const void *context, const float *tile, ptrdiff_t pane
         for (ptrdiff_t v = 0; v < width; v += VL) {
             const ptrdiff_t u = first + v;
             const int count = (int)fl_min(VL, H - u);
-            const V n = v_act(e->act[1], V_LOAD(tile + v)), z = V_LOADN(s->z + row * H + u, count);
+            const V n = v_gate(e, 1, V_LOAD(tile + v)), z = V_LOADN(s->z + row * H + u, count);
             give_gate(s, row, 2, u, n, count);
             give_h(s, row, u, gru_h(z, n, V_LOADN(s->h + row * H + u, count)), count);
         }
@@ -90,12 +90,12 @@ INLINE void gru_rows_back(const Back *s, ptrdiff_t n, const int standard) {
             const int count = (int)fl_min(VL, H - u);
             const V r = V_LOADN(gates + u, count), z = V_LOADN(gates + H + u, count);
             const V cand = V_LOADN(gates + 2 * H + u, count), dh = whole_dh(s, row, u, count);
-            const V dz =
-                V_MUL(V_MUL(dh, V_SUB(V_LOADN(h_prev + u, count), cand)), known_dact(e, 0, FL_SIGMOID, z, standard));
-            const V dn = V_MUL(V_MUL(dh, V_SUB(V_SET1(1.0f), z)), known_dact(e, 1, FL_TANH, cand, standard));
+            const V dz = V_MUL(V_MUL(dh, V_SUB(V_LOADN(h_prev + u, count), cand)),
+                               known_dgate(s->k, 0, FL_SIGMOID, z, standard));
+            const V dn = V_MUL(V_MUL(dh, V_SUB(V_SET1(1.0f), z)), known_dgate(s->k, 1, FL_TANH, cand, standard));
             if (e->reset_after) {
                 const V m = V_LOADN(gates + 3 * H + u, count);
-                V_STOREN(gates + u, V_MUL(V_MUL(dn, m), known_dact(e, 0, FL_SIGMOID, r, standard)), count);
+                V_STOREN(gates + u, V_MUL(V_MUL(dn, m), known_dgate(s->k, 0, FL_SIGMOID, r, standard)), count);
                 V_STOREN(gates + 3 * H + u, V_MUL(dn, r), count);
             }
             V_STOREN(gates + H + u, dz, count);
@@ -123,7 +123,7 @@ static void gru_reset_back(const Back *s, ptrdiff_t n) {
         for (ptrdiff_t u = 0; u < H; u += VL) {
             const int count = (int)fl_min(VL, H - u);
             const V r = V_LOADN(gates + u, count), drh = V_LOADN(s->m + row * H + u, count);
-            const V dr = V_MUL(V_MUL(drh, V_LOADN(s->h_prev[row] + u, count)), v_dact(e->act[0], r));
+            const V dr = V_MUL(V_MUL(drh, V_LOADN(s->h_prev[row] + u, count)), v_dgate(s->k, 0, r));
             float *const dh = s->dh + row * H + u;
             V_STOREN(dh, V_FMA(drh, r, V_LOADN(dh, count)), count);
             V_STOREN(gates + u, dr, count);

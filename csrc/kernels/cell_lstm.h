@@ -1,7 +1,7 @@
 /* cell_lstm.h: the LSTM cell and its derivative, as lstm_step and lstm_step_backward in _backends/numpy.py. Part of
  * kernels.h.
  *
- *   i, f, g, o = the four gates of x W_ih' + h W_hh' + b      i, f see peepholes of c, o of c'
+ *   i, f, g, o = the four gates of x W_ih' + h W_hh' + b      i, f see peepholes of c, o of c'; input_forget: f = 1 - i
  *   c' = f c + i g
  *   m  = o tanh(c')
  *   h' = m, or with a projection m W_hr' */
@@ -28,7 +28,7 @@ INLINE void lstm_rows(const Step *s, const float *tile, ptrdiff_t u, int lanes, 
     const fl_spec *e = &s->k->spec;
     const ptrdiff_t H = e->H;
     const float *const peep = s->k->peep;
-    const fl_act gate = e->act[0], output = standard ? (fl_act){.id = FL_TANH} : e->act[2];
+    const fl_act output = standard ? (fl_act){.id = FL_TANH} : e->act[2];
     V c = V_SET1(0.0f), o = c;
     for (int r = 0; r < rows; r++, row++, tile += 4 * lanes) {
         const V c_before = c, o_before = o; /* of the row before */
@@ -43,15 +43,15 @@ INLINE void lstm_rows(const Step *s, const float *tile, ptrdiff_t u, int lanes, 
                 i = V_FMA(V_LOADN(peep + u, count), c, i);
                 f = V_FMA(V_LOADN(peep + H + u, count), c, f);
             }
-            i = v_act(gate, i);
-            f = v_act(gate, f);
-            g = v_act(e->act[1], g);
+            i = v_gate(e, 0, i);
+            f = e->input_forget ? V_SUB(V_SET1(1.0f), i) : v_gate(e, 0, f);
+            g = v_gate(e, 1, g);
         }
         c = V_FMA(f, c, V_MUL(i, g)); /* c' = f c + i g */
         if (!standard) {
             if (peep)
                 o = V_FMA(V_LOADN(peep + 2 * H + u, count), c, o);
-            o = v_act(gate, o);
+            o = v_gate(e, 0, o);
         }
         V_STOREN(at_c, c, count);
         if (s->gates) {
@@ -112,21 +112,22 @@ INLINE void lstm_unit_back(const Back *s, ptrdiff_t row, ptrdiff_t u, const int 
     const fl_spec *e = &s->k->spec;
     const ptrdiff_t H = e->H;
     const float *const peep = standard ? NULL : s->k->peep;
-    const fl_act gate = standard ? (fl_act){.id = FL_SIGMOID} : e->act[0];
-    const fl_act candidate = standard ? (fl_act){.id = FL_TANH} : e->act[1];
     const fl_act output = standard ? (fl_act){.id = FL_TANH} : e->act[2];
     float *const gates = s->gates + row * s->ld_gates + u, *const at_dc = s->dc + row * H + u;
     const V i = V_LOADN(gates, count), f = V_LOADN(gates + H, count);
     const V g = V_LOADN(gates + 2 * H, count), o = V_LOADN(gates + 3 * H, count);
     const V tc = v_act(output, V_LOADN(s->c + row * H + u, count)); /* tanh(c') */
     const V dm = e->projected ? V_LOADN(s->m + row * H + u, count) : whole_dh(s, row, u, count);
-    const V d_o = V_MUL(V_MUL(dm, tc), v_dact(gate, o));
+    const V d_o = V_MUL(V_MUL(dm, tc), known_dgate(s->k, 0, FL_SIGMOID, o, standard));
     V dc = V_FMA(V_MUL(dm, o), v_dact(output, tc), V_LOADN(at_dc, count)); /* of c' */
     if (peep)
         dc = V_FMA(d_o, V_LOADN(peep + 2 * H + u, count), dc);
-    const V di = V_MUL(V_MUL(dc, g), v_dact(gate, i));
-    const V df = V_MUL(V_MUL(dc, V_LOADN(s->c_prev[row] + u, count)), v_dact(gate, f));
-    const V dg = V_MUL(V_MUL(dc, i), v_dact(candidate, g));
+    const V c_prev = V_LOADN(s->c_prev[row] + u, count);
+    const int f_of_i = !standard && e->input_forget; /* f = 1 - i: what f would have goes to i, negated */
+    const V for_i = f_of_i ? V_SUB(g, c_prev) : g;
+    const V di = V_MUL(V_MUL(dc, for_i), known_dgate(s->k, 0, FL_SIGMOID, i, standard));
+    const V df = f_of_i ? V_SET1(0.0f) : V_MUL(V_MUL(dc, c_prev), known_dgate(s->k, 0, FL_SIGMOID, f, standard));
+    const V dg = V_MUL(V_MUL(dc, i), known_dgate(s->k, 1, FL_TANH, g, standard));
     dc = V_MUL(dc, f); /* of c */
     if (peep) {
         dc = V_FMA(di, V_LOADN(peep + u, count), dc);

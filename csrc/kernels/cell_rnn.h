@@ -10,7 +10,7 @@ INLINE void rnn_rows(const Step *s, const float *tile, ptrdiff_t panel, ptrdiff_
     for (const ptrdiff_t end = row + rows; row < end; row++, tile += width)
         for (ptrdiff_t v = 0; v < width; v += VL) {
             const ptrdiff_t u = first + v;
-            const V h = known_act(e, 0, FL_TANH, V_LOAD(tile + v), standard);
+            const V h = known_gate(e, 0, FL_TANH, V_LOAD(tile + v), standard);
             give_h(s, row, u, h, (int)fl_min(VL, H - u));
         }
 }
@@ -25,13 +25,12 @@ EPILOGUE(rnn_output_generic, rnn_output_generic_tile, 4, 4, 2) /* called, as GRU
 
 /* The gradient of the pre-activation, to s->gates. */
 INLINE void rnn_rows_back(const Back *s, ptrdiff_t n, const int standard) {
-    const fl_spec *e = &s->k->spec;
-    const ptrdiff_t H = e->H;
+    const ptrdiff_t H = s->k->spec.H;
     for (ptrdiff_t row = 0; row < n; row++)
         for (ptrdiff_t u = 0; u < H; u += VL) {
             const int count = (int)fl_min(VL, H - u);
             const V h = V_LOADN(s->h + row * H + u, count);
-            const V d = V_MUL(whole_dh(s, row, u, count), known_dact(e, 0, FL_TANH, h, standard));
+            const V d = V_MUL(whole_dh(s, row, u, count), known_dgate(s->k, 0, FL_TANH, h, standard));
             V_STOREN(s->gates + row * s->ld_gates + u, d, count);
         }
 }

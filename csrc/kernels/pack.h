@@ -128,6 +128,17 @@ static void pack_backward(fl_block *k, const fl_params *w, int panels, float *to
         k->v_r = to, pack_columns_of(to, w->weight_hr, H, R);
 }
 
+/* What a clipped gate is, made by the function that makes the gates: equal to the last bit. */
+static void set_ends(fl_block *k) {
+    const float clip = k->spec.clip;
+    for (int role = 0; role < 2; role++)
+        for (int high = 0; high < 2; high++) {
+            float lanes[VL];
+            V_STORE(lanes, v_act(k->spec.act[role], V_SET1(high ? clip : -clip)));
+            k->ends[role][high] = lanes[0];
+        }
+}
+
 static void pack(fl_block *k, const fl_params *w, int panels, void *memory) {
     const fl_spec *s = &k->spec;
     const ptrdiff_t I = s->I, H = s->H, R = s->R;
@@ -138,6 +149,8 @@ static void pack(fl_block *k, const fl_params *w, int panels, void *memory) {
         pack_backward(k, w, panels, to);
         return;
     }
+    if (s->clip > 0)
+        set_ends(k);
     k->w_x = to, to = plain ? pack_rows(to, w->weight_ih, H, I) : pack_gates(to, w->weight_ih, H, I, 0, C, blocks);
     k->w_h = to, to = plain ? pack_rows(to, w->weight_hh, H, R) : pack_gates(to, w->weight_hh, H, R, 0, C, blocks);
     k->bias = to, to = pack_bias(to, s, w, 0, C);

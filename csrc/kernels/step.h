@@ -61,10 +61,28 @@ INLINE V whole_dh(const Back *s, ptrdiff_t row, ptrdiff_t u, int count) {
 
 /* ------------------------------------------------------------------------------------------------------- activations */
 
-/* Whether the activations are the usual sigmoid and tanh, without peepholes. Where a function below takes `standard`, it
- * is a constant wherever the function is inlined, so that no loop asks for an activation. */
+/* The gate of a role (0: gates, 1: candidate) from its pre-activation, which a clip bounds. */
+INLINE V v_gate(const fl_spec *e, int role, V x) {
+    if (e->clip > 0)
+        x = V_MAX(V_SET1(-e->clip), V_MIN(V_SET1(e->clip), x)); /* the constant first: NaN stays */
+    return v_act(e->act[role], x);
+}
+
+/* Its derivative from its value y: 0 where y is the value of a clipped gate. */
+INLINE V v_dgate(const fl_block *k, int role, V y) {
+    const V d = v_dact(k->spec.act[role], y);
+    if (!(k->spec.clip > 0))
+        return d;
+    const V zero = V_SET1(0.0f), low = V_SET1(k->ends[role][0]), high = V_SET1(k->ends[role][1]);
+    return V_SELECT_EQ(y, low, zero, V_SELECT_EQ(y, high, zero, d));
+}
+
+/* Whether the activations are the usual sigmoid and tanh, without peepholes, clip and input_forget. Where a function
+ * below takes `standard`, it is a constant wherever the function is inlined, so that no loop asks for an activation. */
 static int is_standard(const fl_block *k) {
     const fl_act *act = k->spec.act;
+    if (k->spec.clip > 0 || k->spec.input_forget)
+        return 0;
     switch (k->spec.kind) {
     case FL_LSTM: return !k->peep && act[0].id == FL_SIGMOID && act[1].id == FL_TANH && act[2].id == FL_TANH;
     case FL_GRU: return act[0].id == FL_SIGMOID && act[1].id == FL_TANH;
@@ -72,10 +90,10 @@ static int is_standard(const fl_block *k) {
     }
 }
 
-/* The spec's activation of that number, or its derivative from the output y; `id` is its usual one. */
-INLINE V known_act(const fl_spec *e, int number, const int id, V x, const int standard) {
-    return standard ? v_act((fl_act){.id = id}, x) : v_act(e->act[number], x);
+/* The gate of a role, or its derivative from its value y; `id` is the role's usual activation. */
+INLINE V known_gate(const fl_spec *e, int role, const int id, V x, const int standard) {
+    return standard ? v_act((fl_act){.id = id}, x) : v_gate(e, role, x);
 }
-INLINE V known_dact(const fl_spec *e, int number, const int id, V y, const int standard) {
-    return standard ? v_dact((fl_act){.id = id}, y) : v_dact(e->act[number], y);
+INLINE V known_dgate(const fl_block *k, int role, const int id, V y, const int standard) {
+    return standard ? v_dact((fl_act){.id = id}, y) : v_dgate(k, role, y);
 }

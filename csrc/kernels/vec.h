@@ -19,6 +19,7 @@ typedef float V;
 #define V_ABS(a) fabsf(a)
 #define V_COPYSIGN(a, sign) copysignf(a, sign)                /* a >= 0 with the sign of another */
 #define V_SELECT_GT(a, b, yes, no) ((a) > (b) ? (yes) : (no)) /* a > b ? yes : no, lane by lane */
+#define V_SELECT_EQ(a, b, yes, no) ((a) == (b) ? (yes) : (no))
 INLINE V scalar_shift23(V a) {
     union {
         float f;
@@ -64,6 +65,7 @@ INLINE void neon_storen(float *p, V v, int n) {
 #define V_ABS(a) vabsq_f32(a)
 #define V_COPYSIGN(a, sign) vbslq_f32(vdupq_n_u32(0x80000000u), sign, a)
 #define V_SELECT_GT(a, b, yes, no) vbslq_f32(vcgtq_f32(a, b), yes, no)
+#define V_SELECT_EQ(a, b, yes, no) vbslq_f32(vceqq_f32(a, b), yes, no)
 #define V_SHIFT23(a) vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), 23))
 
 #elif VL == 8
@@ -91,6 +93,7 @@ static const int32_t tail_mask[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0
 #define V_ABS(a) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a)
 #define V_COPYSIGN(a, sign) _mm256_or_ps(_mm256_and_ps(_mm256_set1_ps(-0.0f), sign), a)
 #define V_SELECT_GT(a, b, yes, no) _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ))
+#define V_SELECT_EQ(a, b, yes, no) _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_EQ_OQ))
 #define V_SHIFT23(a) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23))
 
 #elif VL == 16
@@ -117,6 +120,7 @@ typedef __m512 V;
 #define V_ABS(a) _mm512_abs_ps(a)
 #define V_COPYSIGN(a, sign) _mm512_or_ps(_mm512_and_ps(_mm512_set1_ps(-0.0f), sign), a)
 #define V_SELECT_GT(a, b, yes, no) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), no, yes)
+#define V_SELECT_EQ(a, b, yes, no) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), no, yes)
 #define V_SHIFT23(a) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23))
 /* Only here: a table of 16 floats is a register, looked up at once in every lane by the lowest 4 bits of VI's. */
 typedef __m512i VI;

@@ -33,6 +33,7 @@ DTYPES = ("float32",)
 STORAGES = ("float32",)  # enum fl_storage; every other storage is refused by name
 EXTRAS = ("dense", "optimisers")
 FLOAT32 = np.dtype(np.float32)
+LEAST_CLIP = float(np.finfo(np.float32).tiny)  # fl_spec.clip == 0 means that there is none
 
 if ffi is not None:  # module-level aliases: cheaper than attribute lookups, of which a short call does dozens
     NULL, new, from_buffer = ffi.NULL, ffi.new, ffi.from_buffer
@@ -58,11 +59,7 @@ def unusable() -> str | None:
 
 def supports(spec: Spec, storage: str, dtype: str) -> str | None:
     """See `_backends.numpy.supports`."""
-    why = problem(storage, dtype, STORAGES)
-    if why is None and (spec.clip is not None or spec.input_forget):
-        option = f"clip={spec.clip:g}" if spec.clip is not None else "input_forget=True"
-        why = f"cannot compute {option}: use backend='auto', which finds one that can, or leave it out"
-    return why
+    return problem(storage, dtype, STORAGES)
 
 
 def isas() -> dict[str, str | None]:
@@ -210,6 +207,7 @@ def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, rever
     s = handle.spec
     s.kind, s.I, s.H, s.R = KINDS.index(spec.kind), spec.I, spec.H, spec.R
     s.projected, s.peepholes, s.reset_after = bool(spec.proj_size), spec.peepholes, spec.reset_after
+    s.input_forget, s.clip = spec.input_forget, 0 if spec.clip is None else max(spec.clip, LEAST_CLIP)
     for at, f in enumerate(spec.activations):
         s.act[at].id, s.act[at].alpha, s.act[at].beta = ACTIVATION_IDS[f.name], f.alpha, f.beta
     handle.isa, handle.storage, handle.reverse = lib.fl_isa_chosen(), STORAGES.index(storage or "float32"), reverse

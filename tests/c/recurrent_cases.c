@@ -14,20 +14,27 @@
 
 typedef struct {
     const char *name;
-    int kind, projected, peepholes, reset_after, bias;
+    int kind, projected, peepholes, reset_after, bias, input_forget;
+    float clip;
 } Form;
 static const Form forms[] = {
-    {"lstm", FL_LSTM, 0, 0, 0, 1},
-    {"lstm without bias", FL_LSTM, 0, 0, 0, 0},
-    {"lstm projected", FL_LSTM, 1, 0, 0, 1},
-    {"lstm with peepholes", FL_LSTM, 0, 1, 0, 1},
-    {"lstm projected with peepholes", FL_LSTM, 1, 1, 0, 0},
-    {"gru", FL_GRU, 0, 0, 1, 1},
-    {"gru without bias", FL_GRU, 0, 0, 1, 0},
-    {"gru reset before", FL_GRU, 0, 0, 0, 1},
-    {"gru reset before, without bias", FL_GRU, 0, 0, 0, 0},
-    {"rnn", FL_RNN, 0, 0, 0, 1},
-    {"rnn without bias", FL_RNN, 0, 0, 0, 0},
+    {"lstm", FL_LSTM, 0, 0, 0, 1, 0, 0},
+    {"lstm without bias", FL_LSTM, 0, 0, 0, 0, 0, 0},
+    {"lstm projected", FL_LSTM, 1, 0, 0, 1, 0, 0},
+    {"lstm with peepholes", FL_LSTM, 0, 1, 0, 1, 0, 0},
+    {"lstm projected with peepholes", FL_LSTM, 1, 1, 0, 0, 0, 0},
+    {"gru", FL_GRU, 0, 0, 1, 1, 0, 0},
+    {"gru without bias", FL_GRU, 0, 0, 1, 0, 0, 0},
+    {"gru reset before", FL_GRU, 0, 0, 0, 1, 0, 0},
+    {"gru reset before, without bias", FL_GRU, 0, 0, 0, 0, 0, 0},
+    {"rnn", FL_RNN, 0, 0, 0, 1, 0, 0},
+    {"rnn without bias", FL_RNN, 0, 0, 0, 0, 0, 0},
+    {"lstm clipped", FL_LSTM, 0, 0, 0, 1, 0, 0.4f},
+    {"lstm with input_forget", FL_LSTM, 0, 0, 0, 1, 1, 0},
+    {"lstm projected with peepholes and input_forget, clipped", FL_LSTM, 1, 1, 0, 1, 1, 0.5f},
+    {"gru clipped", FL_GRU, 0, 0, 1, 1, 0, 0.4f},
+    {"gru reset before, clipped", FL_GRU, 0, 0, 0, 1, 0, 0.4f},
+    {"rnn clipped", FL_RNN, 0, 0, 0, 1, 0, 0.4f},
 };
 
 static const ptrdiff_t hidden_sizes[] = {129, 1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100};
@@ -52,7 +59,7 @@ static const Manner manners[] = {
     {", ids", 1, 0, 0, 1},
     {", ids, reverse ragged", 1, 1, 1, 1},
 };
-_Static_assert(LENGTH(forms) == 11 && LENGTH(hidden_sizes) == 13 && LENGTH(input_sizes) == 7 && LENGTH(shapes) == 19 &&
+_Static_assert(LENGTH(forms) == 17 && LENGTH(hidden_sizes) == 13 && LENGTH(input_sizes) == 7 && LENGTH(shapes) == 19 &&
                    LENGTH(manners) == 8,
                "no two lengths may have a common factor");
 
@@ -133,6 +140,8 @@ static void shape_case(Case *k, int n, int grid) {
     s->projected = k->form->projected;
     s->peepholes = k->form->peepholes;
     s->reset_after = k->form->reset_after;
+    s->input_forget = k->form->input_forget;
+    s->clip = k->form->clip;
     s->H = extra < 0 ? hidden_sizes[n % LENGTH(hidden_sizes)] : 17;
     s->R = s->projected ? (2 * s->H + 2) / 3 : s->H;
     s->I = n % 5 == 2 ? s->R : input_sizes[n % LENGTH(input_sizes)]; /* I == R: can be stacked */
