@@ -13,6 +13,9 @@ from numpy import ndarray  # a global name is found sooner than np.ndarray
 from .layout import Array
 from .memory import LINE, buffers
 
+# Numbers from which gradients come from the pool: below, zeros of malloc are as quick (I=H=64: 2 us of 87 less).
+POOLED = 1 << 16
+
 
 @dataclass(frozen=True)
 class SparseGradient:
@@ -79,7 +82,8 @@ class GradientLayout:
     def zeros(self) -> Gradients:
         """Gradients of all parameters, which are zeros."""
         grads = Gradients()
-        flat = grads.flat = buffers.zeros((self.size,), self.dtype)
+        make = np.zeros if self.size < POOLED else buffers.zeros
+        flat = grads.flat = make((self.size,), self.dtype)
         for name, shape, offset in self.places:
             grads[name] = None if shape is None else ndarray(shape, self.dtype, flat, offset)
         return grads

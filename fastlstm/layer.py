@@ -300,7 +300,8 @@ def _classes(cls: type[AnyLayer]) -> dict[str, type[AnyLayer]]:
         getattr(fastlstm, name)
     found = {cls.__name__: cls}
     for below in cls.__subclasses__():
-        found |= _classes(below)
+        if not below.__module__.startswith(f"{__package__}.nn"):  # modules, of which some have layers' names
+            found |= _classes(below)
     return found
 
 

@@ -141,3 +141,10 @@ class Dense(Module):
         dy = checked_dy(dy, tape.kept["shape"], self.dtype)
         kept = self._use(tape)
         return self.backward_logits(kept["inner"], activation_backward(self.activation, kept["y"], dy))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_core" not in state:  # a pickle of version 0.1.0, in which fastlstm.nn.Dense was today's fastlstm.Dense
+            self.__class__ = dense.Dense  # type: ignore[assignment]
+            dense.Dense.__setstate__(self, state)  # type: ignore[arg-type]
+            return
+        super().__setstate__(state)

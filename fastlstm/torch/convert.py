@@ -226,7 +226,7 @@ def _choose(groups: dict[str, Group], prefix: str) -> Group:
             return groups[name]
     if not groups:
         raise ValueError("it holds no recurrent layer: no name in it ends with weight_hh_l0 or weight_hh")
-    found = "".join(f"\n  {group.describe(name)}" for name, group in list(groups.items())[:LISTED])
+    found = "".join(f"\n  {group.describe(name)}" for name, group in sorted(groups.items())[:LISTED])
     more = f"\n  and {len(groups) - LISTED} more" if len(groups) > LISTED else ""
     asked = f"there is no recurrent layer with the prefix {prefix!r}" if prefix else "a prefix is needed"
     raise ValueError(f"{asked}; give prefix= one of these:{found}{more}")
