@@ -191,13 +191,13 @@ static double largest(const Part *p) {
 }
 
 /* What a part's error is a share of: its largest entry. All of a few entries may be small by chance, from large terms
- * that cancel; these count for a twentieth of the largest entry in any array of their sort, at least. */
+ * that cancel; these count for a tenth of the largest entry in any array of their sort, at least. */
 static double scale_of(const Result *r, const Part *p) {
     double scale = largest(p);
     if (p->count < 32)
         for (int i = 0; i < r->count; i++)
             if (r->parts[i].is_gradient == p->is_gradient)
-                scale = larger(scale, largest(&r->parts[i]) / 20);
+                scale = larger(scale, largest(&r->parts[i]) / 10);
     return scale;
 }
 
