@@ -144,7 +144,7 @@ class Dense(Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_core" not in state:  # a pickle of version 0.1.0, in which fastlstm.nn.Dense was today's fastlstm.Dense
-            self.__class__ = dense.Dense
-            dense.Dense.__setstate__(self, state)  # type: ignore[arg-type]
+            self.__class__ = dense.Dense  # type: ignore[assignment]
+            dense.Dense.__setstate__(self, state)
             return
         super().__setstate__(state)
