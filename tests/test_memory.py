@@ -20,6 +20,7 @@ from cases import CASES, Case
 
 import fastlstm as fl
 from fastlstm._backends import module
+from fastlstm._backends.c import calls, recurrent
 from fastlstm.layout import Rows
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -56,9 +57,9 @@ def exercise(case: Case, at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack, forward, backward and a step, with fences round every array, packed weights and scratch memory too."""
     c = module("c")
     # The kernels' own memory is promised to begin at a cache line.
-    for name in ("aligned", "of_its_own"):
-        monkeypatch.setattr(c, name, lambda floats: fence(4 * floats, at_end, align=64).view(np.float32))
-    monkeypatch.setattr(c, "_free", deque())
+    for place, name in ((recurrent, "aligned"), (calls, "of_its_own")):
+        monkeypatch.setattr(place, name, lambda floats: fence(4 * floats, at_end, align=64).view(np.float32))
+    calls.free_calls.clear()  # what is there has scratch memory without fences
 
     def guard(a: Any) -> Any:
         return guarded(a, at_end)
@@ -132,11 +133,11 @@ def test_scratch_memory_grows_until_there_is_enough(compiled: str, monkeypatch: 
         given.append(call.scratch.size)
         return (5, 9, 9)[len(given) - 1]
 
-    c = module("c")
-    monkeypatch.setattr(c, "_free", deque())
-    c.run("dense", function, {})
+    free: deque[Any] = deque()
+    monkeypatch.setattr(calls, "free_calls", free)
+    calls.run("dense", function, {})
     assert given == [0, 5, 9]
-    (call,) = c._free
+    (call,) = free
     assert call.scratch[1] == 9 and call.scratch[0] == call.dense.scratch.memory
 
 

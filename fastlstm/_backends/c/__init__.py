@@ -1,0 +1,43 @@
+"""The compiled backend: kernels in csrc/, one text for every instruction set; float32.
+
+It only hands pointers over: what is computed, and by which contract, stands in `_backends.numpy` and csrc/api.h.
+
+`extension` knows whether the extension is there, and its instruction sets; `calls` has what every call needs;
+`recurrent`, `dense` and `optimisers` are the functions that the contract names.
+"""
+
+from .dense import dense_backward, dense_cross_entropy, dense_forward, dense_pack
+from .extension import active_isa, choose_isa, ffi, forced_isa_problem, isas, lib, unusable, use_isa
+from .optimisers import scale, square_sum, update, update_columns
+from .recurrent import STORAGES, Block, backward, bind, forward, pack, supports
+
+__all__ = [
+    "DTYPES",
+    "EXTRAS",
+    "STORAGES",
+    "Block",
+    "active_isa",
+    "backward",
+    "bind",
+    "choose_isa",
+    "dense_backward",
+    "dense_cross_entropy",
+    "dense_forward",
+    "dense_pack",
+    "ffi",
+    "forced_isa_problem",
+    "forward",
+    "isas",
+    "lib",
+    "pack",
+    "scale",
+    "square_sum",
+    "supports",
+    "unusable",
+    "update",
+    "update_columns",
+    "use_isa",
+]
+
+DTYPES = ("float32",)
+EXTRAS = ("dense", "optimisers")
