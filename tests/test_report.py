@@ -22,8 +22,8 @@ import pytest
 from fastlstm import info, report
 from fastlstm._backends import BackendError, backends, choose
 from fastlstm.cli import main
-from fastlstm.report import cases, contenders, machine, measure, neighbours, page
-from fastlstm.report.cases import Case
+from fastlstm.report import cases, contenders, machine, measure, models, neighbours, page
+from fastlstm.report.cases import Case, ModelCase
 
 SMALL = Case("forward", "lstm", 3, 4, B=2, T=3)
 TOKENS = Case("forward", "lstm", 20, 4, B=2, T=3, ids=True)
@@ -125,6 +125,42 @@ def test_every_contender_here_computes_the_same(case: Case) -> None:
             assert measure.difference(make(case, 1).values(), expected) is None, name
         except measure.Unsupported as error:
             assert name not in OURS, error
+
+
+SMALL_MODELS = [
+    ModelCase("sentiment", 10, 4, 60),
+    ModelCase("sentiment", 10, 4, 60, ragged=True),
+    ModelCase("characters", 10, 4, 5),
+]
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("case", SMALL_MODELS, ids=str)
+def test_every_training_step_computes_the_same(case: ModelCase) -> None:
+    """Losses of three steps and the gradients of the first, in PyTorch's loop too."""
+    expected = contenders.reference(case)
+    assert len(expected["losses"]) == 3 and len({*expected["losses"]}) == 3 and len(expected) > 4
+    for name, make in (OURS | contenders.peers()).items():
+        try:
+            assert measure.difference(make(case, 1).values(), expected) is None, name
+        except measure.Unsupported as error:
+            assert name not in OURS, error
+
+
+def test_a_model_with_another_rate_or_weight_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = contenders.reference(SMALL_MODELS[0])
+    monkeypatch.setattr(models, "CLIP", 1e-3)
+    found = measure.difference(models.our_contender(SMALL_MODELS[0]).values(), expected)
+    assert found is not None and found.startswith(measure.WRONG)
+
+
+def test_ragged_models_cost_the_steps_that_exist() -> None:
+    padded, ragged = SMALL_MODELS[:2]
+    steps = sum(map(len, ragged.draw().x)) / (8 * 4 * 60)
+    assert 0.1 < steps < 0.6 and ragged.flops == pytest.approx(padded.flops * steps)
+    assert padded.flops == 3 * 2 * 40 * (32 + 10) * 4 * 60
+    batches = ragged.draw().batches
+    assert sorted(np.concatenate(batches)) == list(range(8 * 4))
 
 
 @pytest.mark.peers

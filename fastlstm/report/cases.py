@@ -17,6 +17,10 @@ Mode = Literal["forward", "step", "run", "train"]
 
 LAYERS: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 CHECKED_STEPS = 5  # of a stream, before its steps are timed
+BATCHES = 8  # of a model's data, which come again and again
+WORDS, VECTOR = 5000, 32  # of the sentiment model
+LETTERS = 28  # of the character model
+LONGEST, SHAPE, SCALE = 51, 2.2, 8.6  # lengths of reviews: a gamma distribution of mean 19, cut at 51
 
 
 class Drawn(NamedTuple):
@@ -158,6 +162,95 @@ class Case:
         return walks * self.layers * self.recurrent_bytes + inputs
 
 
+class Samples(NamedTuple):
+    """The data of a `ModelCase`, the same for every contender."""
+
+    x: Any  # (N, T) token ids, or a list of N sequences of them
+    y: Array  # (N,) labels 0 and 1, or (N, T) the next ids
+    batches: list[Array]  # the samples of each batch
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """One model whose training steps are measured.
+
+    Parameters
+    ----------
+    model : {"sentiment", "characters"}
+        Embedding, LSTM, one output with binary cross-entropy, Adam; or LSTM on token ids, one output for each id with
+        cross-entropy, plain gradient descent, and the state carried from step to step.
+    H, B, T : int
+        Hidden units, sequences of a batch, steps.
+    ragged : bool
+        Sequences have the lengths of short reviews, up to 51 words; each batch has those of about one length.
+    """
+
+    model: Literal["sentiment", "characters"]
+    H: int
+    B: int
+    T: int
+    ragged: bool = False
+
+    mode = "fit"
+
+    def __str__(self) -> str:
+        return f"{self.model} fit {self.H} B={self.B} T={self.T}" + " ragged" * self.ragged
+
+    # ------------------------------------------------------------------------------------------------------- the data
+    def draw(self) -> Samples:
+        """Token ids, labels, and batches."""
+        rng, N = np.random.default_rng(1), self.B * BATCHES
+        if self.model == "characters":
+            x = rng.integers(0, LETTERS, (BATCHES * self.T + 1, self.B))
+            return Samples(x[:-1], x[1:], [np.arange(i * self.T, (i + 1) * self.T) for i in range(BATCHES)])
+        y = rng.integers(0, 2, N).astype(np.float32)
+        lengths = self._lengths(rng, N)
+        words = [rng.integers(1, WORDS, n) for n in lengths]
+        if not self.ragged:
+            x = np.zeros((N, self.T), np.int64)
+            for row, one in zip(x, words, strict=True):
+                row[: len(one)] = one
+            return Samples(x, y, [np.arange(i * self.B, (i + 1) * self.B) for i in range(BATCHES)])
+        order = rng.permutation(np.argsort(lengths, kind="stable").reshape(BATCHES, self.B))
+        return Samples(words, y, [*order])
+
+    @staticmethod
+    def _lengths(rng: np.random.Generator, N: int) -> Array:
+        """How many words each of N reviews has."""
+        drawn: Array = np.clip(rng.gamma(SHAPE, SCALE, N).round(), 1, LONGEST).astype(np.int64)
+        return drawn
+
+    # -------------------------------------------------------------------------------------------------- what it costs
+    @property
+    def layer_case(self) -> Case:
+        """The recurrent layer alone."""
+        inputs = VECTOR if self.model == "sentiment" else LETTERS
+        return Case("train", "lstm", inputs, self.H, self.B, self.T, ids=self.model == "characters")
+
+    @property
+    def flops(self) -> float:
+        """Of the recurrent layer's products, in a step (the mean of the batches)."""
+        whole = self.layer_case.flops
+        if not self.ragged:
+            return whole
+        return whole * float(np.mean([len(one) for one in self.draw().x])) / self.T
+
+    @property
+    def recurrent_bytes(self) -> int:
+        """Of the recurrent weights."""
+        return self.layer_case.recurrent_bytes
+
+    @property
+    def bytes_read(self) -> float:
+        """Of the weights, in a step."""
+        return self.layer_case.bytes_read
+
+    @property
+    def parameters(self) -> int:
+        """Of the recurrent layer."""
+        return self.layer_case.parameters
+
+
 # ------------------------------------------------------------------------------------------------------------- the list
 KINDS: tuple[Kind, ...] = ("lstm", "gru", "rnn")
 CALLS: tuple[Mode, ...] = ("forward", "train")
@@ -240,7 +333,14 @@ GRID = [
     Case("step", "lstm", 256, 256),
 ]
 
-GROUPS: dict[str, list[Case]] = {
+# A whole step of training: batching, embedding, layer, head, loss, clipping and optimiser.
+FIT = [
+    ModelCase("sentiment", 100, 64, 60),
+    ModelCase("sentiment", 100, 64, 60, ragged=True),
+    ModelCase("characters", 256, 32, 35),
+]
+
+GROUPS: dict[str, list[Any]] = {
     "inference": INFERENCE,
     "odd": ODD,
     "lengths": LENGTHS,
@@ -249,10 +349,11 @@ GROUPS: dict[str, list[Case]] = {
     "training": TRAINING,
     "cells": CELLS,
     "grid": GRID,
+    "fit": FIT,
 }
 
 
-def select(groups: Iterable[str], words: Iterable[str] = ()) -> dict[str, list[Case]]:
+def select(groups: Iterable[str], words: Iterable[str] = ()) -> dict[str, list[Any]]:
     """The cases of these groups; with `words`, those that a word names: a group, of all, or a part of a case's name.
 
     Raises

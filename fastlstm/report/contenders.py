@@ -23,7 +23,8 @@ from .._onnx_weights import node_attributes, node_tensors
 from ..layout import Array, suffix
 from ..spec import Spec
 from ..validation import flag
-from .cases import Case, Drawn
+from . import models
+from .cases import Case, Drawn, ModelCase
 from .measure import Contender, Maker, Unsupported
 
 
@@ -51,8 +52,12 @@ def peers() -> dict[str, Maker]:
     return {make.__name__: functools.partial(peer, make) for make in every}
 
 
-def peer(make: Maker, case: Case, threads: int) -> Contender:
+def peer(make: Maker, case: Case | ModelCase, threads: int) -> Contender:
     """One of them, in what they all can do."""
+    if isinstance(case, ModelCase):
+        if make is not torch:
+            raise Unsupported("whole training steps are measured beside PyTorch only")
+        return models.torch_contender(needed("torch"), case, threads)
     if case.ids:
         raise Unsupported("takes token ids only through an embedding, which is a layer of its own")
     if case.mode == "run":
@@ -75,17 +80,22 @@ def of_size_1(make: Maker, case: Case, threads: int) -> Contender:
     return make(case.of_size_1, threads)
 
 
-def reference(case: Case) -> Mapping[str, Array]:
+def reference(case: Case | ModelCase) -> Mapping[str, Array]:
     """The right values: those of the NumPy backend in float64, on the same float32 numbers."""
+    if isinstance(case, ModelCase):
+        return models.our_contender(case, "float64", "numpy").values()
     return our_contender(case, case.layer("float64", "numpy")).values()
 
 
 # ----------------------------------------------------------------------------------------------------------------- ours
-def fastlstm(backend: str, isa: str | None, case: Case, threads: int) -> Contender:
+def fastlstm(backend: str, isa: str | None, case: Case | ModelCase, threads: int) -> Contender:
     """One of our backends, perhaps with a forced instruction set."""
     choice: AbstractContextManager[None] = module("c").use_isa(isa) if isa else nullcontext()
     with choice:  # weights keep the instruction set for which they are packed, at the first call
-        contender = our_contender(case, case.layer(backend=backend))
+        if isinstance(case, ModelCase):
+            contender = models.our_contender(case, backend=backend)
+        else:
+            contender = our_contender(case, case.layer(backend=backend))
         contender.call()
     return contender
 

@@ -25,6 +25,7 @@ TITLES = {
     "training": "Training",
     "cells": "What a cell costs",
     "grid": "A small grid",
+    "fit": "Training steps of whole models",
 }
 BUSY = 0.5  # load average before the run, from which on others took part
 
