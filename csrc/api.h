@@ -240,6 +240,9 @@ ptrdiff_t fl_dense_cross_entropy(const fl_dense_call *call);
 /* An optimiser's step, for all spans in one pass. */
 void fl_update(const fl_rule *rule, const fl_span *spans, int count, int threads);
 
+/* table (V, width)[ids[k]] += rows[k] (n, width), in the order of k: the gradient of an embedding. An id may come often. */
+void fl_add_rows(float *table, ptrdiff_t width, const int64_t *ids, const float *rows, ptrdiff_t n);
+
 /* p (J, V)[:, ids] -= lr * rows (n, J)': plain gradient descent on the columns ids (n), no two of which are equal. */
 void fl_update_columns(float *p, ptrdiff_t J, ptrdiff_t V, const int64_t *ids, ptrdiff_t n, const float *rows, float lr,
                        int threads);

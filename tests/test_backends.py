@@ -26,7 +26,7 @@ from cases import (
 )
 
 import fastlstm as fl
-from fastlstm._backends import NAMES, module
+from fastlstm._backends import NAMES, backends, module, provides
 from fastlstm._backends import numpy as reference
 from fastlstm.layout import RowMap, Rows, parts_of_tape
 from fastlstm.spec import ACTIVATIONS
@@ -454,3 +454,20 @@ def test_every_activation_is_tried_in_every_role() -> None:
     roles = {"lstm": 3, "gru": 2, "rnn": 1}
     missing = {(kind, role, name) for kind, n in roles.items() for role in range(n) for name in ACTIVATIONS} - tried
     assert not missing
+
+
+# ------------------------------------------------------------------------------------------------------------ embedding
+@pytest.mark.parametrize(("V", "E", "n"), [(5, 3, 40), (1, 16, 7), (50, 33, 1), (50, 32, 0)])
+def test_rows_are_added_in_order_with_the_same_bits(V: int, E: int, n: int) -> None:
+    """Every backend's `add_rows`: an id may come often, and rows are added one after the other."""
+    rng = np.random.default_rng(0)
+    ids, rows = rng.integers(0, V, n), rng.standard_normal((n, E)).astype(np.float32)
+    expected = np.zeros((V, E), np.float32)
+    for at, row in zip(ids, rows, strict=True):
+        expected[at] += row
+    having = [module(name) for name, why in backends().items() if why is None and provides(module(name), "embedding")]
+    assert module("numpy") in having
+    for backend in having:
+        table = np.zeros((V, E), np.float32)
+        backend.add_rows(table, ids, rows)
+        np.testing.assert_array_equal(table, expected, err_msg=backend.__name__)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NAMES = ("c", "numba", "numpy")  # best first
 
 # The functions that a backend may have besides the four, with their parameters: a group is there as a whole or not at
-# all. The reference for "dense" is `_backends.numpy`; for "optimisers", the `optim` package's own loops.
+# all. The reference is `_backends.numpy` or, for "optimisers", the `optim` package's own loops.
 EXTRAS: dict[str, dict[str, str]] = {
     "dense": {
         "dense_pack": "params",
@@ -36,6 +36,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "dense_backward": "block, x, dy, grads",
         "dense_cross_entropy": "block, x, targets, factor, grads",
     },
+    "embedding": {"add_rows": "table, ids, rows"},
     "optimisers": {
         "update": "rule, numbers, arrays",
         "update_columns": "p, ids, rows, lr",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._backends import choose
+from .._backends import choose, provides
 from ..layer import Layer, check_tape
 from ..layout import Array
 from ..memory import buffers
@@ -135,10 +135,7 @@ class Embedding(Module):
         dy = checked_dy(dy, (*tape.kept["ids"].shape, self.output_dim), self.dtype)
         ids = self._use(tape)["ids"].reshape(-1)
         grad = buffers.zeros((self.input_dim, self.output_dim), self.dtype)
-        if ids.size:
-            order = np.argsort(ids, kind="stable")
-            sorted_ids = ids[order]
-            begins = np.flatnonzero(np.concatenate(([True], sorted_ids[1:] != sorted_ids[:-1])))
-            rows = np.ascontiguousarray(dy).reshape(-1, self.output_dim)[order]
-            grad[sorted_ids[begins]] = np.add.reduceat(rows, begins, axis=0)
+        backend = self._choose()
+        summing = backend if provides(backend, "embedding") else choose("numpy", self.dtype.name)
+        summing.add_rows(grad, ids, np.ascontiguousarray(dy).reshape(-1, self.output_dim))
         return None, {"weight": grad}

@@ -135,15 +135,11 @@ class Optimizer:
             shapes = {name: p.shape for name, p in layer._live().items()}
             wrong += [f"missing: {name} {shape} of {layer!r}" for name, shape in shapes.items() if name not in of_layer]
             wrong += [f"unexpected: {name}, which {layer!r} has not" for name in of_layer if name not in shapes]
-            for name, g in of_layer.items():
-                kind = (
-                    g.rows.dtype.kind if isinstance(g, SparseGradient) else getattr(g, "dtype", np.dtype(object)).kind
-                )
-                fits = (
-                    isinstance(g, (np.ndarray, SparseGradient)) and kind == "f" and g.shape == shapes.get(name, g.shape)
-                )
-                expected = f"floating-point numbers of shape {shapes.get(name)}"
-                wrong += [] if fits else [f"{name} has {describe(g)}, expected {expected}"]
+            wrong += [
+                f"{name} has {describe(g)}, expected floating-point numbers of shape {shapes.get(name)}"
+                for name, g in of_layer.items()
+                if not fits(g, shapes.get(name))
+            ]
         if wrong:
             raise ValueError("gradients do not fit the layers:\n  " + "\n  ".join(wrong))
         return given
@@ -186,6 +182,12 @@ class Optimizer:
         self.lr, self.steps = float(new["lr"]), int(new["steps"])
         for key, array in self._arrays().items():
             array[...] = new[key]
+
+
+def fits(g: Any, shape: tuple[int, ...] | None) -> bool:
+    """Whether g is a gradient, of this shape where one is given."""
+    numbers = g.rows if isinstance(g, SparseGradient) else g
+    return isinstance(numbers, np.ndarray) and numbers.dtype.kind == "f" and (shape is None or g.shape == shape)
 
 
 def update_columns(c: ModuleType | None, p: Array, g: SparseGradient, lr: float) -> None:

@@ -3,10 +3,11 @@
 It only hands pointers over: what is computed, and by which contract, stands in `_backends.numpy` and csrc/api.h.
 
 `extension` knows whether the extension is there, and its instruction sets; `calls` has what every call needs;
-`recurrent`, `dense` and `optimisers` are the functions that the contract names.
+`recurrent`, `dense`, `embedding` and `optimisers` are the functions that the contract names.
 """
 
 from .dense import dense_backward, dense_cross_entropy, dense_forward, dense_pack
+from .embedding import add_rows
 from .extension import active_isa, choose_isa, ffi, forced_isa_problem, isas, lib, unusable, use_isa
 from .optimisers import scale, square_sum, update, update_columns
 from .recurrent import STORAGES, Block, backward, bind, forward, pack, supports
@@ -17,6 +18,7 @@ __all__ = [
     "STORAGES",
     "Block",
     "active_isa",
+    "add_rows",
     "backward",
     "bind",
     "choose_isa",
@@ -40,4 +42,4 @@ __all__ = [
 ]
 
 DTYPES = ("float32",)
-EXTRAS = ("dense", "optimisers")
+EXTRAS = ("dense", "embedding", "optimisers")

@@ -5,7 +5,8 @@ product is taken for a stretch of steps at once. "Activations =, parameters +=":
 and tape, and add to the gradients of parameters and input that the caller hands in.
 
 `products` multiplies with matrices in any storage, `activations` has the gates and their derivatives (with the rule
-for clipped ones), `recurrent` packs and goes forward, `gradients` back; `dense` is the dense layer.
+for clipped ones), `recurrent` packs and goes forward, `gradients` back; `dense` is the dense layer, `embedding` the
+gradient of a table of vectors.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ...spec import Spec
 from ...storage import problem
 from .activations import DERIVATIVES, FUNCTIONS, act, dact
 from .dense import cross_entropy, dense_backward, dense_cross_entropy, dense_forward, dense_pack
+from .embedding import add_rows
 from .gradients import backward
 from .recurrent import Block, bind, forward, pack
 
@@ -25,6 +27,7 @@ __all__ = [
     "STORAGES",
     "Block",
     "act",
+    "add_rows",
     "backward",
     "bind",
     "cross_entropy",
@@ -41,7 +44,7 @@ __all__ = [
 
 DTYPES = ("float32", "float64")
 STORAGES = ("float32", "float64", "float16")
-EXTRAS = ("dense",)
+EXTRAS = ("dense", "embedding")
 
 
 def unusable() -> str | None:
