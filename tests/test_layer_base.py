@@ -214,7 +214,7 @@ def test_extra_functions_are_those_of_the_table(name: str, group: str) -> None:
 LARGEST_CLASS = 250  # lines, docstrings included
 LARGEST_FILE = 400
 # What is larger, and how large it may be: the numbers only shrink.
-OVER = {"text.py": 629, "_readers/unpickle.py": 408}
+OVER = {"_readers/unpickle.py": 408}
 
 
 def test_no_class_is_too_large() -> None:

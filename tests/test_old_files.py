@@ -67,3 +67,11 @@ def test_a_model_file_has_equal_values() -> None:
     model = CharModel.load(DATA / "model_0.1.0.safetensors", backend="numpy")
     assert_near(model.head(model.lstm(expected["ids"])[0]), expected["logits"], TOLERANCE["values"], "logits")
     assert "".join(model.sample("ab", 12, seed=3)) == str(expected["sample"])
+
+
+@pytest.mark.parametrize(
+    "name", ["CharModel", "Losses", "Settings", "TextHistory", "TextTraining", "choose_token", "size_of_file"]
+)
+def test_pickles_name_the_classes_of_texts_in_one_module(name: str) -> None:
+    """As long as `fastlstm.text` was one file, pickles named its classes there."""
+    assert pickle.loads(f"cfastlstm.text\n{name}\n.".encode()).__name__ == name

@@ -1,0 +1,35 @@
+"""What the training of a text model has measured, in files of this version and of version 0.1.0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..layout import Array
+from ..training import History
+
+
+class Losses(list[float]):
+    """The losses of all steps, as version 0.1.0 had them."""
+
+    def append(self, value: float) -> None:
+        """Do nothing: a step records its loss itself, which programs for version 0.1.0 did by this call."""
+
+
+class TextHistory(History):
+    """A history whose columns are ``loss`` of every step and ``held_out``, both in nats."""
+
+    @property
+    def losses(self) -> Losses:
+        """The column ``loss``, by its name in version 0.1.0."""
+        return Losses(value for _, value in self.points("loss"))
+
+
+def read_history(arrays: Mapping[str, Array]) -> TextHistory:
+    """The history of a file. Version 0.1.0 wrote the losses of all steps as ``losses`` (steps,)."""
+    columns = dict(arrays)
+    if "losses" in columns:
+        losses = columns.pop("losses")
+        columns = {"loss": np.column_stack([np.arange(1, len(losses) + 1), losses])} | columns
+    return TextHistory.from_arrays(columns)
