@@ -46,7 +46,7 @@ class BuildOrExplain(build_ext):
                 print("\nFASTLSTM_REQUIRE_C=0 would install the other backends without this one.\n", file=sys.stderr)
                 raise
             self.reason = "\n".join("".join(said).strip().splitlines()[-10:]) or str(error)
-            ext.optional = True  # so that nobody looks for the file later
+            ext.optional = True  # setuptools then does not look for the extension's file later
             print(
                 f"\nWARNING: fastlstm's C backend could not be built: {self.reason.splitlines()[-1]}\n"
                 "The installation goes on without it: the other backends work, but more slowly. To get it, install a\n"

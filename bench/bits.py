@@ -3,9 +3,9 @@
     python bench/bits.py > new.json                 with each version's own Python
     python bench/bits.py --against old.json         names what differs; exit status 1 where something does
 
-Each usable instruction set of the C backend has its own line for each case and number of threads; the other backends
-have one. The cases are those of ``tests/cases.py`` beside this file; those whose options a version does not know are
-left out there, and named when two versions are compared.
+Each usable instruction set of the C backend has its own line for each case and number of threads; every other backend
+has one line for each case. The cases are those of ``tests/cases.py``. A case with options that a version does not know
+is left out there; the comparison says how many are in one version only.
 """
 
 from __future__ import annotations
@@ -92,15 +92,13 @@ def main() -> int:
     if given.against is None:
         json.dump(ours, sys.stdout, indent=0)
         return 0
-    theirs = json.loads(Path(given.against).read_text())
-    both = ours.keys() & theirs.keys()
-    differing = sorted(name for name in both if ours[name] != theirs[name])
+    other = json.loads(Path(given.against).read_text())
+    both = ours.keys() & other.keys()
+    differing = sorted(name for name in both if ours[name] != other[name])
     for name in differing:
-        keys = [k for k in ours[name].keys() | theirs[name].keys() if ours[name].get(k) != theirs[name].get(k)]
+        keys = [k for k in ours[name].keys() | other[name].keys() if ours[name].get(k) != other[name].get(k)]
         print(f"differs: {name}: {', '.join(sorted(keys))}")
-    print(
-        f"{len(both)} cases compared, {len(differing)} differ; {len(ours.keys() ^ theirs.keys())} only in one version"
-    )
+    print(f"{len(both)} cases compared, {len(differing)} differ; {len(ours.keys() ^ other.keys())} only in one version")
     return 1 if differing or not both else 0
 
 

@@ -2,9 +2,9 @@
 
     python bench/versions.py --old OLD/.venv/bin/python --new NEW/.venv/bin/python --runs 3
 
-A process of each version, and a second one of the old (the A/A comparison), take turns within every round, in random
-order: a pause, two calls, then a block of timed ones. Reported is, of each case, the median over the rounds of
-(old / new) and of (old / old): above 1 the second is quicker. Values are compared first, by their hashes.
+A process of each version, and a second one of the old version (the A/A comparison), take turns within every round, in
+random order: a pause, two calls, then a block of timed calls. For each case the median over the rounds of the times'
+ratio is reported, old / new and old / old: above 1 the second is quicker. Values are compared first, by their hashes.
 
 A case counts as slower where it lies under the range of all A/A ratios of its number of threads in every run.
 """
@@ -84,16 +84,17 @@ class Version:
 # ------------------------------------------------------------------------------------------------------------ comparing
 def compare(versions: dict[str, Version], name: str, threads: int, rounds: int) -> tuple[float, float, float]:
     """(median seconds of the old, median of old / new, median of old / old again) of one case."""
-    hashes = {who: version.measure(name, threads, 0)[1] for who, version in versions.items()}
+    hashes = {label: version.measure(name, threads, 0)[1] for label, version in versions.items()}
     if hashes["old"] != hashes["new"]:
         print(f"    other bits: {name}, {threads} threads")
-    samples: dict[str, list[float]] = {who: [] for who in versions}
+    samples: dict[str, list[float]] = {label: [] for label in versions}
     for _ in range(rounds):
-        for who in random.sample([*versions], len(versions)):
+        for label in random.sample([*versions], len(versions)):
             time.sleep(PAUSE)
-            samples[who].append(versions[who].measure(name, threads, BLOCK)[0])
+            samples[label].append(versions[label].measure(name, threads, BLOCK)[0])
     new, again = (
-        statistics.median(a / b for a, b in zip(samples["old"], samples[who], strict=True)) for who in ("new", "again")
+        statistics.median(a / b for a, b in zip(samples["old"], samples[label], strict=True))
+        for label in ("new", "again")
     )
     return statistics.median(samples["old"]), new, again
 

@@ -35,9 +35,9 @@ typedef struct {
         FL_PHASE  /* one phase of step i0, for one part of the panels */
     } kind;
     int chunk;
-    int part, parts;      /* which share of the panels */
+    int part, parts;      /* the share of the panels: number `part` of `parts` */
     int phase;            /* FL_PHASE only */
-    int half;             /* which half of the chunk's start values the stretch uses */
+    int half;             /* 0 or 1: the half of the chunk's start values that the stretch uses */
     ptrdiff_t i0, i1;     /* steps */
     ptrdiff_t begin, end; /* FL_PHASE: the steps of its stretch */
 } fl_task;

@@ -43,7 +43,7 @@
 enum {
     FL_CHEAP_BARRIER_NS = 350,  /* a barrier that takes longer is not cheap */
     FL_SLOW_CALLS = 3,          /* calls with slow barriers, in a row, after which cheap steps are not split */
-    FL_SLOW_REST_NS = 20000000, /* for so long */
+    FL_SLOW_REST_NS = 20000000, /* how long cheap steps are then not split */
 
     FL_START_FLOATS = 131072, /* start values of a stretch, at most: 512 KiB */
     FL_LEAST_STEPS = 4,       /* with fewer steps, copies of the state cost more than false sharing */

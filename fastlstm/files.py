@@ -111,7 +111,7 @@ def keep_access(handle: int, target: Path, before: os.stat_result | None) -> Non
     Raises
     ------
     PermissionError
-        That file has another owner, whom this process cannot make the owner of a file.
+        That file has another owner, and this process may not give a file to another owner.
     """
     if before is None or not hasattr(os, "fchown"):
         return

@@ -1,4 +1,4 @@
-"""Large arrays whose memory is used again once nobody refers to it.
+"""Large arrays whose memory is used again once nothing refers to it.
 
 Fresh memory costs a page fault for every 4 KiB at its first use: half of the time of a training step whose tape is
 some 50 MB. So large results and tapes come from here. What a caller received belongs to the caller: memory is used

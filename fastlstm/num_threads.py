@@ -80,7 +80,7 @@ def origin() -> str:
 def _checked(n: SupportsIndex, what: str) -> int:
     """Return `n` as an int, if it is a whole number from 1 to `MOST`."""
     try:
-        if isinstance(n, bool):  # an int to Python, but hardly a number of threads to whoever wrote it
+        if isinstance(n, bool):  # an int to Python, but True is hardly meant as one thread
             raise TypeError
         value = operator.index(n)
     except TypeError:

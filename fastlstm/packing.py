@@ -32,14 +32,14 @@ class Batch:
 
     T: int
     B: int
-    batch_first: bool  # what users hand in and get is (B, T, .), not (T, B, .)
+    batch_first: bool  # the caller's arrays are (B, T, .); otherwise (T, B, .)
     rows: Rows
-    row_map: RowMap | None  # where the packed rows lie in that; None where they lie so already, or in no regular way
-    order: Array | None = None  # (alive,) the sequences that have steps, longest first; None for a dense batch
-    absent: Array | None = None  # (B - alive,) the others
-    at: Array | None = None  # (N,) the place of each packed row; None for a dense batch
-    axes: tuple[int, int] = field(init=False)  # (T, B) or (B, T), as batch_first says
-    regular: bool = field(init=False)  # whether a backend can write outputs to their places: packed, or by the row map
+    row_map: RowMap | None  # destination row of every packed row; None: already in order, or a mask has gaps
+    order: Array | None = None  # (alive,) indices of the sequences that have steps, longest first; None: dense batch
+    absent: Array | None = None  # (B - alive,) indices of the sequences without steps
+    at: Array | None = None  # (N,) the caller's row of each packed row; None: dense batch
+    axes: tuple[int, int] = field(init=False)  # leading axes of the caller's arrays: (B, T) with batch_first, or (T, B)
+    regular: bool = field(init=False)  # a backend can write the outputs to their rows, packed or by the row map
 
     def __post_init__(self) -> None:
         self.axes = (self.B, self.T) if self.batch_first else (self.T, self.B)

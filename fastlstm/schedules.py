@@ -207,17 +207,17 @@ class ReduceLROnPlateau:
     factor : float
         Below 1.
     patience : int
-        Steps without improvement that are borne.
+        Steps without improvement before a reduction.
     threshold : float
-        By how much a better measure must be better,
+        Least improvement over the best measure that counts as one.
     threshold_mode : {"rel", "abs"}
-        as a share of the best one, or as a difference.
+        Whether `threshold` is a share of the best measure or a difference.
     cooldown : int
-        Steps after a reduction that do not count.
+        Steps after a reduction in which `patience` is not counted.
     min_lr : float
-        lr goes no lower.
+        Lower bound of lr.
     eps : float
-        A smaller change than this is not made.
+        A reduction of lr by less than this is not made.
     """
 
     def __init__(

@@ -173,7 +173,7 @@ def rows_of(given: Any, B: int) -> Array:
 
 
 def shape_error(x: Array, shape: tuple[int, ...], name: str, meaning: str) -> ValueError:
-    """For short calls, which should not make a message that nobody needs; else `check_shape`."""
+    """The error of `check_shape`, for short calls, which compare the shapes themselves before they make a message."""
     return ValueError(f"{name} has shape {x.shape}, expected {shape}: {meaning}")
 
 

@@ -143,7 +143,7 @@ def test_backward_goes_through_time_in_pieces_and_adds(case: Case, reverse: bool
 
 @pytest.mark.parametrize("case", CONTRACT, ids=str)
 def test_outputs_go_to_their_places(case: Case, backend: str) -> None:
-    """Both directions' go there, with zeros past a sequence's end; what is not theirs stays as it is."""
+    """Both directions write the rows of the row map, and zeros past a sequence's end; other rows stay as they are."""
     m, spec, params, onwards = one_layer(case, backend)
     blocks = [onwards, m.pack(spec, params, "float32", True)]
     rows, width = Rows.of_lengths(np.array([6, 4, 4, 1])), 2 * spec.R
@@ -156,7 +156,7 @@ def test_outputs_go_to_their_places(case: Case, backend: str) -> None:
 
     packed = run(np.full((rows.N, width), np.nan, np.float32), None)
     assert np.isfinite(packed).all()
-    # Of five sequences of eight steps one is absent, and nobody has the last two steps.
+    # Of five sequences of eight steps one is absent, and the longest one has six steps.
     for row_map in (RowMap(1, np.array([8, 24, 0, 32])), RowMap(5, np.array([1, 3, 0, 4]))):
         expected = np.full((5 * 8, width), np.nan, np.float32)
         expected[np.arange(rows.T)[:, None] * row_map.step + row_map.sequences] = 0

@@ -46,7 +46,7 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-# ------------------------------------------------------------------------------------------- nobody reads any longer
+# ----------------------------------------------------------------------------------- streams that are closed or full
 @pytest.mark.parametrize("streams", ["stderr", "both"])
 def test_a_reader_that_leaves(tmp_path: Path, streams: str) -> None:
     both = streams == "both"
@@ -72,7 +72,7 @@ def test_closed_streams(tmp_path: Path, closed: str) -> None:
 
 
 @pytest.mark.parametrize("closed", [">&-", ">/dev/full"])
-def test_a_result_that_nobody_gets_is_a_failure(tmp_path: Path, closed: str) -> None:
+def test_a_result_that_cannot_be_written_is_a_failure(tmp_path: Path, closed: str) -> None:
     CharModel("ab", 2, seed=0).save(tmp_path / "model")
     for name in ("sample", "config"):
         arguments = [str(tmp_path / "model")] if name == "sample" else []

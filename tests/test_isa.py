@@ -92,7 +92,7 @@ def test_sums_stay_in_registers(isa: str, code: dict[str, list[str]]) -> None:
     assert not ["\n".join(loop) for loop in products if any(kept.search(line) for line in loop)]
 
 
-def test_nobody_uses_a_larger_instruction_set_than_his(code: dict[str, list[str]]) -> None:
+def test_no_file_uses_a_larger_instruction_set_than_its_own(code: dict[str, list[str]]) -> None:
     """It would stop a processor that has only the smaller one."""
     for isa, forbidden in {"avx2": "%zmm|%k[1-7]", "scalar": "%zmm|%ymm|vf[n]?m"}.items():
         assert not [line for line in code[isa] if re.search(forbidden, line)]

@@ -22,7 +22,7 @@ PACKAGE = Path(fl.__file__).parent
 
 # ------------------------------------------------------------------------------------------------------------- versions
 class Borrowed(fl.LSTM):
-    """Its weights are owned elsewhere, by someone who counts the changes."""
+    """A layer whose weights are owned elsewhere; the owner counts their changes."""
 
     changes = 0
 

@@ -119,7 +119,7 @@ def test_no_access_beyond_the_arrays(
             for case in GUARDED:
                 exercise(case, at_end, monkeypatch)
 
-    if in_child(work):  # find out which
+    if in_child(work):  # some case failed: run each in a child of its own
         with fl.threads(threads):
             failed = [str(case) for case in GUARDED if in_child(lambda case=case: exercise(case, at_end, monkeypatch))]
         pytest.fail("access beyond an array, or an exception, in:\n" + "\n".join(failed))

@@ -79,7 +79,7 @@ def test_threads_is_for_its_own_python_thread() -> None:
 
 
 def test_more_threads_than_c_can_count(compiled: str) -> None:
-    """An OverflowError of cffi from the midst of a call says nothing to whoever set the number."""
+    """set_num_threads refuses the number; without that check a later call fails with an OverflowError of cffi."""
     for n in (65537, 3_000_000_000, 10**30):
         with pytest.raises(ValueError, match=rf"set_num_threads\(n\): n must be at most 65536, got {n}"):
             cpu.set_num_threads(n)
@@ -231,7 +231,7 @@ def test_an_affinity_that_is_not_told(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_import_reads_nothing() -> None:
-    """A bad variable hurts whoever asks for threads, not whoever imports."""
+    """A bad FASTLSTM_NUM_THREADS is an error of the first call that needs the number, not of the import."""
     code = "import fastlstm.num_threads as c\ntry: c.get_num_threads()\nexcept ValueError as e: print(e)"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -228,7 +228,7 @@ def test_the_demo_runs_twice_and_keeps_other_models(
     shakespeare = Path(fastlstm.__file__).parent / "data" / "shakespeare.txt"
     trains(shakespeare, "--out", "demo-model.safetensors", "--resume", "--steps", 20)
     before = Path("demo-model.safetensors").read_bytes()
-    assert "--force" in refused("demo", "--seconds", "0")  # somebody has gone on with its training
+    assert "--force" in refused("demo", "--seconds", "0")  # the file's training was continued, so demo would lose it
     assert Path("demo-model.safetensors").read_bytes() == before
     assert fastlstm.cli.main(["demo", "--seconds", "0", "--force"]) == 0
 

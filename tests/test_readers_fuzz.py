@@ -59,7 +59,7 @@ def test_hdf5_on_damaged_files(tmp_path: Path) -> None:
         if done.returncode == 0:
             end.update(json.loads(done.stdout))
             break
-        assert done.returncode < 0, f"case {case}: an exception that no one handles\n{done.stderr}"
+        assert done.returncode < 0, f"case {case}: an unhandled exception\n{done.stderr}"
         end[f"signal {-done.returncode}"] += 1
         print(f"hdf5: case {case} ended with signal {-done.returncode}")
         at = case + 1

@@ -119,8 +119,8 @@ def test_cases_are_chosen_by_group_or_by_a_part_of_the_name() -> None:
 @pytest.mark.peers
 @pytest.mark.parametrize("case", KINDS_AND_MODES, ids=str)
 def test_every_contender_here_computes_the_same(case: Case) -> None:
-    expected, who = contenders.reference(case), OURS | contenders.peers()
-    for name, make in who.items():
+    expected = contenders.reference(case)
+    for name, make in (OURS | contenders.peers()).items():
         try:
             assert measure.difference(make(case, 1).values(), expected) is None, name
         except measure.Unsupported as error:

@@ -51,7 +51,7 @@ CASES = (
 
 
 class Work:
-    """Layers, what they are fed and what must come of it, bit for bit, whoever asks and however many threads help."""
+    """Layers, their inputs and the results that every call must have bit for bit, with any number of threads."""
 
     def __init__(self) -> None:
         self.tasks = [(case.layer("float32", "c"), case.draw()) for case in CASES]

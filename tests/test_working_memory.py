@@ -1,6 +1,6 @@
-"""How much memory calls take, measured: the peak of a process of its own, everything counted, whoever allocates it.
+"""How much memory calls take, measured: the peak of a process of its own, which counts every allocation.
 
-Linux alone lets a process set its peak back (/proc/self/clear_refs). The tape is measured in this process.
+Linux alone lets a process reset its peak (/proc/self/clear_refs). The tape is measured in the test's process.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ from .unpickle import Buildable, Global, Instance, PickleError, check_key, descr
 Order = Literal["<", ">"]  # of bytes: the least or the most significant first
 
 MAX_DEPTH = 100  # of containers and modules inside one another
-MAX_NODES = 4_000_000  # of the tree that is given out, values that occur twice counted twice
+MAX_NODES = 4_000_000  # nodes of the resulting tree; a value that occurs twice counts twice
 MAX_RANK = 16
-# Tensors may share their storage (tied weights); whoever copies each of them takes at most this many times its bytes.
+# Tensors may share their storage (tied weights): copies of all of them take at most this many times the file's bytes.
 MAX_SHARING = 16
 
 # The element type of each storage class; bfloat16 is read as 16 bits and widened.
@@ -306,8 +306,8 @@ class _Converter:
     """Turns what a stream has built into plain values; a container that occurs twice is converted once."""
 
     def __init__(self) -> None:
-        self.done: dict[int, tuple[Any, int]] = {}  # by identity: the value and how many nodes its tree has
-        self.keep: list[Any] = []  # so that no identity is used again
+        self.done: dict[int, tuple[Any, int]] = {}  # id of a value -> its conversion and the number of its tree's nodes
+        self.keep: list[Any] = []  # the values that are keys of `done`: a freed value's id could be used again
 
     def convert(self, value: Any, depth: int) -> tuple[Any, int]:
         if value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.ndarray)):

@@ -49,8 +49,8 @@ class Module(Layer):
     ) -> None:
         super().__init__(dtype, backend)
         self.trainable = flag(trainable, "trainable")
-        self._core: Layer | None = None  # the layer with the parameters, once there is one
-        self._shape: Shape | None = None  # of the samples that it was built for
+        self._core: Layer | None = None  # the layer with the parameters; None before the module is built
+        self._shape: Shape | None = None  # shape of a sample, from the call that built the module
         self._connect()
         self.reseed(seed_or_none(seed))
 

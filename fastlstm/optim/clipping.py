@@ -84,8 +84,8 @@ def clip_by_norm(grads: Grads, max_norm: float) -> float:
     Returns
     -------
     norm : float
-        Of all gradients together before clipping, summed in float64. Where it is NaN or infinite no factor can help:
-        the gradients are left as they are, and the caller, who sees the norm, should skip the step.
+        Euclidean norm of all gradients together before clipping, summed in float64. Where it is NaN or infinite the
+        gradients are left as they are, since no factor helps: check the norm and skip that step.
     """
     measures_only = isinstance(max_norm, (float, np.floating)) and max_norm == math.inf
     max_norm = math.inf if measures_only else number(max_norm, "max_norm")

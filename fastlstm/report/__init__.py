@@ -1,8 +1,8 @@
-"""Benchmark reports: who is how fast here, beside whom, and how near the machine's limit. ``fastlstm bench``.
+"""Benchmark reports, ``fastlstm bench``: times of every backend and library here, and the share of the machine's limit.
 
-cases       what is measured, as data            contenders  who is measured
-measure     fairly: values first, interleaved    machine     what it is, and the most that it can do
-page        the report in Markdown, with charts  neighbours  all of this beside others that want the processor
+cases       what is measured, as data            contenders  the backends and libraries that are measured
+measure     values first, turns interleaved      machine     what it is, and its peak rates
+page        the report in Markdown, with charts  neighbours  latency beside busy processes and a busy thread
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from .measure import Maker, Ratio, Result
 
 BASE_LINE = "numpy"
 SAMPLES = "samples.json"
-ROOM = 1 << 20  # bytes, about, of the largest file of a report
-AMONG_OURSELVES = ("cells", "tokens")  # groups in which cells or forms of input compete, not libraries
+ROOM = 1 << 20  # approximate bytes of a report's largest file
+AMONG_OURSELVES = ("cells", "tokens")  # groups that compare cells or forms of input, not libraries
 
 # glibc told to keep freed memory: without it a large part of torch's training is page faults of fresh buffers.
 TUNED = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
@@ -39,13 +39,13 @@ TUNED = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589
 
 @dataclass
 class Entry:
-    """One case with one number of threads: everybody's result, and what comes of it."""
+    """One case with one number of threads: the result of every contender, and the ratio of the best two."""
 
     group: str
     case: Case
     threads: int
     results: dict[str, Result]
-    rivals: tuple[str, ...]  # with whom the first contender is compared
+    rivals: tuple[str, ...]  # names of the contenders that the first one is compared with
 
     @property
     def ours(self) -> Result:
@@ -58,7 +58,7 @@ class Entry:
 
     @cached_property
     def ratio(self) -> Ratio | None:
-        """The best rival's time by ours."""
+        """The best rival's time divided by the first contender's."""
         if self.rival is None or not self.ours.rounds:
             return None
         return measure.ratio(self.rival, self.ours, np.random.default_rng(0))
@@ -75,7 +75,7 @@ class Report:
     tuned: dict[tuple[str, int], float] | None = None  # (case, threads) -> ratio with glibc told to keep memory
 
     def share(self, entry: Entry) -> float | None:
-        """The least time that the machine needs, by ours."""
+        """The least time that the machine needs, divided by the first contender's."""
         limits, case = self.limits[entry.threads], entry.case
         if limits is None or not entry.ours.rounds:
             return None
@@ -92,21 +92,22 @@ def run(
     rounds: int,
     seed: int = 0,
 ) -> Report:
-    """Measure everything and draw nothing.
+    """Measure every case; draw nothing.
 
     Parameters
     ----------
     cases : mapping
-        By group.
+        Cases by group.
     makers : mapping
-        All contenders by name; the first is the one whom the report is about.
+        All contenders by name; the report is about the first.
     rivals : names
-        With the best of whom it is compared.
+        Contenders; the first one is compared with the best of these.
     threads : ints
-        Everything is measured with so many threads, one number after the other.
+        Every case is measured once for each of these numbers of threads.
     rounds : int
+        Turns of each contender.
     seed : int
-        Of the orders of turns.
+        Seed of the order of turns.
     """
     tqdm = load("tqdm", "TQDM_").tqdm
 
@@ -127,7 +128,7 @@ def run(
 
 
 def taking_part(group: str, makers: Mapping[str, Maker]) -> Mapping[str, Maker]:
-    """Who is measured in a group."""
+    """The contenders that are measured in a group."""
     if group == "cells":
         return dict(list(makers.items())[:1])
     return contenders.in_both_forms(makers) if group == "tokens" else makers
@@ -135,7 +136,7 @@ def taking_part(group: str, makers: Mapping[str, Maker]) -> Mapping[str, Maker]:
 
 # ------------------------------------------------------------------------------------------------------------ the files
 def check_folder(out: Path, groups: Iterable[str] | None, threads: Iterable[int] = (), replace: bool = False) -> None:
-    """Make the folder of a report, and raise what writing it would raise: to be asked before the measuring.
+    """Make the folder of a report, and raise before any measurement what writing the report would raise after it.
 
     Parameters
     ----------
@@ -147,7 +148,10 @@ def check_folder(out: Path, groups: Iterable[str] | None, threads: Iterable[int]
 
     Raises
     ------
-    OSError, ValueError
+    OSError
+        A file cannot be written, or its disk has no room.
+    ValueError
+        The folder has files that are not of a report, and `replace` is false.
     """
     out.mkdir(parents=True, exist_ok=True)
     charts = [f"{group}-{n}.svg" for group in groups or () for n in threads]
@@ -185,7 +189,7 @@ def write(report: Report, out: Path) -> Path:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Everything that was measured, raw."""
+    """Everything that was measured, with every sample."""
     return {
         "facts": report.facts,
         "limits": [asdict(one) for one in report.limits.values() if one is not None],

@@ -1,4 +1,4 @@
-"""What is measured, as data: one line a case. And what a case costs, whoever computes it."""
+"""What is measured, as data, one line a case; and a case's cost in operations and bytes, the same for every library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..spec import GATES, Kind
 Mode = Literal["forward", "step", "run", "train"]
 
 LAYERS: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
-CHECKED_STEPS = 5  # of a stream, before its steps are timed
+CHECKED_STEPS = 5  # steps of a stream whose values are compared before its steps are timed
 BATCHES = 8  # of a model's data, which come again and again
 WORDS, VECTOR = 5000, 32  # of the sentiment model
 LETTERS = 28  # of the character model
@@ -26,7 +26,7 @@ LONGEST, SHAPE, SCALE = 51, 2.2, 8.6  # lengths of reviews: a gamma distribution
 class Drawn(NamedTuple):
     """What a case computes with, the same for every contender."""
 
-    x: Array  # (T, B, I), or token ids (T, B); of a stream CHECKED_STEPS of them
+    x: Array  # (T, B, I), or token ids (T, B); T is CHECKED_STEPS for a stream
     lengths: Array | None  # (B,), longest first
     dy: Array  # (T, B, D*H)
     weights: dict[str, Array]  # by PyTorch's names
@@ -43,7 +43,7 @@ class Case:
         gradients for input and parameters.
     kind : {"lstm", "gru", "rnn"}
     I, H, B, T, layers : int
-        Sizes, in `spec`' alphabet.
+        Sizes, in the alphabet of `spec`.
     bidirectional, reset_after : bool
     ragged : bool
         Lengths are drawn uniformly from 1 to T.
@@ -76,7 +76,7 @@ class Case:
         return 2 if self.bidirectional else 1
 
     def layer(self, dtype: str = "float32", backend: str = "auto") -> Any:
-        """A layer of ours; always with the same weights."""
+        """A layer of fastlstm; always with the same weights."""
         options: dict[str, Any] = {"num_layers": self.layers, "bidirectional": self.bidirectional}
         options |= {"reset_after": self.reset_after} if self.kind == "gru" else {}
         make = functools.partial(LAYERS[self.kind], self.I, self.H, **options)
@@ -113,7 +113,7 @@ class Case:
         return {name: w * numbers if name.startswith("weight_ih_l0") else w for name, w in drawn.weights.items()}
 
     def lengths(self) -> Array | None:
-        """(B,) of which the first is T; None where all sequences are equally long."""
+        """(B,) lengths, the longest (T) first; None where all sequences are equally long."""
         if not self.ragged:
             return None
         drawn = np.random.default_rng(2).integers(1, self.T + 1, self.B)
@@ -140,7 +140,7 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """Of the products alone, a multiply-add being two. Training: forward, the gradients of input and of weights."""
+        """Floating-point operations of the products, two a multiply-add. Training: forward, dx and weight gradients."""
         lengths = self.lengths()
         rows = self.B * self.T if lengths is None else int(lengths.sum())
         forward = sum(2.0 * rows * self._GH * (width + self.H) for width in self._each_product())
@@ -148,7 +148,7 @@ class Case:
 
     @property
     def recurrent_bytes(self) -> int:
-        """Of one layer's recurrent float32 weights, all directions (LSTM: 16 H H each): what every step reads anew."""
+        """Bytes of one layer's recurrent float32 weights, all directions (LSTM: 16 H H each): every step reads them."""
         return 4 * self._GH * self.H * self.D
 
     @property

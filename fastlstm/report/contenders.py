@@ -1,8 +1,8 @@
-"""Who is measured: our backends, and the libraries that people use otherwise, all with the same weights.
+"""The contenders: fastlstm's backends and other libraries, all with the same weights.
 
-A maker takes a case and a number of threads and gives a `Contender`, or raises `Unsupported`. Where there is a choice,
-a peer gets the form that is best for it: weights packed beforehand, no copy of results that its own users would not
-make, the threads asked for and no more.
+A maker takes a case and a number of threads and returns a `Contender`, or raises `Unsupported`. A library gets its
+quickest form: weights packed beforehand, results not copied where its own users would not copy them, and exactly the
+number of threads asked for.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def peers() -> dict[str, Maker]:
 
 
 def peer(make: Maker, case: Case | ModelCase, threads: int) -> Contender:
-    """One of them, in what they all can do."""
+    """A library's contender, for the cases that all libraries can compute."""
     if isinstance(case, ModelCase):
         if make is not torch:
             raise Unsupported("whole training steps are measured beside PyTorch only")
@@ -69,7 +69,7 @@ SIZE_1 = ", input of size 1"
 
 
 def in_both_forms(makers: Mapping[str, Maker]) -> dict[str, Maker]:
-    """Those that take token ids, each followed by itself on the numbers that these stand for."""
+    """The contenders that take token ids, each also on the numbers that the ids stand for."""
     both: dict[str, Maker] = {}
     for name in (name for name in makers if name not in peers()):
         both |= {name: makers[name], name + SIZE_1: functools.partial(of_size_1, makers[name])}
@@ -280,25 +280,25 @@ def onnxruntime(case: Case, threads: int) -> Contender:
 def openvino(case: Case, threads: int) -> Contender:
     """A compiled model for the CPU, arrays shared and not copied."""
     no_training(case)
-    # Its statistics for Intel stay at home: they would be sent by a fork in the midst of the measuring.
+    # Disable OpenVINO's telemetry, which forks a process while times are measured.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     ov = needed("openvino")
     needed("onnx")
     core = ov.Core()
-    # Left to itself it would compute in bfloat16 where the processor has it.
+    # OpenVINO's default precision is bfloat16 where the processor has it.
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     request = core.compile_model(core.read_model(onnx_model(case)), "CPU", options).create_infer_request()
 
     def run(feeds: dict[str, Array]) -> list[Array]:
         done = request.infer(feeds, share_inputs=True, share_outputs=True)
-        # The state of a stream goes back in, so it must not stay where the next call writes.
+        # A stream's state is the next call's input, so it is copied out of the array that this call writes.
         return [array if at == 0 else array.copy() for at, array in enumerate(done.to_tuple())]
 
     return onnx_contender(case, run)
 
 
 def onnx_contender(case: Case, run: Callable[[dict[str, Array]], list[Array]]) -> Contender:
-    """Who runs the model: `run` takes the inputs by name and gives the outputs in order."""
+    """The contender of an ONNX model; `run` takes its inputs by name and returns its outputs in order."""
     drawn = case.draw()
     feeds = onnx_feeds(case, drawn)
     if case.mode != "step":
@@ -321,15 +321,15 @@ def onnx_contender(case: Case, run: Callable[[dict[str, Array]], list[Array]]) -
 
 # ----------------------------------------------------------------------------------------------------------- TensorFlow
 def tensorflow(case: Case, threads: int) -> Contender:
-    """Training with Keras layers in a tf.function. For inference the others are quicker by far."""
+    """Training with Keras layers in a tf.function. Inference is left out: other libraries are many times quicker."""
     if case.mode != "train" or case.ragged or case.bidirectional or not case.reset_after:
         raise Unsupported("measured only in the training of plain layers")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it would greet
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no start-up log
     tf = needed("tensorflow")
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    except RuntimeError:  # it has begun
+    except RuntimeError:  # TensorFlow has started, and its number of threads is fixed
         if tf.config.threading.get_intra_op_parallelism_threads() != threads:
             raise Unsupported("keeps its number of threads: measure one number in a run") from None
     drawn = case.draw()

@@ -1,4 +1,4 @@
-"""The machine under the measurements: what it is, how busy it is, and the most that it can do."""
+"""The machine under the measurements: its hardware and versions, its load, and its peak rates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PEERS = ("torch", "onnxruntime", "openvino", "tensorflow")
 
 # ----------------------------------------------------------------------------------------------------------- what it is
 def facts() -> dict[str, str]:
-    """What a reader has to know before believing a figure."""
+    """Hardware, versions and settings that figures depend on."""
     c = module("c")
     numbers = {"fastlstm": __version__, "Python": platform.python_version()}
     for name in ("numpy", "numba", *PEERS):
@@ -98,7 +98,7 @@ def blas() -> str:
 
 
 def blas_threads(n: int) -> AbstractContextManager[Any]:
-    """So many threads for NumPy's BLAS meanwhile, where threadpoolctl is here to say so."""
+    """Within this context NumPy's BLAS uses n threads, if threadpoolctl is installed."""
     try:
         import threadpoolctl
     except ImportError:
@@ -107,28 +107,28 @@ def blas_threads(n: int) -> AbstractContextManager[Any]:
     return limits
 
 
-# ------------------------------------------------------------------------------------------------------- what it can do
-LADDER = tuple(2**k for k in range(14, 27))  # 16 KiB, where every first-level cache ends soon, to 64 MiB a thread
+# ----------------------------------------------------------------------------------------------------------- peak rates
+LADDER = tuple(2**k for k in range(14, 27))  # bytes a thread reads in turn: 16 KiB (first-level cache) to 64 MiB
 FMA_SECONDS, READ_SECONDS = 0.1, 0.03
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that so many threads do together."""
+    """Peak rates of so many threads together."""
 
     threads: int
     flops: float  # a second
     bandwidths: dict[int, float]  # bytes each thread reads in turn -> bytes a second, all threads together
 
     def bandwidth(self, footprint: float) -> float:
-        """Bytes a second for who reads so many bytes in turn, each thread an equal share of them."""
+        """Bytes a second at which `footprint` bytes are read in turn, an equal share by each thread."""
         share = footprint / self.threads
-        # The best of this rung and those above it: what a larger memory can do, a smaller one can.
+        # The best rate of this size and all larger ones: a larger footprint cannot be quicker but by noise.
         rungs = [rung for rung in self.bandwidths if rung >= share] or [max(self.bandwidths)]
         return max(self.bandwidths[rung] for rung in rungs)
 
     def seconds(self, flops: float, bytes_read: float, footprint: float) -> float:
-        """What the machine needs at least."""
+        """Lower bound of the time in seconds for so many operations and bytes read."""
         return max(flops / self.flops, bytes_read / self.bandwidth(footprint))
 
 

@@ -18,40 +18,40 @@ import numpy as np
 from ..layout import Array
 from .cases import Case
 
-# How far a contender's values may lie from the float64 reference, as a share of the reference's largest entry. It tells
-# wrong from right, for others' libraries too; ours are held to less in the tests.
+# How far a contender's values may lie from the float64 reference, as a share of the reference's largest entry. The
+# bounds only tell wrong from right, for every library; the tests hold fastlstm to tighter ones.
 TOLERANCE = {"values": 1e-5, "gradients": 5e-5}
 
-LEAST_SAMPLE = 100e-6  # seconds: what is shorter is repeated within a sample, so that the clock's 50 ns do not count
-ROUND_SECONDS = 5e-3  # a contender's turn goes on so long, but for at most
-ROUND_SAMPLES = 20  # so many samples
+LEAST_SAMPLE = 100e-6  # seconds: shorter calls are repeated within a sample, so that the clock's 50 ns do not count
+ROUND_SECONDS = 5e-3  # a contender's turn, unless ROUND_SAMPLES take less
+ROUND_SAMPLES = 20  # samples of a turn, at most
 
-# What is shorter than a turn goes on untimed for so long first. Its weights must come back into the caches, and some
-# caches need 5 to 20 ms to adapt to the way in which it reads (a step at H=256 on Zen 5, after another's turn: 20.2 us,
+# Calls shorter than a turn first run untimed for this long: their weights come back into the caches, and some caches
+# need 5 to 20 ms to adapt to the pattern of reads (a step at H=256 on Zen 5 after another contender's turn: 20.2 us,
 # and from one moment to the next 16.6).
 WARM_SECONDS = 25e-3
 
-# Others' idle threads go on spinning after a call (OpenMP's for some 10 ms, ONNX Runtime's 40, OpenBLAS' 100) and would
-# take the next one's core; our own pool, having met them, would rest a while.
+# Idle worker threads of other libraries go on spinning after a call (OpenMP's for some 10 ms, ONNX Runtime's 40,
+# OpenBLAS' 100): they would take the next contender's core, and fastlstm's pool would rest for a while.
 SETTLE_SECONDS = 0.15
 
 RESAMPLES = 2000
 
 
 class Unsupported(Exception):
-    """A contender has no such case, or is not here; the message says which."""
+    """A contender cannot compute the case, or its library is not installed; the message says which."""
 
 
 @dataclass
 class Contender:
-    """Whoever computes a case.
+    """A backend or library, ready to compute one case.
 
     Parameters
     ----------
     call : callable
-        What is timed.
+        The call that is timed.
     values : callable
-        What it computes, by name, as arrays; names that begin with d are gradients.
+        Returns the results of the call by name, as arrays; names that begin with d are gradients.
     """
 
     call: Callable[[], object]
@@ -64,10 +64,10 @@ Maker = Callable[[Case, int], Contender]
 
 @dataclass
 class Result:
-    """How one contender did in one case with one number of threads."""
+    """Times of one contender in one case with one number of threads."""
 
     contender: str
-    problem: str | None = None  # why it was not timed
+    problem: str | None = None  # why the contender was not timed
     rounds: list[list[float]] = field(default_factory=list)  # seconds a call: the samples of every round
 
     @property
@@ -114,15 +114,16 @@ def measure(
 
     Parameters
     ----------
-    case, threads
-        What, with how many threads each.
+    case : Case
+    threads : int
+        Threads of each contender.
     makers : mapping
         The contenders by name.
     expected : mapping
-        The right values.
+        The right values by name.
     rounds : int
     rng : Generator
-        Of the orders.
+        Draws the order of turns.
     tick : callable
         Called after every round.
     """
@@ -142,7 +143,7 @@ def measure(
 def checked(
     case: Case, threads: int, makers: Mapping[str, Maker], expected: Mapping[str, Array]
 ) -> tuple[dict[str, str | None], dict[str, Contender]]:
-    """(what keeps each from being timed, or None; those whom nothing does)."""
+    """(problem of each contender or None, the contenders without a problem)."""
     problems: dict[str, str | None] = {}
     right: dict[str, Contender] = {}
     for name, make in makers.items():
@@ -184,7 +185,7 @@ class Turn:
 
 
 def seconds(call: Callable[[], object], calls: int) -> float:
-    """Seconds a call, over so many."""
+    """Mean seconds of a call, over `calls` of them."""
     begin = time.perf_counter()
     for _ in range(calls):
         call()
@@ -193,7 +194,7 @@ def seconds(call: Callable[[], object], calls: int) -> float:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """No garbage collection meanwhile."""
+    """Within this context there is no garbage collection."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -207,7 +208,7 @@ def undisturbed() -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------------- summing up
 @dataclass(frozen=True)
 class Ratio:
-    """How many times the other's time ours is shorter by: the median over rounds and its 95 % interval."""
+    """A time divided by another: the median over rounds and its 95 % interval."""
 
     value: float
     low: float
@@ -218,7 +219,7 @@ class Ratio:
 
 
 def ratio(other: Result, ours: Result, rng: np.random.Generator) -> Ratio:
-    """Their time by ours, round by round. The interval is a percentile bootstrap over rounds (Efron 1979)."""
+    """other's time / ours, round by round. The interval is a percentile bootstrap over rounds (Efron 1979)."""
     each = np.array([np.median(a) / np.median(b) for a, b in zip(other.rounds, ours.rounds, strict=True)])
     drawn = np.median(rng.choice(each, (RESAMPLES, len(each))), axis=1)
     low, high = np.percentile(drawn, (2.5, 97.5))
@@ -226,7 +227,7 @@ def ratio(other: Result, ours: Result, rng: np.random.Generator) -> Ratio:
 
 
 def best(results: Iterable[Result]) -> Result | None:
-    """The quickest of those that were timed."""
+    """The quickest result, of those that were timed; None without any."""
     timed = [one for one in results if one.rounds]
     return min(timed, key=lambda one: one.median) if timed else None
 

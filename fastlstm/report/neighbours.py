@@ -1,8 +1,8 @@
-"""How calls fare beside others that want the processor: busy processes, and another Python thread.
+"""Latency of calls beside busy processes and beside a busy Python thread. ``fastlstm bench --neighbours``.
 
-What a server's users feel is not the mean of quiet moments, so every call counts by itself, with whatever came between
-it and the last one, and the 99th percentile stands beside the median. Surroundings take turns in every run, and
-contenders in every one of these, in random order. ``fastlstm bench --neighbours``.
+Every call is timed by itself, from the end of the call before it, and the 99th percentile stands beside the median: in
+a server it counts, not the mean of quiet moments. In every run the surroundings take turns, and within each of them
+the contenders, in random order.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from .page import microseconds, table
 from .page import threads as threads_in_words
 
 RUNS = 5
-TURN_SECONDS = 4.0  # after which a turn ends, however few its calls
+TURN_SECONDS = 4.0  # a turn ends then, however few its calls
 WARM_CALLS = 3
-START_SECONDS = 0.1  # in which a neighbour is up and running
-RIVAL = "onnxruntime"  # to whose 99th percentile others' are compared: the best of the peers beside busy processes
+START_SECONDS = 0.1  # a new process needs less to be computing
+RIVAL = "onnxruntime"  # 99th percentiles are compared with this one's: the best of the libraries beside busy processes
 
 QUIET = "quiet"
 SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(10**6): pass"
@@ -43,7 +43,7 @@ SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for
 # -------------------------------------------------------------------------------------------------------- surroundings
 @contextmanager
 def busy_processes(n: int) -> Iterator[None]:
-    """So many other processes that do nothing but compute. (They end themselves if this one is killed.)"""
+    """Within this context n other processes compute without pause. They end by themselves if this process is killed."""
     command = [sys.executable, "-I", "-S", "-c", SPIN]
     neighbours = [subprocess.Popen(command) for _ in range(n)]
     try:
@@ -57,7 +57,7 @@ def busy_processes(n: int) -> Iterator[None]:
 
 @contextmanager
 def busy_thread() -> Iterator[None]:
-    """Another thread of this process that computes in Python, and so wants Python's lock."""
+    """Within this context another thread of this process computes in Python, and so competes for Python's lock."""
     done = False
 
     def spin() -> None:
@@ -76,20 +76,21 @@ def busy_thread() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------- the list
 @dataclass(frozen=True)
 class Part:
-    """Cases that are measured in the same surroundings, and what is wanted of them there.
+    """Cases that are measured in the same surroundings, with the upper bounds of their ratios there.
 
     Parameters
     ----------
     title : str
     cases : list of Case
     surroundings : dict
-        Name -> what makes them, as a context; the first is QUIET.
+        Name -> function that makes the surroundings as a context; the first is QUIET.
     threads : int
-    calls, seconds : int, float
-        A turn has so many calls and lasts so long, at least: some calls are to lie beyond the 99th percentile, and the
-        system is to have changed between the processes often.
+    calls : int
+        Calls of a turn, at least: some of them must lie beyond the 99th percentile.
+    seconds : float
+        Length of a turn, at least: the system must switch between the processes many times.
     wanted : dict
-        Name of a ratio (see `ratios`) -> the most that it should be.
+        Name of a ratio (see `ratios`) -> its upper bound.
     """
 
     title: str
@@ -117,8 +118,8 @@ PARTS = [
         seconds=0.5,
         wanted={GROWTH: 3, BY_RIVAL: 1.2},
     ),
-    # A step that keeps Python's lock loses it only when its 5 ms are over: one step in hundreds. One that lets go of
-    # it may wait 5 ms for it every time,
+    # A short step keeps Python's lock and loses it only when its 5 ms are over: one step in hundreds. A longer step
+    # releases the lock and may wait 5 ms for it each time.
     Part(
         "Steps beside a Python thread that computes",
         [Case("step", "lstm", H, H) for H in (64, 128, 256, 512)],
@@ -128,7 +129,7 @@ PARTS = [
         seconds=0.05,
         wanted={TAIL: 10},
     ),
-    # and so is better taken with many others in one call, which waits once.
+    # `run` takes many steps in one call, which waits for the lock once.
     Part(
         "Many steps in one call beside it",
         [Case("run", "lstm", H, H, T=100) for H in (64, 512)],
@@ -142,7 +143,9 @@ PARTS = [
 
 
 def select(words: Sequence[str], threads: int | None = None) -> list[Part]:
-    """The parts with those cases that a word names a part of; all without words. `threads`: beside processes.
+    """The parts, with only the cases that have one of `words` in their names; with all cases if there are no words.
+
+    `threads` replaces the number of threads of the parts with several threads.
 
     Raises
     ------
@@ -166,14 +169,14 @@ def select(words: Sequence[str], threads: int | None = None) -> list[Part]:
 # ------------------------------------------------------------------------------------------------------------ measuring
 @dataclass
 class Entry:
-    """One case: everybody's calls in all surroundings."""
+    """One case: the calls of all contenders in all surroundings."""
 
     part: Part
     case: Case
-    results: dict[str, dict[str, Result]]  # surroundings -> contender -> its runs
+    results: dict[str, dict[str, Result]]  # surroundings -> contender -> Result; a round is a run
 
     def ratios(self, surroundings: str, contender: str) -> dict[str, float]:
-        """By name: medians over runs; those with RIVAL within a run, for the machine is most alike there."""
+        """Ratios by name, medians over runs. Ratios to RIVAL are taken within a run, where conditions differ least."""
         one, quiet = self.results[surroundings][contender], self.results[QUIET][contender]
         found = {TAIL: percentile(one, 99) / percentile(quiet, 50)}
         if surroundings != QUIET:
@@ -185,7 +188,7 @@ class Entry:
         return found
 
     def of_ours(self) -> Iterator[tuple[str, dict[str, float]]]:
-        """The first contender's ratios, wherever it is not quiet."""
+        """The first contender's ratios in all surroundings but QUIET."""
         ours = next(iter(self.results[QUIET]))
         for surroundings, results in self.results.items():
             if surroundings != QUIET and results[ours].rounds:
@@ -207,16 +210,16 @@ def percentile(result: Result, q: float) -> float:
 
 
 def run(parts: Iterable[Part], makers: Mapping[str, Maker], runs: int = RUNS, seed: int = 0) -> Report:
-    """Measure everything and draw nothing.
+    """Measure every part; draw nothing.
 
     Parameters
     ----------
     parts : iterable of Part
     makers : mapping
-        All contenders by name; the first is the one whom the report is about.
+        All contenders by name; the report is about the first.
     runs : int
     seed : int
-        Of the orders of turns.
+        Seed of the order of turns.
     """
     tqdm = load("tqdm", "TQDM_").tqdm
 
@@ -241,14 +244,16 @@ def measured(
 ) -> dict[str, dict[str, Result]]:
     """Results by surroundings and contender."""
     problems, right = measure.checked(case, part.threads, makers, contenders.reference(case))
-    results = {name: {who: Result(who, problem) for who, problem in problems.items()} for name in part.surroundings}
+    results = {
+        where: {name: Result(name, problem) for name, problem in problems.items()} for where in part.surroundings
+    }
     with measure.undisturbed():
         for _ in range(runs):
-            for name in rng.permutation(list(part.surroundings)):
-                with part.surroundings[name]():
-                    for who in rng.permutation(list(right)):
+            for where in rng.permutation(list(part.surroundings)):
+                with part.surroundings[where]():
+                    for name in rng.permutation(list(right)):
                         time.sleep(measure.SETTLE_SECONDS)
-                        results[name][who].rounds.append(latencies(right[who].call, part.calls, part.seconds))
+                        results[where][name].rounds.append(latencies(right[name].call, part.calls, part.seconds))
             tick()
     return results
 
@@ -256,9 +261,9 @@ def measured(
 def latencies(
     call: Callable[[], object], calls: int, seconds: float = 0.0, most_seconds: float = TURN_SECONDS
 ) -> list[float]:
-    """Seconds from the end of each call to that of the next: a wait for Python's lock may fall between two.
+    """Seconds from the end of each call to the end of the next: a wait for Python's lock may fall between two calls.
 
-    Of at least so many calls and so long a time; but a turn ends after `most_seconds`.
+    There are at least `calls` calls in at least `seconds`, but the turn ends after `most_seconds`.
     """
     for _ in range(WARM_CALLS):
         call()
@@ -319,7 +324,7 @@ def markdown(report: Report) -> str:
 
 
 def missed(report: Report) -> Iterator[str]:
-    """Where ours does not do what is wanted of it."""
+    """The first contender's ratios that lie above their bounds."""
     wanted = [
         (entry.case, surroundings, name, ratios[name], most)
         for entry in report.entries
@@ -335,15 +340,15 @@ def missed(report: Report) -> Iterator[str]:
 
 
 def times(entry: Entry) -> str:
-    """Everybody's percentiles in all surroundings of a case."""
+    """The percentiles of all contenders in all surroundings of a case."""
     rows = []
-    for who, quiet in entry.results[QUIET].items():
+    for contender, quiet in entry.results[QUIET].items():
         for surroundings in entry.results if quiet.rounds else ():
-            one, ratios = entry.results[surroundings][who], entry.ratios(surroundings, who)
+            one, ratios = entry.results[surroundings][contender], entry.ratios(surroundings, contender)
             calls = f"{min(map(len, one.rounds))}"
             shown = [microseconds(percentile(one, q)) for q in (50, 99)]
             shown += [f"{ratios[name]:.2f}" if name in ratios else "" for name in (GROWTH, TAIL, BY_RIVAL)]
-            rows.append((who, surroundings, calls, *shown))
+            rows.append((contender, surroundings, calls, *shown))
     notes = [f"- {one.contender}: {one.problem}" for one in entry.results[QUIET].values() if one.problem]
     head = ("contender", "surroundings", "calls a run", "median", "p99", GROWTH, TAIL, BY_RIVAL)
     return "\n".join([table(head, rows), *[""] * bool(notes), *notes])

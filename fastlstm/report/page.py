@@ -27,7 +27,7 @@ TITLES = {
     "grid": "A small grid",
     "fit": "Training steps of whole models",
 }
-BUSY = 0.5  # load average before the run, from which on others took part
+BUSY = 0.5  # load average before the run from which the page warns of other programs
 
 MEANING = """
 Times are microseconds a call: the median, and in brackets the 99th percentile, over all samples. **Ratio** is the
@@ -65,7 +65,7 @@ def of(report: Report, group: str) -> dict[int, list[Entry]]:
 
 
 def compared(entries: Iterable[Entry]) -> list[Entry]:
-    """Those in which there is somebody to be compared with."""
+    """The entries that have a ratio: a rival was timed."""
     return [entry for entry in entries if entry.ratio is not None]
 
 
@@ -106,7 +106,7 @@ def head(report: Report) -> Iterator[str]:
 
 
 def losing(report: Report) -> Iterator[str]:
-    """Where somebody else is quicker: what a reader should see first."""
+    """The cases in which a rival is quicker, first of all."""
     every = compared(report.entries)
     if not every:
         return
@@ -133,7 +133,7 @@ def losing(report: Report) -> Iterator[str]:
 
 
 def not_timed(report: Report) -> Iterator[str]:
-    """Whose values were wrong."""
+    """The contenders with wrong values."""
     wrong = [(entry, one) for entry in report.entries for one in entry.results.values() if one.wrong]
     if wrong:
         yield "## Wrong values, and so not timed"
@@ -141,7 +141,7 @@ def not_timed(report: Report) -> Iterator[str]:
 
 
 def means(report: Report) -> Iterator[str]:
-    """Geometric means of the ratios, and of everybody's time by ours."""
+    """Geometric means of the ratios, and of each contender's time divided by the first one's."""
     rows = []
     others = list(
         dict.fromkeys(one.contender for e in report.entries for one in list(e.results.values())[1:] if one.rounds)
@@ -161,7 +161,7 @@ def means(report: Report) -> Iterator[str]:
 
 
 def timed(entries: Iterable[Entry], *names: str) -> list[Entry]:
-    """Those in which all of these were timed."""
+    """The entries in which all contenders of these names were timed."""
     return [e for e in entries if all(name in e.results and e.results[name].rounds for name in names)]
 
 
@@ -183,7 +183,7 @@ def tables(report: Report, group: str) -> Iterator[str]:
 
 
 def times(report: Report, entries: Sequence[Entry]) -> str:
-    """Everybody's time in every case. (Who was timed in none has no column.)"""
+    """The times of all contenders in every case. A contender that was timed in no case has no column."""
     names = [
         name for name in entries[0].results if any(e.results[name].rounds or e.results[name].wrong for e in entries)
     ]
@@ -228,7 +228,7 @@ def costs(entries: Sequence[Entry]) -> str:
 
 
 def forms(entries: Sequence[Entry]) -> str:
-    """What token ids cost beside an input of size 1; without a product, as much."""
+    """Times of token ids beside those of an input of size 1: equal where ids cost no product."""
     rng = np.random.default_rng(0)
     both = [
         (entry, name, result, entry.results[name + SIZE_1])
@@ -252,7 +252,7 @@ def forms(entries: Sequence[Entry]) -> str:
 
 
 def notes(report: Report) -> Iterator[str]:
-    """Who was not measured, and why."""
+    """The contenders that were not measured, and why."""
     found = dict.fromkeys(
         f"{one.contender}: {one.problem}"
         for entry in report.entries
@@ -274,7 +274,7 @@ def charts(report: Report) -> dict[str, bytes]:
 
 
 def each_chart(report: Report) -> Iterator[tuple[str, bytes]]:
-    """What `charts` gives, one by one."""
+    """The items of `charts`."""
     for group in groups(report):
         for n, entries in of(report, group).items():
             title = f"{TITLES[group]}, {threads(n)}"
@@ -285,7 +285,7 @@ def each_chart(report: Report) -> Iterator[tuple[str, bytes]]:
 
 
 def canvas(rows: int, height: float) -> tuple[Any, Any]:
-    """A figure and axes for so many rows of horizontal bars, the first on top, each so many inches high."""
+    """A figure and axes for `rows` rows of horizontal bars, the first on top, each `height` inches high."""
     from ..plot import GRID, figure
 
     fig = figure()
@@ -306,7 +306,7 @@ def drawn(fig: Any) -> bytes:
 
 
 def chart_of_ratios(entries: Sequence[Entry], title: str) -> bytes:
-    """A bar for each case: the best rival's time by ours, with its interval; the losing ones in another colour."""
+    """A bar for each case: the ratio with its interval; ratios below 1 in another colour."""
     from ..plot import HELD_OUT as LOSING
     from ..plot import TRAINING as WINNING
 
@@ -332,7 +332,7 @@ def chart_of_ratios(entries: Sequence[Entry], title: str) -> bytes:
 
 
 def beside_lstm(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
-    """(an entry, that of the LSTM of the same shape), where both were timed."""
+    """(an entry, the LSTM's entry of the same shape), where both were timed."""
     here = timed(entries, entries[0].ours.contender)
     return [(entry, lstm) for entry in here for lstm in here if same_but_kind(lstm, entry)]
 

@@ -94,7 +94,7 @@ class Block:
     b_x: Array  # (GH,)
     extra: Array  # (3, H) peepholes, or (1, H) b_hn, or empty
     act: Array  # (roles + 1,) ids of the activations, and whether f = 1 - i
-    par: Array  # (roles, 5) their alpha, beta, bound of the argument, and values at minus and plus that
+    par: Array  # (roles, 5) alpha, beta, bound of the argument, value at -bound, value at bound
 
     @cached_property
     def forward(self) -> tuple[Array, ...]:
