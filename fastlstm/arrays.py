@@ -1,4 +1,4 @@
-"""The dictionaries in which people write parameters by hand: taken with `from_arrays`, given with `layer.to_arrays`.
+"""Dictionaries of parameters as users write them by hand: read by `from_arrays`, made by `layer.to_arrays`.
 
 Every array of such a dictionary is a rectangle of one matrix, [weight_hh | weight_ih | bias_ih | bias_hh] of shape
 (G*H, H + I + 2): some gates, in some order, by some columns, perhaps transposed. So a form is data.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .layer import Layer
     from .recurrent import Recurrent
 
-# What a part's column letters stand for. One bias is bias_ih, with bias_hh zero: only their sum counts.
+# The parameters of a part's column letters. A single bias is bias_ih, and bias_hh is zero: only their sum counts.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "h": ("weight_hh",),
     "x": ("weight_ih",),
@@ -47,7 +47,7 @@ class Form:
     head : pair of keys, optional
         Weight and bias of a dense layer that may follow.
     reset_after : bool
-        Which GRU it is.
+        The GRU's form; see `spec`.
     """
 
     name: str
@@ -65,17 +65,17 @@ class Form:
         """Rank of an array with these columns: only a lone bias may be a vector."""
         return 1 if columns == "b" and not self.units_first else 2
 
-    def stand(self, a: Array) -> Array:
+    def to_units(self, a: Array) -> Array:
         """An array of this form as (units, columns)."""
         return a[:, None] if a.ndim == 1 else a if self.units_first else a.T
 
-    def lay(self, a: Array, columns: str) -> Array:
+    def from_units(self, a: Array, columns: str) -> Array:
         """(units, columns) as an array of this form, fresh and contiguous."""
         return np.array(a if self.units_first else a[:, 0] if columns == "b" else a.T, order="C")
 
 
 def _per_gate(form: str, kind: Kind, matrices: Mapping[str, str], bias: str) -> dict[str, tuple[str, str]]:
-    """Parts of a form with own arrays for each gate: templates of keys, filled with the form's name of each gate."""
+    """Parts of a form with arrays for each gate: templates of keys, filled with the form's name of each gate."""
     gates, names = order(form, kind)
     return {
         template.format(own): (gate, columns)
@@ -101,7 +101,7 @@ _D2L = {"W_x{}": "x", "W_h{}": "h"}
 
 FORMS: tuple[Form, ...] = (
     Form(
-        "stacked",  # on [h; x]
+        "stacked",  # each matrix multiplies [h; x]
         "lstm",
         True,
         _per_gate("stacked", "lstm", {"W{}": "hx"}, "b{}"),
@@ -124,7 +124,7 @@ FORMS: tuple[Form, ...] = (
 )
 
 
-# --------------------------------------------------------------------------------------------------------------- moving
+# ------------------------------------------------------------------------------------------------- rows and columns
 def _rows(kind: str, gates: str, H: int) -> Array:
     """Rows of the canonical arrays that hold these gates."""
     return places(gates, order("torch", kind).gates, H)
@@ -137,13 +137,13 @@ def _columns(params: Mapping[str, Array], columns: str) -> list[Array]:
 
 
 def _sum(a: Array, b: Array) -> Array:
-    """a + b, and a itself where b is zero: adding 0 would turn -0 into 0."""
+    """a + b, but a where b is 0: adding 0 would turn -0 into 0."""
     return np.where(b == 0, a, a + b)
 
 
-# --------------------------------------------------------------------------------------------------------------- taking
+# --------------------------------------------------------------------------------------------------------- from arrays
 def _recognise(d: Mapping[str, Array], kind: str) -> Form:
-    """The form of a dictionary, by its keys and, where two share them, by its ranks."""
+    """The form of a dictionary, by its keys and, where two forms have the same keys, by the arrays' ranks."""
     forms = [form for form in FORMS if form.kind == kind]
     if not forms:
         raise ValueError(f"kind {kind!r} is not known; expected one of {', '.join(GATES)}")
@@ -170,11 +170,13 @@ def _rank_fits(form: Form, d: Mapping[str, Array]) -> list[bool]:
 
 
 def _sizes(form: Form, d: Mapping[str, Array]) -> tuple[int, int]:
-    """(I, H) on which most arrays agree, so that the error names the one that does not."""
+    """(I, H) of most arrays, so that the error names an array that differs."""
     standing = {
-        key: (form.stand(d[key]).shape, *part) for key, part in form.parts.items() if d[key].ndim == form.ndim(part[1])
+        key: (form.to_units(d[key]).shape, *part)
+        for key, part in form.parts.items()
+        if d[key].ndim == form.ndim(part[1])
     }
-    # Without any array of the right rank the sizes are unknown; the check that follows then names the first.
+    # Without an array of the right rank the sizes are unknown, and `_check` names the first array.
     H = _most(shape[0] // len(gates) for shape, gates, _ in standing.values())
     I = _most(shape[1] - H * ("h" in columns) for shape, _, columns in standing.values() if "x" in columns)  # noqa: E741
     return I, H
@@ -185,15 +187,15 @@ def _most(sizes: Any) -> int:
 
 
 def _check(form: Form, key: str, a: Array, columns: str, shape: tuple[int, int]) -> Array:
-    """The array as (units, columns), or an error with the shape it should have had in its own form."""
+    """The array as (units, columns), or an error with the shape expected in its form."""
     expected = shape if form.units_first else shape[:1] if columns == "b" else shape[::-1]
     if a.shape != expected:
         raise ValueError(f"{key} has shape {a.shape}, expected {expected} in form {form.name!r} of {form.kind}")
-    return form.stand(a)
+    return form.to_units(a)
 
 
 def from_arrays(d: Mapping[str, Any], kind: str, *, dtype: Any = None, backend: str = "auto") -> Any:
-    """A layer from a parameter dictionary as people write it by hand.
+    """A layer from a parameter dictionary that was written by hand.
 
     ========= ============== ========================================================= ==============================
     form      kinds          keys                                                      matrices, biases
@@ -213,14 +215,14 @@ def from_arrays(d: Mapping[str, Any], kind: str, *, dtype: Any = None, backend: 
         The form is recognised from the keys. Those in parentheses are a dense head: both, or neither.
     kind : {"lstm", "gru", "rnn"}
     dtype : {"float32", "float64"}, optional
-        Of the layer; that of the arrays where None.
+        The layer's dtype; None: the arrays' dtype.
     backend : str
         As in `LSTM`.
 
     Returns
     -------
     layer : LSTM, GRU or RNN
-        ``layer.to_arrays(form)`` gives the same arrays back, bit for bit. A lone bias is its bias_ih.
+        ``layer.to_arrays(form)`` gives the same arrays back, bit for bit. A single bias becomes bias_ih.
     head : Dense
         Only where `d` has one: then ``(layer, head)`` is returned.
 
@@ -264,7 +266,7 @@ def _take_head(form: Form, arrays: Mapping[str, Array], H: int, dtype: np.dtype[
 
     assert form.head is not None
     W, b = (arrays[key] for key in form.head)
-    units = form.stand(W).shape[0] if W.ndim == 2 else 0
+    units = form.to_units(W).shape[0] if W.ndim == 2 else 0
     weight = _check(form, form.head[0], W, "h", (units, H))
     bias = _check(form, form.head[1], b, "b", (units, 1))
     head = Dense(H, units, dtype=dtype)
@@ -272,19 +274,19 @@ def _take_head(form: Form, arrays: Mapping[str, Array], H: int, dtype: np.dtype[
     return head
 
 
-# --------------------------------------------------------------------------------------------------------------- giving
+# ----------------------------------------------------------------------------------------------------------- to arrays
 def to_arrays(layer: Recurrent, form: str, head: Layer | None = None) -> dict[str, Array]:
-    """The parameters of a layer, and of the dense layer after it, as people write them by hand.
+    """The parameters of a layer, and of the dense layer after it, in a form of `from_arrays`.
 
     Parameters
     ----------
     layer : LSTM, GRU or RNN
-        Of one layer in one direction, without projection and peepholes. Where the form has one bias, it is
+        With num_layers=1, one direction, no projection and no peepholes. If the form has one bias, it is
         bias_ih + bias_hh; a layer without biases gives zeros.
     form : str
         A form of `from_arrays`.
     head : Dense, optional
-        Given under the form's keys for it.
+        Its weight and bias go under the form's keys for a head.
 
     Returns
     -------
@@ -304,14 +306,14 @@ def to_arrays(layer: Recurrent, form: str, head: Layer | None = None) -> dict[st
     if not both:
         params["bias_ih"] = _sum(params["bias_ih"], params["bias_hh"])
     arrays = {
-        key: chosen.lay(np.concatenate(_columns(params, columns), axis=1)[_rows(layer.kind, gates, H)], columns)
+        key: chosen.from_units(np.concatenate(_columns(params, columns), axis=1)[_rows(layer.kind, gates, H)], columns)
         for key, (gates, columns) in chosen.parts.items()
     }
     return arrays if head is None else arrays | _give_head(chosen, head, H)
 
 
 def _form_for(layer: Recurrent, name: str) -> Form:
-    """The form of that name for this layer, or an error with what stands against it."""
+    """The form of that name for this layer, or an error with the options that the form cannot express."""
     forms = [form for form in FORMS if form.kind == layer.kind]
     named = [form for form in forms if form.name == name]
     if not named:
@@ -341,4 +343,4 @@ def _give_head(form: Form, head: Layer, H: int) -> dict[str, Array]:
             f"the head's weight has shape {weight.shape}, expected (units, {H}): the layer gives {H} numbers"
         )
     bias = params.get("bias", np.zeros(len(weight), weight.dtype))
-    return {form.head[0]: form.lay(weight, "h"), form.head[1]: form.lay(bias[:, None], "b")}
+    return {form.head[0]: form.from_units(weight, "h"), form.head[1]: form.from_units(bias[:, None], "b")}

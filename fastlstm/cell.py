@@ -17,7 +17,7 @@ OF_BATCH, OF_ONE = 0, (0, 0)  # the part of a state (1, B, H) that is the caller
 class Cell(SpecLayer):
     """One step of one layer. Use `LSTMCell`, `GRUCell` or `RNNCell`.
 
-    A cell is a layer of which every call sees one step; its parameters carry PyTorch's cell names, without a suffix.
+    A cell is a layer with one step in every call; its parameters have the names of PyTorch's cells, without a suffix.
     """
 
     _state_axes = ("batch", "hidden_size")
@@ -50,13 +50,19 @@ class Cell(SpecLayer):
         Parameters
         ----------
         x : (B, I) or (I,) array, or token ids (B,) or a scalar
-        state : (h, c) for LSTMCell, h else: (B, H) or (H,); zeros where None
+        state : (h, c) for LSTMCell, h for the others: (B, H) or (H,); zeros where None
         mask : (B,) bools, or one without a batch; optional
             Where it is False, the sequence has no step now: x is not read, and its state stays.
 
         Returns
         -------
-        state : as given
+        state : (h, c) or h
+            Fresh arrays, shaped like the state given: (B, H), or (H,) without a batch.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Wrong rank, size, dtype, ids, mask or state; the message names what was given and expected.
         """
         x, batch, states, unbatched = self._enter(x, state, mask)
         engine.forward(self._module, self._blocks()[1], x, batch, states, None, None, True)
@@ -72,7 +78,30 @@ class Cell(SpecLayer):
         return unwrapped(states, OF_ONE if unbatched else OF_BATCH), tape
 
     def backward(self, tape: RecurrentTape, dstate: Any) -> tuple[Array | None, State, dict[str, Array]]:
-        """Gradients of one step: (dx, dstate, grads); see `Recurrent.backward`."""
+        """Gradients of one step. Uses up the tape.
+
+        Parameters
+        ----------
+        tape : RecurrentTape
+            Of this cell's `forward`, with the weights unchanged since.
+        dstate : like state
+            Gradient of the new state; either half of an LSTM's pair may be None.
+
+        Returns
+        -------
+        dx : (B, I) or (I,) array, or None for token ids
+        dstate : like state
+            Gradient of the state before the step.
+        grads : dict of arrays
+            Gradients of all parameters, with `state_dict`'s keys and shapes.
+
+        Raises
+        ------
+        RuntimeError
+            The tape was used before, belongs to another cell, or the weights have changed.
+        ValueError, TypeError
+            dstate does not fit; the tape still serves then.
+        """
         check_tape(tape, self, RecurrentTape)
         batch, unbatched = tape.record.batch, tape.unbatched
         dstates = self._take_state(dstate, "dstate", () if unbatched else (batch.B,))

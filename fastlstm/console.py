@@ -1,7 +1,7 @@
 """Messages on standard error that cannot end a run, and results on standard output.
 
 A run may outlive its terminal: the reader of a pipe leaves, the terminal closes, the disk under a log is full, or
-standard error was closed from the beginning. A message that cannot be written is dropped then, with all later ones.
+standard error was closed from the beginning. A message that cannot be written is dropped, and so are all later ones.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Messages:
             return False
 
     def columns(self) -> int:
-        """Width of the terminal; 0 where there is none, or one that does not tell."""
+        """Width of the terminal; 0 without a terminal, or if its width is unknown."""
         try:
             return os.get_terminal_size(self.fileno()).columns
         except (OSError, ValueError):
@@ -87,10 +87,9 @@ def say(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """Print a line of results on standard output.
+    """Print a line of results on standard output; nothing if its reader has left or its terminal has closed.
 
-    A reader that has left and a terminal that has closed are no errors, since the work of the commands that call this
-    is in files. Anything else is:
+    For commands with results in files too.
 
     Raises
     ------
@@ -110,7 +109,7 @@ def tell(text: str) -> None:
 
 
 def discard(stream: TextIO | Any) -> None:
-    """Let a stream that has failed write to the null device, where Python's last flush succeeds too."""
+    """Redirect a stream that has failed to the null device, so that Python's flush at exit succeeds."""
     try:
         descriptor = stream.fileno()
         null = os.open(os.devnull, os.O_WRONLY)
@@ -123,8 +122,8 @@ def discard(stream: TextIO | Any) -> None:
 def fill_closed_descriptors() -> None:
     """Open the null device as each of the standard descriptors that is closed.
 
-    Else the next file that is opened, say a model, gets the descriptor of standard error, and with it every message
-    that a C library writes there.
+    Without that the next file that is opened, say a model, gets the descriptor of standard error, and C libraries write
+    their messages into it.
     """
     for descriptor in range(3):
         try:

@@ -20,9 +20,9 @@ import numpy as np
 from .layout import Array
 
 PIECE = 1 << 20  # bytes or characters that are converted at once: bounds the memory of a conversion
-NAMED, KNOWN = 20, 120  # how many characters a message names, of those that are strange and of those that are known
+NAMED, KNOWN = 20, 120  # characters that a message lists: unknown ones, and the beginning of the vocabulary
 
-# The marks with which files in Unicode may begin, and what follows them. UTF-16's little mark begins UTF-32's too.
+# Byte order marks and their encodings. UTF-32 comes first, since its little-endian mark begins with that of UTF-16.
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -31,8 +31,8 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 CURE = "Name its encoding, say --encoding cp1252 (Windows), latin-1 or utf-16-le, or convert it to UTF-8"
-ALPHABETS = 8  # first bytes of the characters of a text in UTF-16, at most, unless it is Chinese or the like
-# What decodes without an error and yet tells of a mistake, and what it tells.
+ALPHABETS = 8  # a UTF-16 text has at most so many different high bytes, unless it is Chinese or the like
+# Characters that decode without an error but are signs of a mistake, and the warnings about them.
 ODDITIES = {
     "\ufeff": "byte order mark{s} (U+FEFF) within the text, as files joined together have: trained on as characters",
     "\ufffd": "replacement character{s} (U+FFFD), which an earlier conversion left where it could not read the text",
@@ -49,7 +49,7 @@ def read_text(path: str | os.PathLike[str], encoding: str | None = None) -> str:
     path : path
         ``-`` for standard input.
     encoding : str, optional
-        A name that Python knows. Unless given: what the byte order mark at the file's beginning says, else UTF-8.
+        A name of Python's. None: the encoding of the byte order mark at the file's beginning, or UTF-8 without a mark.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def read_text(path: str | os.PathLike[str], encoding: str | None = None) -> str:
     Warns
     -----
     UserWarning
-        The text has characters that tell of a wrong encoding, see `ODDITIES`.
+        The text has characters that are signs of a wrong encoding, see `ODDITIES`.
     """
     if encoding is not None:
         check_encoding(encoding)
@@ -86,7 +86,9 @@ def read_text(path: str | os.PathLike[str], encoding: str | None = None) -> str:
 def check_encoding(encoding: str) -> None:
     """Raise ValueError unless this is the name of an encoding of texts."""
     try:
-        io.TextIOWrapper(io.BytesIO(), encoding=encoding)  # refuses what is no encoding of texts, say base64
+        io.TextIOWrapper(
+            io.BytesIO(), encoding=encoding
+        )  # raises for codecs that are not encodings of texts, say base64
         codecs.getincrementaldecoder(encoding)
     except (LookupError, ValueError) as error:
         raise ValueError(
@@ -120,7 +122,7 @@ def decoded(file: BinaryIO, name: str, encoding: str | None) -> str:
 
 
 def where(error: UnicodeError, before: int) -> str:
-    """Which byte cannot be decoded; `before` bytes precede those that the error knows."""
+    """The place of the byte that cannot be decoded; `before` bytes precede the piece of the error."""
     if not isinstance(error, UnicodeDecodeError):
         return str(error)
     byte = f" is {error.object[error.start]:#04x}" if error.start < len(error.object) else ""
@@ -148,7 +150,7 @@ def encoding_of(data: bytes, name: str, encoding: str | None) -> str:
 
 
 def likely(data: bytes, found: str) -> str | None:
-    """The cure for bytes that are no text in the encoding `found`, where their zeros tell which one is right."""
+    """The cure for bytes that are no text in the encoding `found`, if their zeros show the right one."""
     zeros = [data[i::4].count(0) for i in range(4)]
     if sum(zeros) * 2 > len(data) > 0 and not found.startswith("utf-32"):
         width, little = 32, zeros[3] > zeros[0]
@@ -165,7 +167,7 @@ def likely(data: bytes, found: str) -> str | None:
 
 
 def check_nulls(data: bytes, piece: str, found: str, name: str, encoding: str | None) -> None:
-    """Raise ValueError for a text with NUL characters, unless its encoding was named and they are few."""
+    """Raise ValueError for a text with NUL characters, unless `encoding` is given and the NULs are few."""
     if encoding is None or likely(data, found) or piece.count("\0") * 4 > len(piece):
         cure = likely(data, found) or f"{CURE}; if they belong to the text, give --encoding {found}"
         raise ValueError(f"{name} has NUL characters when read as {encoding or 'UTF-8'}, as no plain text has. {cure}")
@@ -178,7 +180,7 @@ def vocabulary_of(text: str) -> str:
 
 
 def check_characters(vocabulary: str) -> None:
-    """Raise ValueError where a vocabulary has what no file can hold: halves of surrogate pairs."""
+    """Raise ValueError where a vocabulary has halves of surrogate pairs, which no file can hold."""
     halves = [character for character in vocabulary if "\ud800" <= character <= "\udfff"]
     if halves:
         raise ValueError(
@@ -199,7 +201,7 @@ def encode(text: str, vocabulary: str) -> Array:
     Raises
     ------
     ValueError
-        Characters that the vocabulary has not; the message names them and counts them.
+        The text has characters outside the vocabulary; the message lists and counts them.
     """
     strange = "".join(sorted(set(text) - set(vocabulary)))
     if strange:
@@ -220,7 +222,7 @@ def encode(text: str, vocabulary: str) -> Array:
 
 
 def pieces_of(text: str) -> Iterator[tuple[int, str]]:
-    """(its beginning, the piece) for each piece of at most `PIECE` characters."""
+    """(begin, piece) for each piece of at most `PIECE` characters."""
     for at in range(0, len(text), PIECE):
         yield at, text[at : at + PIECE]
 

@@ -1,4 +1,4 @@
-"""Layers beside the recurrent ones."""
+"""`Dense`: the fully connected layer, and its fused softmax cross-entropy."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Dense(Layer):
     bias : bool
     dtype : {"float32", "float64"}
     backend : str
-        "auto", or a name from `fastlstm.backends()`; a forced one never falls back. (numba has no dense layer of its
-        own: there it is NumPy's.)
+        "auto", or a name from `fastlstm.backends()`; a forced one never falls back. (Backend numba computes dense
+        layers with NumPy.)
     seed : int, optional
         Of the initial parameters, uniform in +-1/sqrt(I): ``weight`` (U, I) and ``bias`` (U,).
 
@@ -45,7 +45,7 @@ class Dense(Layer):
     TypeError, ValueError
         An argument does not fit; the message says which.
     BackendError
-        The forced backend cannot be used, or has not this dtype.
+        The forced backend cannot be used, or does not have the dtype.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Dense(Layer):
         return self._module.dense_pack(self._params)
 
     def _block(self) -> Any:
-        """The packed weights of now."""
+        """The packed weights of the current version."""
         return self._blocks()[1]
 
     def _check_x(self, x: Any) -> Array:
         if type(x) is np.ndarray and x.dtype is self.dtype and x.flags.c_contiguous and x.shape[-1:] == self._tail:
-            return x  # the usual case
+            return x  # fast path: nothing to convert
         return np.ascontiguousarray(checked_rows(x, self.input_size, self.dtype), self.dtype)
 
     def _product(self, x: Array) -> Array:
@@ -90,7 +90,13 @@ class Dense(Layer):
         return y.reshape(*x.shape[:-1], self.units)
 
     def __call__(self, x: Any) -> Array:
-        """y (..., U) for x (..., I), for inference."""
+        """y (..., U) for x (..., I), an array of the layer's dtype, for inference.
+
+        Raises
+        ------
+        ValueError, TypeError
+            x has another width or dtype.
+        """
         return self._product(self._check_x(x))
 
     def forward(self, x: Any) -> tuple[Array, DenseTape]:
@@ -105,6 +111,11 @@ class Dense(Layer):
         y : (..., U) array
         tape : Tape
             Holds a copy of x.
+
+        Raises
+        ------
+        ValueError, TypeError
+            x has another width or dtype.
         """
         x = self._check_x(x).copy()
         return self._product(x), DenseTape(self, self.version, x)
@@ -149,10 +160,10 @@ class Dense(Layer):
         mask: Any = None,
         weights: Any = None,
     ) -> tuple[float, Array, dict[str, Array]]:
-        """Product, softmax, cross-entropy and all gradients in one: a language model's head.
+        """Product, softmax, cross-entropy and all gradients in one call: a language model's head.
 
-        The logits' gradient takes the place of the logits, so there is one array of N*U numbers, not four. Rows that do
-        not count cost no product.
+        The logits' gradient takes the place of the logits, so there is one array of N*U numbers instead of four. Rows
+        that do not count cost no product.
 
         Parameters
         ----------
@@ -171,9 +182,11 @@ class Dense(Layer):
         Returns
         -------
         loss : float
+            In nats.
         dx : (..., I) array
             0 in rows that do not count.
         grads : dict of arrays
+            With `state_dict`'s keys and shapes.
 
         Raises
         ------
@@ -194,7 +207,7 @@ class Dense(Layer):
     def _weighted_cross_entropy(
         self, x: Array, targets: Array, weights: Array, share: float, grads: Gradients
     ) -> tuple[float, Array]:
-        """The same for rows x (K, I) of weights (K,), step by step: the fused kernel knows one factor for all rows."""
+        """`cross_entropy` for rows x (K, I) of weights (K,), unfused: the fused kernel has one factor for all rows."""
         logits = self._product(x)
         losses = cross_entropy(logits, targets, 1.0)
         logits *= (weights * share).astype(logits.dtype)[:, None]

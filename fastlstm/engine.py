@@ -1,9 +1,9 @@
 """The one loop over depth, directions and stretches of time, on packed rows.
 
-It takes packed blocks as arguments and owns no parameters: layers, cells and streams call it with their blocks, and so
-may any other owner of parameters. A state is a tuple of arrays by the names of ``spec.initial``: (h, c) for LSTM, (h,)
-for the others, (L*D, B, width) each, layer then direction. Blocks are a list for each layer of one block for each
-direction; a block knows its ``spec`` and whether it walks in ``reverse``.
+It takes packed blocks as arguments and owns no parameters: layers, cells and streams call it with their blocks, and any
+other owner of parameters can. A state is a tuple of arrays by the names of ``spec.initial``: (h, c) for LSTM, (h,) for
+the others, (L*D, B, width) each, layer then direction. `blocks` has for each layer a list of one block for each
+direction; a block has its ``spec`` and its direction, ``reverse``.
 """
 
 from __future__ import annotations
@@ -35,27 +35,29 @@ class Record:
         Steps of a stretch: of each stretch only the state before it is kept, and `backward` runs it forward once more
         (Chen et al. 2016). None keeps a tape of everything.
     copies: bool
-        Whether an input whose memory is the caller's is copied: else the caller must not write to it before `backward`.
+        Whether an input in the caller's memory is copied. Without a copy the caller must not write to it before
+        `backward`.
     """
 
     batch: Batch
     every: int | None = None
     copies: bool = True
-    inputs: list[Array] = field(default_factory=list)  # of each layer: (N, I), or (N,) token ids
-    kept: list[Any] = field(
-        default_factory=list
-    )  # of each layer: (D, its tape); or the states by direction and stretch
-    masks: list[Array | None] = field(default_factory=list)  # of each layer: factors of its output (N, D*R), or None
+    # For each layer: its input (N, I), or (N,) token ids.
+    inputs: list[Array] = field(default_factory=list)
+    # For each layer: its tapes, one row for each direction; with `every`, the states by direction and stretch.
+    kept: list[Any] = field(default_factory=list)
+    # For each layer: dropout's factors of its output (N, D*R), or None.
+    masks: list[Array | None] = field(default_factory=list)
 
     def own(self, x: Array, dtype: np.dtype[Any]) -> Array:
-        """The first layer's input as packed rows, a copy where that is asked for."""
+        """The first layer's input as packed rows; with `copies`, in memory of its own."""
         packed = self.batch.pack(x, dtype) if x.ndim == 3 else x
         if self.copies and x.ndim > 1 and (packed is x or np.may_share_memory(packed, x)):
             packed = buffers.copy(packed)
         return packed.reshape(self.batch.rows.N, x.shape[-1]) if x.ndim == 3 else packed
 
     def walk(self, block: Any) -> list[tuple[Rows, slice]]:
-        """The stretches in the order in which a block walks them: their rows, and where these lie among all rows."""
+        """The stretches in a block's walking order: (its rows, their slice of all rows) each."""
         stretches = self.batch.rows.cut(self.every or max(1, self.batch.rows.T))
         return stretches[::-1] if block.reverse else stretches
 
@@ -83,10 +85,10 @@ def forward(
     states : tuple of (L*D, B, width) arrays
         The initial states, overwritten with the final ones.
     record : Record, optional
-        Filled with what `backward` needs. Inference where None.
+        Filled with what `backward` needs; None: inference.
     drop : function, optional
-        From the shape (N, D*R) of a layer's outputs to their factors, or to None for none. Asked of every layer but
-        the last.
+        Takes the shape (N, D*R) of a layer's outputs and returns their factors, or None. Called for every layer but the
+        last.
     packed : bool
         Return the outputs as packed rows.
 
@@ -103,7 +105,7 @@ def forward(
     if record is not None:
         x = record.own(x, dtype)
     elif x.ndim == 3 and not (dense and x.dtype is dtype and x.flags.c_contiguous):
-        x = batch.pack(x, dtype)  # here, so that no caller keeps packed rows alive
+        x = batch.pack(x, dtype)  # rebinds x: the packed rows are freed after the first layer
     for layer, of_layer in enumerate(blocks):
         row_map = None
         if not to_places or layer < last:
@@ -136,7 +138,7 @@ def forward(
 def _forward_stretches(
     module: ModuleType, blocks: Sequence[Any], x: Array, states: States, y: Array, at: int, record: Record
 ) -> list[list[States]]:
-    """Run a layer, the first of its states being ``states[.][at]``, stretch by stretch; the states before each."""
+    """Run a layer stretch by stretch and return the states before each. Its states begin at ``states[.][at]``."""
     kept = []
     for d, block in enumerate(blocks):
         before: list[States] = []
@@ -177,7 +179,7 @@ def backward(
     keys : list of L lists of D dicts
         The names in `grads` of each block's parameters, by their names in ``spec.parameters``.
     ids : (N,) int64 array, optional
-        For token ids: the row of the first layer's ``weight_ih``, there (rows, G*H), that each packed row adds to.
+        For token ids: the row of the first layer's gradient ``weight_ih`` (rows, G*H) that each packed row adds to.
 
     Returns
     -------
@@ -205,11 +207,11 @@ def backward(
     batch.unpack_states(dstates, own)
     if record.inputs[0].ndim == 1:
         return None
-    return dy if rows.N else record.inputs[0]  # without a row, the input is as empty as its gradient
+    return dy if rows.N else record.inputs[0]  # without rows the gradient is empty, as the input is
 
 
 def _tapes(module: ModuleType, block: Any, record: Record, layer: int, d: int) -> Iterator[tuple[Rows, slice, Array]]:
-    """(rows, where these lie among all rows, tape) of each stretch of a direction, the stretch walked last first.
+    """(rows, their slice of all rows, tape) of each stretch of a direction, in the opposite of walking order.
 
     The tape is made by running the stretch forward again.
     """

@@ -1,6 +1,6 @@
 """Files of named arrays and a configuration: safetensors, with the configuration as JSON in its metadata.
 
-Knows arrays and dictionaries only. A file appears whole or not at all, and none that is read can run code.
+It handles arrays and dictionaries only. A file appears whole or not at all, and reading a file never runs code.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 
 from .layout import Array
 
-METADATA_KEY = "fastlstm"  # of the one metadata entry that holds the configuration
-STANDARD_STREAMS = ("standard input", "standard output", "standard error")  # by descriptor
+METADATA_KEY = "fastlstm"  # the metadata entry that holds the configuration
+STANDARD_STREAMS = ("standard input", "standard output", "standard error")  # descriptors 0, 1, 2
 SPECIAL = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe (FIFO) or a pipe",
@@ -32,12 +32,12 @@ SPECIAL = {
 
 
 class FileError(ValueError):
-    """A file is not what it should be; the message says what is wrong with it."""
+    """A file is damaged or of another kind; the message says what is wrong with it."""
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Put `data` in the place of the file `path`, which at every moment is wholly the old or wholly the new one.
+    """Replace the file `path` by `data`; at every moment the file is wholly the old or wholly the new one.
 
     A symbolic link stays one, and its target is replaced. Owner, group, permissions and extended attributes (access
     control lists among them) of a replaced file are kept.
@@ -45,8 +45,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     Raises
     ------
     OSError
-        It cannot be written, or something stands there that no file may replace: a folder, a device, a pipe, a socket,
-        a read-only file. What stands there is untouched then.
+        The file cannot be written, or `path` is a folder, a device, a pipe, a socket or a read-only file. The old file
+        is untouched then.
     """
     target, before = destination(path)
     with naming(path):
@@ -56,7 +56,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
                 keep_access(file.fileno(), target, before)
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())  # else a crash may keep the rename and lose the content
+                os.fsync(file.fileno())  # without it a crash may keep the rename and lose the content
             os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -65,12 +65,12 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def destination(path: str | os.PathLike[str]) -> tuple[Path, os.stat_result | None]:
-    """The file, with links followed, that writing to `path` makes or replaces; and that file's status if it exists.
+    """(the file that writing to `path` makes or replaces, links followed; its status, or None if there is none).
 
     Raises
     ------
     OSError
-        Something stands there that no file may replace.
+        `path` is something that is never replaced: a folder, a device, a pipe, a socket, a read-only file.
     """
     name = os.fspath(path)
     if not name:
@@ -98,10 +98,10 @@ def destination(path: str | os.PathLike[str]) -> tuple[Path, os.stat_result | No
 
 def temporary_beside(target: Path, before: os.stat_result | None) -> tuple[int, Path]:
     """A new file, open for writing, in the folder of `target`: a rename is atomic only within one file system."""
-    # The name does not grow with the target's, which may have the greatest length allowed.
+    # The temporary name does not grow with the target's, which may have the greatest length allowed.
     temporary = target.with_name(f".fastlstm-{secrets.token_hex(6)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    # What replaces a private file is private from its first moment.
+    # The replacement of a private file is private from the start.
     return os.open(temporary, flags, 0o666 if before is None else 0o600), temporary
 
 
@@ -119,7 +119,7 @@ def keep_access(handle: int, target: Path, before: os.stat_result | None) -> Non
     if ours.st_gid != before.st_gid:
         try:
             os.fchown(handle, -1, before.st_gid)
-        except OSError:  # the new group may do what all others may
+        except OSError:  # the group cannot be kept: the new group gets the permissions of all other users
             mode = (mode & ~0o070) | (mode & 0o070 & ((mode & 0o007) << 3))
     if ours.st_uid != before.st_uid:
         try:
@@ -131,15 +131,15 @@ def keep_access(handle: int, target: Path, before: os.stat_result | None) -> Non
             ) from None
     os.fchmod(handle, mode)
     if hasattr(os, "listxattr"):
-        with suppress(OSError):  # a file system without them
+        with suppress(OSError):  # the file system has no extended attributes
             for name in os.listxattr(target):
-                with suppress(OSError):  # one that only the system sets
+                with suppress(OSError):  # the attribute is set by the system only
                     os.setxattr(handle, name, os.getxattr(target, name))
 
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let errors of the system name the file that was to be written, in place of a temporary one or none."""
+    """Within this context the system's errors name `path`, not the temporary file."""
     try:
         yield
     except OSError as error:
@@ -149,29 +149,29 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the system can."""
+    """Make the names in a folder durable, if the system can."""
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders, and a folder may be closed to readers
+    except OSError:  # Windows opens no folders, and a folder may be unreadable
         return
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what file systems say that cannot
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # errors of file systems that cannot sync a folder
             raise
     finally:
         os.close(handle)
 
 
 def check_writable(path: str | os.PathLike[str], size: int = 0) -> None:
-    """Raise what writing `size` bytes to `path` would raise: to be asked before the work, not after it.
+    """Raise before the work what writing `size` bytes to `path` would raise after it.
 
-    A temporary file is made in the folder, of that size where the system can reserve room, and removed.
+    A temporary file is made in the folder, of that size if the system can reserve room, and removed.
 
     Raises
     ------
     OSError
-        See `write_atomically`; or there is no such folder, no permission, no room.
+        See `write_atomically`; or the folder is missing, not writeable or full.
     """
     target, before = destination(path)
     if not target.parent.is_dir():
@@ -194,19 +194,19 @@ def check_writable(path: str | os.PathLike[str], size: int = 0) -> None:
 
 
 def reserve(handle: int, size: int, path: str | os.PathLike[str]) -> None:
-    """Take `size` bytes of room for an open file, or raise OSError."""
+    """Reserve `size` bytes for an open file, or raise OSError."""
     if not size or not hasattr(os, "posix_fallocate"):
         return
     try:
         os.posix_fallocate(handle, 0, size)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # a file system that reserves nothing
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # the file system cannot reserve room
             return
         raise OSError(error.errno, f"{error.strerror}: {size:,} bytes are needed", os.fspath(path)) from error
 
 
 def check_sticky(target: Path, before: os.stat_result) -> None:
-    """Raise PermissionError where the folder, as /tmp, lets only the owner replace a file."""
+    """Raise PermissionError where only the file's owner may replace it: in a sticky folder, such as /tmp."""
     folder = target.parent.stat()
     user = os.geteuid() if hasattr(os, "geteuid") else 0
     if folder.st_mode & stat.S_ISVTX and user not in (0, before.st_uid, folder.st_uid):
@@ -214,7 +214,7 @@ def check_sticky(target: Path, before: os.stat_result) -> None:
 
 
 def mount_points() -> set[str]:
-    """Where something is mounted, on Linux; elsewhere none. A single file may be, as into a container."""
+    """The mount points, on Linux; elsewhere none. Containers mount single files too."""
     try:
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
@@ -231,14 +231,16 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Array], config: Mapp
     ----------
     path : path
     arrays : dict of arrays
-        Any order and byte order; read back equal, contiguous and native.
+        Any memory and byte order; `load` returns them equal, contiguous and in native byte order.
     config : dict
-        What JSON can hold.
+        Of JSON's types.
 
     Raises
     ------
-    OSError, TypeError, ValueError
-        The old file, if any, is untouched then.
+    OSError
+        See `write_atomically`; the old file is untouched then.
+    TypeError, ValueError
+        An array or the configuration cannot be stored; the old file is untouched then.
     """
     import safetensors.numpy
 
@@ -264,7 +266,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
     """
     import safetensors
 
-    with open(path, "rb"):  # safetensors' own errors for missing files and folders are less plain
+    with open(path, "rb"):  # clearer errors than safetensors' for missing files and for folders
         pass
     try:
         with safetensors.safe_open(path, framework="numpy") as file:

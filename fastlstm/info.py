@@ -1,4 +1,4 @@
-"""What is installed and in use, for people: `show_config`; and what each backend supports: `table`."""
+"""`show_config`: versions, backends and threads in use. `table`: what each backend supports."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ._backends import NAMES, backends, module
 
 
 def show_config() -> None:
-    """Print version, backends, instruction sets (compiled, usable, active), threads and where their number is from."""
+    """Print version, backends, instruction sets (compiled, usable, active), threads and the origin of their number."""
     print("\n".join(lines()))
 
 
 def lines() -> Iterator[str]:
-    """What `show_config` prints."""
+    """The lines that `show_config` prints."""
     import numpy as np
 
     yield f"fastlstm {__version__} (Python {platform.python_version()}, NumPy {np.__version__}, {platform.machine()})"
@@ -31,7 +31,7 @@ def lines() -> Iterator[str]:
 
 
 def table() -> str:
-    """What each backend is and supports, best first, as the Markdown table that stands in docs/backends.md."""
+    """The Markdown table of docs/backends.md: each backend, its dtypes and storages, best first."""
     rows = ["| backend | what it is | computes in | keeps weights as |", "|---|---|---|---|"]
     for name in NAMES:
         backend = module(name)

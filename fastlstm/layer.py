@@ -1,4 +1,4 @@
-"""What everything with parameters has in common: `Layer`; and what its `forward` keeps for `backward`: `Tape`."""
+"""`Layer`: the base of everything with parameters. `Tape`: what its `forward` keeps for `backward`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .forksafe import Lock
 from .layout import Array
 from .validation import float_dtype, is_real
 
-NOT_IN_CONFIG = ("backend", "seed")  # arguments that say how a layer is made, not what it is
+NOT_IN_CONFIG = ("backend", "seed")  # arguments of the constructor that are no part of a configuration
 
 AnyLayer = TypeVar("AnyLayer", bound="Layer")
 
@@ -30,12 +30,12 @@ def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def arrays_of(d: Mapping[str, Any]) -> tuple[dict[str, Array], list[str]]:
-    """(the values as arrays, what is wrong with those that cannot be one)."""
+    """(the values as arrays, a message for each value that cannot be one)."""
     new: dict[str, Array] = {}
     wrong = []
     for name, value in d.items():
         try:
-            # NumPy has no bfloat16, so that a tensor of it becomes an array only by way of float32.
+            # NumPy has no bfloat16: a tensor of it becomes an array by way of float32.
             new[name] = np.asarray(
                 value.float() if "bfloat16" in str(getattr(value, "dtype", "")) and hasattr(value, "float") else value
             )
@@ -47,14 +47,14 @@ def arrays_of(d: Mapping[str, Any]) -> tuple[dict[str, Array], list[str]]:
 class Layer:
     """Named parameters, the rules by which they change, and the backend that computes with them.
 
-    Parameters change only through `load_state_dict`, the optimisers and `update`; each raises `version`, by which
-    packed weights and tapes know whether they are still true. They compare by the property: a layer whose weights are
-    owned elsewhere overrides it.
+    Parameters change only through `load_state_dict`, the optimisers and `update`; each raises `version`. Packed weights
+    and tapes remember the version of their weights and compare it with the property, so a layer whose weights are owned
+    elsewhere overrides `version`.
 
     A layer may have other layers as `children`; their parameters are its own too, as ``{child}.{parameter}``.
 
     A subclass gives every constructor argument an attribute of the same name (`to_config`, `from_config` and ``repr``
-    read them there) and defines `_pack`; it calls `_connect` once it knows what `_choose` asks.
+    read them there) and defines `_pack`. It calls `_connect` once it has the attributes that `_choose` reads.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Layer:
     # ------------------------------------------------------------------------------------------------------- parameters
     @property
     def version(self) -> int:
-        """How often the parameters have changed."""
+        """The number of changes of the parameters."""
         return (
             self._version + sum(child.version for child in self._children.values())
             if self._children
@@ -92,7 +92,7 @@ class Layer:
         return dict(self._children)
 
     def _live(self) -> dict[str, Array]:
-        """The parameters themselves, by name, the children's included."""
+        """The live arrays of all parameters by name, the children's included."""
         inner = {f"{n}.{name}": p for n, child in self._children.items() for name, p in child._live().items()}
         return self._params | inner if inner else self._params
 
@@ -145,7 +145,7 @@ class Layer:
         Raises
         ------
         RuntimeError
-            At the end of the block: an array or number was put into the dictionary that fits no parameter.
+            At the end of the block: an array or number in the dictionary fits no parameter; the parameters are kept.
         """
         with ExitStack() as stack:
             layers = self._tree()
@@ -156,17 +156,17 @@ class Layer:
                 yield params
             finally:
                 for layer in layers:
-                    layer._version += 1  # even where the block failed: it may have changed some
+                    layer._version += 1  # also after an exception: the block may have changed some parameters
                 wrong = self._put(params)
         if wrong:
             raise RuntimeError(f"what was put into {self!r} does not fit, and none was taken:\n  " + "\n  ".join(wrong))
 
     def _tree(self) -> list[Layer]:
-        """This layer and all inside it."""
+        """This layer and, in order, all layers inside it."""
         return [self, *(below for child in self._children.values() for below in child._tree())]
 
     def _put(self, params: dict[str, Any]) -> list[str]:
-        """Copy the arrays put into `update`'s dictionary into the parameters, or return what is wrong with them."""
+        """Copy new arrays of `update`'s dictionary into the parameters, or return what is wrong with them."""
         own = self._live()
         put = {name: a for name, a in params.items() if a is not own.get(name)}
         new, wrong = arrays_of({name: a for name, a in put.items() if name in own})
@@ -191,9 +191,9 @@ class Layer:
         return choose(self._backend, self.dtype.name)
 
     def _connect(self) -> None:
-        """Choose the backend; done at construction and after unpickling, perhaps on another machine."""
+        """Choose the backend: at construction, and after unpickling, perhaps on another machine."""
         self._module = self._choose()
-        # The object that arrays have, by which fast paths know it: a pickle's is not.
+        # Fast paths compare dtypes by identity; a pickle's dtype is not the object that arrays have.
         self.dtype = np.dtype(self.dtype.name)
         self._packed = None
 
@@ -202,23 +202,25 @@ class Layer:
         raise NotImplementedError
 
     def _blocks(self) -> tuple[int, Any]:
-        """(version, what `_pack` gave for it), packed anew only after a change."""
+        """(version, its packed weights); packs anew only after a change."""
         packed = self._packed
         if packed is not None and packed[0] == self.version:
             return packed
         with self._lock:
             version = self.version
-            if self._packed is None or self._packed[0] != version:  # another thread may have packed meanwhile
+            if (
+                self._packed is None or self._packed[0] != version
+            ):  # another thread may have packed since the first check
                 self._packed = version, self._pack()
             return self._packed
 
     # --------------------------------------------------------------------------------------------------------- training
     def train(self) -> Any:
-        """`forward` drops from now on (the state after construction)."""
+        """Switch to training mode, the mode after construction: `forward` applies dropout. Returns the layer."""
         return self._set_training(True)
 
     def eval(self) -> Any:
-        """`forward` no longer drops."""
+        """Switch to evaluation mode: `forward` applies no dropout. Returns the layer."""
         return self._set_training(False)
 
     def _set_training(self, training: bool) -> Any:
@@ -229,14 +231,14 @@ class Layer:
 
     # ---------------------------------------------------------------------------------------------------- configuration
     def to_config(self) -> dict[str, Any]:
-        """The arguments that make such a layer, without backend and seed, and its class's name: what JSON can hold."""
+        """The constructor's arguments but backend and seed, and the class's name, in JSON's types."""
         return {"class": type(self).__name__} | {name: value for name, value, _ in self._arguments()}
 
     @classmethod
     def from_config(
         cls: type[AnyLayer], config: Mapping[str, Any], *, backend: str = "auto", seed: int | None = None
     ) -> AnyLayer:
-        """A layer from what `to_config` gave, with new parameters.
+        """A layer with new parameters from a configuration that `to_config` made.
 
         Raises
         ------
@@ -262,7 +264,19 @@ class Layer:
                 yield name, value, parameter.default
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, atomically, for `fastlstm.load`; OSError where it cannot be written."""
+        """Write the layer to one safetensors file, atomically; `fastlstm.load` reads it.
+
+        Parameters
+        ----------
+        path : path
+
+        Raises
+        ------
+        OSError
+            The file cannot be written; an old one is untouched.
+        TypeError
+            A subclass that is not one of the package.
+        """
         from .models import save
 
         save(self, path)
@@ -289,25 +303,25 @@ class Layer:
         self._connect()
 
     def __copy__(self) -> Any:
-        return copy.deepcopy(self)  # two layers that share parameters would change behind each other's version
+        return copy.deepcopy(self)  # a change of shared parameters would not raise the other layer's version
 
 
 def _classes(cls: type[AnyLayer]) -> dict[str, type[AnyLayer]]:
-    """A class and its subclasses as far as they are imported, by name, those of the package included."""
+    """A class and its imported subclasses by name; the package's own are imported first."""
     import fastlstm
 
-    for name in ("LSTM", "LSTMCell", "Dense"):  # one of each module that has layers
+    for name in ("LSTM", "LSTMCell", "Dense"):  # importing one class imports all of its module
         getattr(fastlstm, name)
     found = {cls.__name__: cls}
     for below in cls.__subclasses__():
-        if not below.__module__.startswith(f"{__package__}.nn"):  # modules, of which some have layers' names
+        if not below.__module__.startswith(f"{__package__}.nn"):  # classes of fastlstm.nn have the same names as layers
             found |= _classes(below)
     return found
 
 
 @dataclass
 class Tape:
-    """What `forward` kept for one `backward`. It serves once, and only while the weights are those that made it."""
+    """What `forward` keeps for one `backward`. A tape serves once, and only while the weights do not change."""
 
     layer: Layer
     version: int

@@ -1,4 +1,4 @@
-"""Where numbers lie: packed rows, parameter shapes by layer, initialisation.
+"""The layout of packed rows, outputs, tapes and parameters, and initialisation.
 
 Rows come *packed*, as in PyTorch's PackedSequence: sequences sorted by length, longest first, time-major. Row
 ``offsets[t] + b`` is step t of the b-th longest sequence; ``batch_sizes[t]`` sequences are at least t + 1 steps long.
@@ -20,20 +20,20 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Rows:
-    """Which packed row is which step of which sequence.
+    """The packed rows of a batch: the step and the sequence of each.
 
     Parameters
     ----------
     batch_sizes : (T,) int64 array, non-increasing, every entry at least 1
-        How many sequences are alive at each step.
+        The number of sequences that have each step.
     """
 
     batch_sizes: Array
     offsets: Array = field(init=False)  # (T + 1,) first row of each step, then N
     T: int = field(init=False)
-    B: int = field(init=False)  # sequences alive at the first step: the rows of every state array
+    B: int = field(init=False)  # number of sequences: the rows of every state array
     N: int = field(init=False)
-    handles: dict[str, Any] = field(init=False, compare=False)  # what a backend derives from these rows and keeps
+    handles: dict[str, Any] = field(init=False, compare=False)  # backends cache here what they derive from the rows
 
     def __post_init__(self) -> None:
         sizes = self.batch_sizes
@@ -59,7 +59,7 @@ class Rows:
         return cls(np.searchsorted(-lengths, -np.arange(T), side="left").astype(np.int64))
 
     def cut(self, every: int) -> list[tuple[Rows, slice]]:
-        """Stretches of `every` steps (the last may be shorter): their rows, and where these lie among all rows."""
+        """Stretches of `every` steps (the last may be shorter): (its rows, their slice of all rows) each."""
         starts = range(0, self.T, every)
         bounds = [(t, min(t + every, self.T)) for t in starts]
         return [(Rows(self.batch_sizes[a:b]), slice(int(self.offsets[a]), int(self.offsets[b]))) for a, b in bounds]
@@ -71,7 +71,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class RowMap:
-    """Where outputs go that do not lie packed: step t of the b-th longest sequence is row ``t * step + sequences[b]``.
+    """The rows of outputs that are not packed: step t of the b-th longest sequence has row ``t * step + sequences[b]``.
 
     Parameters
     ----------
@@ -85,14 +85,14 @@ class RowMap:
     sequences: Array
 
     def of_rows(self, rows: Rows) -> Array:
-        """(N,) the place of each packed row."""
+        """(N,) the output row of each packed row."""
         steps = np.repeat(np.arange(rows.T), rows.batch_sizes)
         at: Array = steps * self.step + self.sequences[np.arange(rows.N) - rows.offsets[steps]]
         return at
 
 
 def parts_of_tape(spec: Spec, tape: Array, rows: Rows) -> dict[str, Array]:
-    """Views of a tape, one after the other: ``spec.tape``'s, (N, width) each, and ``spec.initial``'s, (B, width)."""
+    """Views of a tape by name: the parts of ``spec.tape`` (N, width), then those of ``spec.initial`` (B, width)."""
     parts: dict[str, Array] = {}
     at = 0
     for count, widths in ((rows.N, spec.tape), (rows.B, spec.initial)):
@@ -103,7 +103,7 @@ def parts_of_tape(spec: Spec, tape: Array, rows: Rows) -> dict[str, Array]:
 
 
 def begin_tape(spec: Spec, tape: Array, rows: Rows, states: tuple[Array, ...]) -> dict[str, Array]:
-    """The same parts, of which the initial state, (B, width) each, is written now and the rest is to be."""
+    """`parts_of_tape`, after copying the initial states (B, width) to their parts."""
     parts = parts_of_tape(spec, tape, rows)
     for name, state in zip(spec.initial, states, strict=True):
         parts[name][...] = state

@@ -1,8 +1,8 @@
 """Large arrays whose memory is used again once nothing refers to it.
 
-Fresh memory costs a page fault for every 4 KiB at its first use: half of the time of a training step whose tape is
-some 50 MB. So large results and tapes come from here. What a caller received belongs to the caller: memory is used
-again only after the last array, view or buffer that refers to it is gone, which its reference count tells.
+Fresh memory costs a page fault for every 4 KiB at its first use: half of the time of a training step with a tape of
+some 50 MB. So large results and tapes come from this pool. A caller's array belongs to the caller: its memory is used
+again only after the last array, view or buffer that refers to it is gone, by its reference count.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from numpy import empty, ndarray  # global names are found sooner than attribute
 from .forksafe import Lock
 from .layout import Array
 
-LARGE = 1 << 17  # bytes; below, NumPy's own memory is quick enough: malloc keeps what is given back
-LINE = 64  # bytes of a cache line: every array from here begins with one
-MOST = 64  # pieces of memory that are watched; what goes beyond comes from NumPy
-MOST_FREE = 16  # pieces that wait for use
+LARGE = 1 << 17  # bytes of an array from which the pool serves it; malloc reuses smaller memory by itself
+LINE = 64  # bytes of a cache line: every array of the pool begins at one
+MOST = 64  # pieces in the pool, at most; further arrays come from NumPy
+MOST_FREE = 16  # unused pieces that the pool keeps, at most
 
-Piece = tuple[int, int, Array]  # its bytes from the first cache line on, those before it, and the memory
+Piece = tuple[int, int, Array]  # (bytes from its first cache line on, bytes before that, the memory)
 
 
 class BufferPool:
-    """Memory for large arrays; any number of threads may ask."""
+    """Memory for large arrays; any number of threads may use one pool."""
 
     def __init__(self) -> None:
-        self._pieces: list[Piece] = []  # smallest first
+        self._pieces: list[Piece] = []  # sorted by size, smallest first
         self._lock = Lock()
-        self._unused = _references((0, 0, np.empty(1)))  # what memory counts that only its piece refers to
+        self._unused = _references((0, 0, np.empty(1)))  # the reference count of memory that only its piece refers to
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An uninitialised C-contiguous array."""
@@ -44,7 +44,7 @@ class BufferPool:
             return ndarray(shape, dtype, memory, skip)
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """The same, filled with zeros."""
+        """A C-contiguous array of zeros."""
         if prod(shape) * dtype.itemsize < LARGE:
             return np.zeros(shape, dtype)
         array = self.empty(shape, dtype)
@@ -60,10 +60,10 @@ class BufferPool:
         return array
 
     def _piece(self, size: int) -> Piece:
-        """The smallest unused piece that is large enough, or a new one, in place of the largest unused smaller one."""
+        """The smallest unused piece that is large enough; else a new one, which replaces the largest unused piece."""
         pieces, unused = self._pieces, self._unused
         at = bisect_left(pieces, (size,))
-        if at < len(pieces) and _references(pieces[at]) == unused:  # mostly so
+        if at < len(pieces) and _references(pieces[at]) == unused:  # the usual case
             return pieces[at]
         for i in range(at + 1, len(pieces)):
             if _references(pieces[i]) == unused:

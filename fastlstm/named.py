@@ -1,4 +1,4 @@
-"""Objects that a name or a JSON configuration stands for: losses, metrics."""
+"""Objects that can be given by a name or a JSON configuration: losses, metrics, scalers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Named:
         return [name for name in inspect.signature(cls).parameters if name != "self"]
 
     def get_config(self) -> dict[str, Any]:
-        """The object as JSON can hold it: its ``name`` and its options. `get` of the same module makes it again."""
+        """The object's ``name`` and options, of JSON's types. `get` of the same module makes an equal object."""
         values = {option: getattr(self, option) for option in self.options()}
         return {"name": self.name} | {o: list(v) if isinstance(v, tuple) else v for o, v in values.items()}
 
@@ -34,7 +34,7 @@ class Named:
 
 
 def find(given: Any, base: type[Kind], table: Mapping[str, Callable[..., Kind]], kind: str) -> Kind:
-    """The object that `given` stands for, or an error that lists the names.
+    """The object of a name or configuration, or an error that lists the names.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def find(given: Any, base: type[Kind], table: Mapping[str, Callable[..., Kind]],
     table : dict
         Makers by name.
     kind : str
-        What the messages call such an object: "loss".
+        The word for such an object in messages: "loss".
     """
     if isinstance(given, base):
         return given

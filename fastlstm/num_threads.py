@@ -1,6 +1,6 @@
-"""How many threads to use, and why that many.
+"""The number of threads of a call, and its origin.
 
-The first of these that is there decides:
+The first of these that is set decides:
 
 1. ``with threads(n):``, for the code inside it (in this Python thread only);
 2. ``set_num_threads(n)``, for the whole process;
@@ -9,8 +9,8 @@ The first of these that is there decides:
 5. the machine: the cores that this process may run on, or its cgroup's CPU quota (containers), whichever is less.
 
 A value of 1 to 3 that is no number of threads is an error. ``OMP_NUM_THREADS`` is often set for another program, by an
-image or a scheduler: a value that is no number of threads (``all``, ``0``, ``1.0``) is passed over with one warning.
-Nothing is read at import. The environment and the machine are read at the first call that asks, once.
+image or a scheduler: a value that is no number of threads (``all``, ``0``, ``1.0``) is ignored with one warning.
+Nothing is read at import. The environment and the machine are read once, at the first call that needs the number.
 """
 
 from __future__ import annotations
@@ -41,19 +41,29 @@ def set_num_threads(n: int) -> None:
     ----------
     n : int
         1 to 65536. More threads than cores make no call quicker.
+
+    Raises
+    ------
+    ValueError
+        n is no whole number from 1 to 65536.
     """
     global _in_process
     _in_process = _checked(n, "set_num_threads(n)")
 
 
 def get_num_threads() -> int:
-    """Return how many threads a call made here and now may use; small calls use fewer."""
+    """The number of threads that a call may use now, in this Python thread; small calls use fewer."""
     return _in_context.get() or _in_process or _from_surroundings()[0]
 
 
 @contextmanager
 def threads(n: int) -> Iterator[None]:
     """Within the ``with`` block, and in this Python thread or asyncio task only, use up to `n` threads.
+
+    Raises
+    ------
+    ValueError
+        n is no whole number from 1 to 65536.
 
     Examples
     --------
@@ -69,7 +79,7 @@ def threads(n: int) -> Iterator[None]:
 
 
 def origin() -> str:
-    """Return where the number of threads comes from, for ``show_config``."""
+    """The origin of the number of threads, for ``show_config``."""
     if n := _in_context.get():
         return f"threads({n})"
     if _in_process:
@@ -78,7 +88,7 @@ def origin() -> str:
 
 
 def _checked(n: SupportsIndex, what: str) -> int:
-    """Return `n` as an int, if it is a whole number from 1 to `MOST`."""
+    """`n` as an int, or ValueError unless it is a whole number from 1 to `MOST`."""
     try:
         if isinstance(n, bool):  # an int to Python, but True is hardly meant as one thread
             raise TypeError
@@ -93,7 +103,7 @@ def _checked(n: SupportsIndex, what: str) -> int:
 
 
 def _whole(text: str, most: int) -> int:
-    """Return the whole number from 1 to `most` that a text from outside says; 0 if it says none."""
+    """The number in a text, if it is a whole one from 1 to `most`; else 0."""
     text = text.strip()
     # int() raises for texts of some thousand digits.
     value = int(text) if text.isdecimal() and len(text) <= 18 else 0
@@ -102,7 +112,7 @@ def _whole(text: str, most: int) -> int:
 
 @functools.cache
 def _from_surroundings() -> tuple[int, str]:
-    """Return the number of threads that the environment or the machine suggests, and which of them it was."""
+    """(number of threads, its origin) from the environment or the machine."""
     if own := os.environ.get("FASTLSTM_NUM_THREADS", "").strip():
         if n := _whole(own, MOST):
             return n, "FASTLSTM_NUM_THREADS"
@@ -125,7 +135,7 @@ def _from_surroundings() -> tuple[int, str]:
 
 
 def _from_machine(root: Path = Path("/")) -> tuple[int, str]:
-    """Return the number of cores that this process can keep busy, and what limits it."""
+    """(number of cores that this process can keep busy, the limit that it comes from)."""
     total = os.cpu_count() or 1
     usable, text = total, f"{total} cores"
     try:
@@ -142,15 +152,15 @@ def _from_machine(root: Path = Path("/")) -> tuple[int, str]:
 
 
 def cgroup_quota(root: Path = Path("/")) -> float | None:
-    """Return how many cores' worth of time the control groups of this process grant it, or None without a limit.
+    """The CPU time that the control groups of this process grant it, in cores, or None without a limit.
 
-    Python's own functions know only the affinity. A limit may sit on any of the groups above ours, so the path is
-    walked up. In a container it may be the host's path, of which only the end, the mount itself, can be seen.
+    Python's own functions know only the affinity. Any group above the process's own may have a limit, so the path is
+    walked up. In a container the path may be the host's; only its end, the mount itself, is visible then.
 
     Parameters
     ----------
     root : Path
-        Where ``proc`` and ``sys`` are: for tests.
+        The folder of ``proc`` and ``sys``; tests give another one.
     """
     quotas = []
     for line in _read(root / "proc/self/cgroup").splitlines():
@@ -158,7 +168,7 @@ def cgroup_quota(root: Path = Path("/")) -> float | None:
         controllers, _, path = rest.partition(":")
         if not controllers:  # version 2: one tree for all controllers
             folder = root / "sys/fs/cgroup"
-        elif "cpu" in controllers.split(","):  # version 1: a tree for each, named as here ("cpu" or "cpu,cpuacct")
+        elif "cpu" in controllers.split(","):  # version 1: a tree for each, named "cpu" or "cpu,cpuacct"
             folder = root / "sys/fs/cgroup" / controllers
         else:
             continue

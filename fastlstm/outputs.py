@@ -1,4 +1,4 @@
-"""What a command is about to write, checked before its work: that nothing of value is lost, and that there is room."""
+"""Checks of a command's outputs before its work: that no other file is lost, and that there is room."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from .files import destination
 
 Name = str | os.PathLike[str]
-EDGE = 1 << 16  # bytes at either end of a file in which `carries` looks
+EDGE = 1 << 16  # bytes at either end of a file in which `carries` searches
 
 
 def check_distinct(outputs: Mapping[str, Name], inputs: Mapping[str, Name]) -> None:
@@ -19,7 +19,7 @@ def check_distinct(outputs: Mapping[str, Name], inputs: Mapping[str, Name]) -> N
     Parameters
     ----------
     outputs, inputs : dict of paths
-        By what the user calls them, say ``--out``.
+        By the user's name for each, say ``--out``.
     """
     seen = dict(inputs)
     for what, path in outputs.items():
@@ -40,7 +40,7 @@ def same_file(a: Name, b: Name) -> bool:
         if os.path.exists(a) or os.path.exists(b):
             return False
     first, second = Path(os.path.realpath(a)), Path(os.path.realpath(b))
-    # Some file systems take names for equal that differ in case or in the form of accents.
+    # Some file systems treat names as equal that differ in case or in the form of accents.
     if folded(first.name) != folded(second.name):
         return False
     if not (first.parent.is_dir() and second.parent.is_dir()):
@@ -53,7 +53,7 @@ def folded(name: str) -> str:
 
 
 def holds_something(path: Name) -> bool:
-    """Whether writing to `path` would replace what is there. An empty file, as of mktemp, is nothing.
+    """Whether writing to `path` would replace a file with content. An empty file, as of mktemp, does not count.
 
     Raises
     ------

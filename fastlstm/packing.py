@@ -13,11 +13,11 @@ from .layout import Array, RowMap, Rows
 from .memory import buffers
 from .validation import check_ids, checked_input, checked_lengths, checked_step_mask
 
-INT64 = np.dtype(np.int64)  # of token ids inside
+INT64 = np.dtype(np.int64)  # the dtype of token ids in the engine and below
 
 
 def compact_ids(ids: Array, size: int) -> tuple[Array, Array]:
-    """(the ids seen, sorted, each once; for every id its place among them): np.unique, without sorting where it can."""
+    """np.unique of ids below `size`: (the ids seen, sorted, each once; the index of each id among them)."""
     if size > 4 * len(ids):
         seen, place = np.unique(ids, return_inverse=True)
         return seen, place.reshape(-1)
@@ -50,7 +50,7 @@ class Batch:
         if lengths is None or (lengths == T).all():
             if T <= 1024 and B <= 1024:
                 return cls.dense(T, B, batch_first)
-            return cls.dense.__wrapped__(cls, T, B, batch_first)  # such large ones are rare
+            return cls.dense.__wrapped__(cls, T, B, batch_first)  # not cached: large batches are rare, and large
         ranked = np.argsort(-lengths, kind="stable").astype(np.int64, copy=False)
         alive = np.count_nonzero(lengths)
         order = ranked[:alive]
@@ -60,7 +60,7 @@ class Batch:
 
     @classmethod
     def of_mask(cls, mask: Array, batch_first: bool = False) -> Batch:
-        """Sequences of which only the steps count where `mask`, (T, B) bool, is True: these alone become rows."""
+        """Sequences with valid steps where `mask` (T, B) is True: only these become rows."""
         T, B = mask.shape
         counts = np.count_nonzero(mask, axis=0)
         if (mask[1:] <= mask[:-1]).all():  # padding on the right only
@@ -69,22 +69,22 @@ class Batch:
         alive = np.count_nonzero(counts)
         order, n = ranked[:alive], counts[ranked[:alive]]
         rows = Rows.of_lengths(n)
-        which, t = np.nonzero(mask.T[order])  # sequence by sequence, each in order of time
-        earlier = np.arange(rows.N) - np.repeat(np.cumsum(n) - n, n)  # valid steps of the sequence before this one
+        which, t = np.nonzero(mask.T[order])  # (sequence, step) of all valid steps, sequence by sequence
+        earlier = np.arange(rows.N) - np.repeat(np.cumsum(n) - n, n)  # number of the sequence's earlier valid steps
         at = np.empty(rows.N, np.int64)
         at[rows.offsets[earlier] + which] = order[which] * T + t if batch_first else t * B + order[which]
         return cls(T, B, batch_first, rows, None, order, ranked[alive:], at)
 
     @classmethod
-    @functools.lru_cache(maxsize=32)  # of up to 24 KiB each: a process with ever new shapes stays as large as it is
+    @functools.lru_cache(maxsize=32)  # an entry has up to 24 KiB, so the cache stays below 1 MiB
     def dense(cls, T: int, B: int, batch_first: bool) -> Batch:
-        """B sequences of T steps each. Remembered: making it takes longer than a short call."""
+        """B sequences of T steps each. Cached: making it takes longer than a short call."""
         moves = batch_first and T > 1 and B > 1
         row_map = RowMap(1, np.arange(B, dtype=np.int64) * T) if moves else None
         return cls(T, B, batch_first, Rows.dense(T if B else 0, B), row_map)
 
     def pack(self, x: Array, dtype: np.dtype[Any]) -> Array:
-        """(T, B, ...) -> (N, ...) or, if dense, (T, B, ...), contiguous; x itself where nothing has to move."""
+        """(T, B, ...) -> (N, ...) or, if dense, (T, B, ...), contiguous; x itself if it is so already."""
         if self.at is None:
             if x.dtype is not dtype or not x.flags.c_contiguous:
                 given, x = x, buffers.empty(x.shape, dtype)
@@ -98,7 +98,7 @@ class Batch:
         return np.ascontiguousarray(rows, dtype)
 
     def room(self, width: int, dtype: np.dtype[Any]) -> Array:
-        """(*axes, width) for outputs at their places: zeros at steps that no sequence has, or for those without any."""
+        """(*axes, width) array for the outputs: zeros beyond the longest sequence and for sequences without steps."""
         y = buffers.empty((*self.axes, width), dtype)
         by_time = y.swapaxes(0, 1) if self.batch_first else y
         if self.rows.T < self.T:
@@ -108,7 +108,7 @@ class Batch:
         return y
 
     def unpack(self, rows: Array) -> Array:
-        """(N, W) -> (*axes, W), zeros where no step counts; the same memory where nothing moves."""
+        """(N, W) -> (*axes, W), zeros at steps that do not count; the same memory if the rows are in order."""
         W = rows.shape[-1]
         if self.row_map is None and self.at is None:
             return rows.reshape(*self.axes, W)
@@ -145,13 +145,13 @@ class Batch:
                 s[:, self.order] = rows
 
 
-_dense = Batch.dense  # bound once: a class method is bound at every call else
+_dense = Batch.dense  # bound once: an access through the class binds it anew at every call
 
 
 def enter(
     x: Any, lengths: Any, mask: Any, size: int, dtype: np.dtype[Any], batch_first: bool
 ) -> tuple[Array, Batch, bool]:
-    """What a call over sequences was given, checked and packed.
+    """Check and pack the arguments of a call over sequences.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def enter(
     Returns
     -------
     x : (T, B, I) array in any memory layout, or packed token ids (N,) int64
-        Numbers may share memory with what was given; token ids do not.
+        Numbers may share memory with the argument; token ids do not.
     batch : Batch
     unbatched : bool
         Whether x came without a batch axis.
@@ -173,7 +173,7 @@ def enter(
         shape = x.shape
         if len(shape) == 3 and shape[2] == size and not batch_first:
             T, B = shape[0], shape[1]
-            if T <= 1024 and B <= 1024:  # as in `Batch.of`
+            if T <= 1024 and B <= 1024:  # the bounds in `Batch.of`
                 return x, _dense(T, B, False), False
             return x, Batch.of(T, B, None), False
         if len(shape) == 2 and shape[1] == size:
@@ -191,6 +191,6 @@ def enter(
         return x, batch, unbatched
     rows = batch.pack(x, INT64).reshape(batch.rows.N)
     if np.may_share_memory(rows, x):
-        rows = rows.copy()  # ids are places in memory: those that are checked must be those that are used
+        rows = rows.copy()  # ids are memory offsets: another thread must not change them after the check
     check_ids(rows, size, dtype)
     return rows, batch, unbatched

@@ -19,15 +19,15 @@ from .terminal import load
 from .training import Callback, History, Loop
 
 Name = str | os.PathLike[str]
-TRAINING, HELD_OUT, GRID = "#4c72b0", "#c44e52", "#d9d9d9"  # blue and red that also differ in brightness
-MARK = "fastlstm loss curve"  # in the metadata of a picture
+TRAINING, HELD_OUT, GRID = "#4c72b0", "#c44e52", "#d9d9d9"  # blue and red of different brightness; grey
+MARK = "fastlstm loss curve"  # an entry in a picture's metadata
 MARKED = {"png": "Software", "svg": "Creator", "pdf": "Creator", "ps": "Creator", "eps": "Creator"}
-ROOM = 1 << 17  # bytes, about, that curves add to an empty picture
-TICKS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000)  # of perplexity, about evenly far apart
+ROOM = 1 << 17  # approximate bytes that curves add to an empty picture
+TICKS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000)  # perplexities, about even on a log scale
 
 
 def figure() -> Any:
-    """An empty matplotlib figure that no window system has to show.
+    """An empty matplotlib figure that needs no window system.
 
     Raises
     ------
@@ -44,8 +44,8 @@ def figure() -> Any:
 
 @contextmanager
 def own_style() -> Iterator[None]:
-    """Draw as matplotlib's defaults say, not as the user's file matplotlibrc does, which may want TeX and fail late."""
-    figure()  # its errors
+    """Within this context matplotlib's defaults hold, not the user's matplotlibrc, which may need TeX and fail late."""
+    figure()  # raises if matplotlib is missing
     import matplotlib
 
     with matplotlib.rc_context():
@@ -54,19 +54,19 @@ def own_style() -> Iterator[None]:
 
 
 def kind_of(path: Name) -> str:
-    """The kind of picture that a file's ending names."""
+    """The kind of picture: a file's ending."""
     return Path(path).suffix.lstrip(".").lower()
 
 
 def check_kind(path: Name) -> None:
-    """Raise ImportError without matplotlib, ValueError where the file's ending names no kind of picture."""
+    """Raise ImportError without matplotlib, ValueError if it cannot draw pictures with the file's ending."""
     kinds = figure().canvas.get_supported_filetypes()
     if kind_of(path) not in kinds:
         raise ValueError(f"cannot draw {path}: its ending must be one of {', '.join(sorted(kinds))}")
 
 
 def drawn(fig: Any, path: Name) -> bytes:
-    """A figure as the content of a file of this name, marked as made here where its kind can carry a mark."""
+    """The bytes of a picture file of this name; with `MARK` in its metadata if the kind has metadata."""
     picture, kind = io.BytesIO(), kind_of(path)
     key = MARKED.get(kind)
     mark = {"metadata": {key: MARK}} if key else {}
@@ -76,22 +76,27 @@ def drawn(fig: Any, path: Name) -> bytes:
 
 @own_style()
 def check(path: Name, replace: bool = False) -> None:
-    """Raise what drawing to `path` would raise: to be asked before the work, not after it.
+    """Raise before the work what drawing to `path` would raise after it.
 
     Parameters
     ----------
     path : path
     replace : bool
-        Whether any file may be replaced. Without it only a picture that was drawn here.
+        Whether any file may be replaced. Without it only a picture of fastlstm.
 
     Raises
     ------
-    ImportError, OSError, ValueError
+    ImportError
+        matplotlib is absent.
+    OSError
+        The file cannot be written.
+    ValueError
+        matplotlib cannot draw this kind, or the file exists and is no picture of fastlstm.
     """
     check_kind(path)
     try:
         size = len(drawn(figure(), path))
-    except Exception as error:  # a kind that needs a program or a library that is not here
+    except Exception as error:  # the kind of picture needs a program or a library that is missing
         raise ValueError(f"cannot draw {path}: {type(error).__name__}: {error}. Choose another ending") from error
     check_writable(path, ROOM + size)
     if not replace and holds_something(path) and not carries(path, MARK.encode()):
@@ -99,7 +104,7 @@ def check(path: Name, replace: bool = False) -> None:
 
 
 def smooth(values: Array) -> Array:
-    """Mean of the values before each place: of a tenth of them, so that the steep beginning stays steep, 50 at most."""
+    """Moving average over a tenth of the values so far, at most 50: the steep beginning of a curve stays steep."""
     ends = np.arange(1, len(values) + 1)
     begins = ends - np.clip(ends // 10, 1, 50)
     total = np.concatenate(([0.0], np.cumsum(values)))
@@ -108,7 +113,7 @@ def smooth(values: Array) -> Array:
 
 
 def logarithm(values: Any) -> Any:
-    """log, defined for the 0 that matplotlib tries too."""
+    """log, without a warning for the 0 at which matplotlib tests it."""
     return np.log(np.maximum(values, np.finfo(float).tiny))
 
 
@@ -132,19 +137,20 @@ class LossCurve(Callback):
 
 @own_style()
 def loss_curve(history: History, path: Name, title: str = "") -> None:
-    """Draw the training loss, smoothed, and the held-out loss; the right axis tells both as perplexity.
+    """Draw the smoothed training loss and the held-out loss; the right axis shows them as perplexity.
 
     Parameters
     ----------
     history : History
         Its columns ``loss`` and ``held_out``.
     path : path
-        Its ending says the kind of picture: .png, .svg, .pdf and others.
+        Its ending is the kind of picture: .png, .svg, .pdf and others.
     title : str
 
     Raises
     ------
     ImportError, OSError, ValueError
+        As `check`.
     """
     check_kind(path)
     fig = figure()
@@ -159,7 +165,7 @@ def loss_curve(history: History, path: Name, title: str = "") -> None:
         axes.plot(at, held_out, color=HELD_OUT, linewidth=1.8, marker="o", markersize=4, label=label)
     axes.set(xlabel="step", ylabel="loss (nats per character)", title=title)
     axes.set_xlim(left=0)
-    axes.set_ylim(*axes.get_ylim())  # as the loss wants it, whatever ticks the other axis has
+    axes.set_ylim(*axes.get_ylim())  # fixes the range of the loss before the other axis adds its ticks
     right = axes.secondary_yaxis("right", functions=(np.exp, logarithm))
     right.set_yticks(TICKS, map(str, TICKS))
     right.set_ylabel("perplexity")

@@ -1,7 +1,7 @@
 """The layers that users hold: LSTM, GRU, RNN.
 
-Everything here is written once, for every backend: a call has its input checked and packed into rows (`packing`), runs
-the engine with the layer's packed weights, and returns what the engine made. Shapes use the alphabet of `spec`.
+The code is the same for every backend: a call checks its input and packs it into rows (`packing`), runs the engine with
+the layer's packed weights, and returns the engine's outputs. Shapes use the alphabet of `spec`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .spec_layer import RecurrentTape, SpecLayer, State, check_trainable, unwrap
 from .stream import Stream
 from .validation import checked_dy, flag, positive, probability
 
-OF_ONE = slice(None), 0  # the part of a state (L*D, B, .) where x came without a batch
+OF_ONE = slice(None), 0  # index into a state (L*D, 1, .) for x without a batch axis
 
 
 class Recurrent(SpecLayer):
@@ -36,7 +36,7 @@ class Recurrent(SpecLayer):
         self.bidirectional = flag(options.pop("bidirectional"), "bidirectional")
         self.dropout = probability(options.pop("dropout"), "dropout")
         directions = 2 if self.bidirectional else 1
-        self._LD = self.num_layers * directions  # arrays of a state have one entry for each layer and direction
+        self._LD = self.num_layers * directions  # leading axis of a state's arrays
         super().__init__(options, self.num_layers, directions)
         if self.dropout and self.num_layers == 1:
             warnings.warn(
@@ -47,7 +47,7 @@ class Recurrent(SpecLayer):
             )
 
     def _leading(self, B: int, unbatched: bool) -> tuple[int, ...]:
-        """The axes of a state before its width."""
+        """The axes of a state's arrays before the width."""
         return (self._LD,) if unbatched else (self._LD, B)
 
     def _take_state(self, state: Any, batch: Batch, unbatched: bool) -> engine.States:
@@ -61,35 +61,36 @@ class Recurrent(SpecLayer):
     def __call__(
         self, x: Any, state: Any = None, lengths: Any = None, last_only: bool = False, *, mask: Any = None
     ) -> tuple[Array, State]:
-        """Run the layers for inference: nothing is dropped, nothing kept.
+        """Run the layers for inference: without dropout and without a tape.
 
         Parameters
         ----------
         x : (T, B, I) array, (B, T, I) with batch_first, or (T, I) without a batch
             Of the layer's dtype. Integers of rank 2 (rank 1 without a batch) are token ids, equal to one-hot rows.
-        state : (h_0, c_0) for LSTM, h_0 else; optional
-            (L*D, B, R) and (L*D, B, H), layer then direction, never batch-first; zeros where None.
+        state : (h_0, c_0) for LSTM, h_0 for the others; optional
+            (L*D, B, R) and (L*D, B, H), layer then direction, never batch-first; (L*D, R) and (L*D, H) without a batch.
+            None: zeros.
         lengths : (B,) integers, optional
-            Steps of each sequence, any order, zeros allowed. What lies past a length is never read.
+            Steps of each sequence, any order, zeros allowed. Values past a length are never read.
         last_only : bool
             Return only each sequence's last valid step.
         mask : (T, B) bools, (B, T) with batch_first, (T,) without a batch; optional
-            True at the steps that are valid, wherever they lie: padding on the left, gaps. The layers run over these
-            alone, as if the others were cut out; what stands there is never read. Not together with lengths.
+            True at valid steps; padding may be on the left, and there may be gaps. The layers run over the valid steps
+            alone, as if the others were cut out; x is never read there. Not together with lengths.
 
         Returns
         -------
-        y : (T, B, D*R) array, or as x came; (B, D*R) with last_only
+        y : (T, B, D*R) array, (B, T, D*R) with batch_first, (T, D*R) without a batch; (B, D*R) with last_only
             Zeros past a sequence's length and where the mask is False.
-        state : as given
-            The state after each sequence's last valid step (the initial one without any).
+        state : (h_n, c_n) for LSTM, h_n for the others
+            The state after each sequence's last valid step (the initial state of a sequence without valid steps).
 
         Raises
         ------
         ValueError, TypeError
             Wrong rank, size, dtype, lengths, mask, ids or state; the message names what was given and expected.
         """
-        if last_only is not True and last_only is not False:  # asked so, since a call of `flag` takes time
+        if last_only is not True and last_only is not False:  # quicker than a call of `flag`
             last_only = flag(last_only, "last_only")
         x, batch, unbatched = enter(x, lengths, mask, self.input_size, self.dtype, self.batch_first)
         states = self._state.zeros((self._LD, batch.B)) if state is None else self._take_state(state, batch, unbatched)
@@ -109,23 +110,23 @@ class Recurrent(SpecLayer):
         *,
         mask: Any = None,
     ) -> tuple[Array, State, RecurrentTape]:
-        """Run the layers for training: drops between layers (unless `eval` was called) and keeps a tape.
-
-        x, state, lengths and mask, and the first two results, are those of `__call__`.
+        """Run the layers for training: with dropout between layers (unless `eval` was called) and with a tape.
 
         Parameters
         ----------
+        x, state, lengths, mask
+            As in `__call__`.
         checkpoint_every : int, optional
-            Keep only each layer's input and, every so many steps, its state; backward runs each such stretch forward
-            once more (Chen et al. 2016). For long sequences: the tape is then a stretch long.
+            Keep only each layer's input and its state at every so many steps; backward runs each stretch between them
+            forward once more (Chen et al. 2016). For long sequences: there is a tape for one stretch only.
 
         Returns
         -------
         y, state : as `__call__`
         tape : Tape
-            Serves one `backward`. It holds, for each valid step and layer, a copy of the layer's input and for each
-            direction 6 H floats for LSTM (gates, c, h; with a projection 6 H + proj_size), 5 H for GRU, H for RNN; and
-            dropout's factors, where it drops.
+            Serves one `backward`. For each valid step and layer it holds a copy of the layer's input and for each
+            direction 6 H floats for LSTM (gates, c, h; with a projection 6 H + proj_size), 5 H for GRU, H for RNN. With
+            dropout it holds the factors too.
 
         Raises
         ------
@@ -164,18 +165,18 @@ class Recurrent(SpecLayer):
         tape : Tape
             Of this layer's `forward`, with the weights unchanged since.
         dy : array like y, or None
-            Gradient of the output; what lies past a length, or where the mask is False, is not read.
+            Gradient of the output; not read past a length or where the mask is False.
         dstate : like state, or None
             Gradient of the final state; either half of an LSTM's pair may be None.
         sparse : bool
-            Give the gradient of an input matrix that token ids went through as a `SparseGradient`, of the ids seen.
+            For token ids: the gradient of the input matrices is a `SparseGradient`, of the ids seen.
 
         Returns
         -------
         dx : array like x, or None for token ids
             Zeros past a length and where the mask is False.
         dstate : like state
-            Gradient of the initial state, in full even where the state was None.
+            Gradient of the initial state, also if the state was None.
         grads : dict of arrays
             Gradients of all parameters, with `state_dict`'s keys and shapes; views of one array, ``grads.flat``.
 
@@ -213,7 +214,7 @@ class Recurrent(SpecLayer):
         Parameters
         ----------
         batch_size : int
-            How many sequences go side by side.
+            Number of sequences, which are fed together.
 
         Raises
         ------
@@ -225,7 +226,7 @@ class Recurrent(SpecLayer):
         return Stream(self._module, self._blocks()[1], self._state, positive(batch_size, "batch_size"))
 
     def to_arrays(self, form: str, head: Layer | None = None) -> dict[str, Array]:
-        """The parameters as people write them by hand; see `fastlstm.from_arrays` for the forms."""
+        """The parameters in a form of `fastlstm.from_arrays`; see `fastlstm.arrays.to_arrays`."""
         from .arrays import to_arrays
 
         return to_arrays(self, form, head)
@@ -247,28 +248,30 @@ class LSTM(Recurrent):
     batch_first : bool
         x and y are (B, T, .) instead of (T, B, .); states never are.
     dropout : float
-        Probability with which `forward` drops each output of every layer but the last: of one layer nothing, which a
-        UserWarning says.
+        Probability with which `forward` drops each output of every layer but the last. With one layer it has no effect,
+        and a UserWarning says so.
     bidirectional : bool
     proj_size : int
         Width of a projected output, smaller than hidden_size; 0 for none.
     peepholes : bool
-        The gates see the cell state; parameters ``weight_peep_l{k}`` (3, H), order i, f, o.
+        The cell state enters the gates, with parameters ``weight_peep_l{k}`` (3, H) in the order i, f, o.
     activations : three names or (name, alpha, beta), or two tuples of three
-        Of the gates, the candidate and the output; names in `fastlstm.spec.ACTIVATIONS`. Two tuples are those of the
-        two directions. Some serve for inference only: leaky_relu and elu with alpha < 0, scaled_tanh with alpha = 0.
+        Activations of the gates, the candidate and the output; names in `fastlstm.spec.ACTIVATIONS`. Two tuples are
+        one for each direction. leaky_relu and elu with alpha < 0 and scaled_tanh with alpha = 0 serve for inference
+        only.
     clip : float, optional
-        Pre-activations are clipped to +-clip, but for the cell state on its way into the output activation (ONNX's
+        Pre-activations are clipped to +-clip; the argument of the output activation, the cell state, is not (ONNX's
         attribute of that name, as ONNX Runtime computes it). Where a gate was clipped its gradient is 0.
     input_forget : bool
-        The forget gate is 1 - i (ONNX). The parameters' rows of f stay, are not read, and have gradients of 0.
+        The forget gate is 1 - i (ONNX). The parameters keep their rows of f, which are not read and have gradients
+        of 0.
     single_bias : bool
-        One bias, ``bias_ih_l{k}``, instead of two whose sum counts, of which training would move both (Keras's way).
+        One bias, ``bias_ih_l{k}``, as in Keras. With two biases only their sum counts, and training moves both.
     dtype : {"float32", "float64"}
     backend : str
         "auto", or a name from `fastlstm.backends()`; a forced one never falls back.
     seed : int, optional
-        Of the initial weights (uniform in +-1/sqrt(H)) and the dropout.
+        Seed of the initial weights (uniform in +-1/sqrt(H)) and of dropout.
 
     Raises
     ------
@@ -309,11 +312,13 @@ class GRU(Recurrent):
     Parameters
     ----------
     activations : two names or (name, alpha, beta), or two tuples of two
-        Of the gates and the candidate; two tuples are those of the two directions.
+        Activations of the gates and the candidate; two tuples are one for each direction.
     reset_after : bool
-        Reset the recurrent product (PyTorch, cuDNN, Keras) or, False, the state that goes into it (the paper).
+        The reset gate multiplies the recurrent product (PyTorch, cuDNN, Keras). False: it multiplies the state before
+        the product (Cho et al. 2014).
     single_bias : bool
-        As in `LSTM`; only with reset_after=False, since the other form has a bias inside the reset.
+        As in `LSTM`; only with reset_after=False, since reset_after=True needs a bias inside the product with the
+        reset gate.
     """
 
     kind = "gru"
@@ -345,7 +350,7 @@ class RNN(Recurrent):
     Parameters
     ----------
     nonlinearity : name or (name, alpha, beta), or a tuple of two
-        Two are those of the two directions.
+        Two are one for each direction.
     """
 
     kind = "rnn"

@@ -20,7 +20,7 @@ from .validation import is_real, number, positive
 
 
 def checked_state(d: Any, own: Mapping[str, Array], what: object) -> dict[str, float]:
-    """The numbers of a `state_dict`, or an error, so that none is taken of one that does not fit."""
+    """The numbers of a `state_dict`, or an error if any of them does not fit."""
     if not isinstance(d, Mapping):
         raise TypeError(f"a state_dict is a mapping from names to numbers, got {type(d).__name__}")
     wrong = [f"missing: {name}" for name in own if name not in d] + [f"unexpected: {n}" for n in d if n not in own]
@@ -32,7 +32,7 @@ def checked_state(d: Any, own: Mapping[str, Array], what: object) -> dict[str, f
 
 
 class Schedule:
-    """A learning rate that depends on the number of steps alone. Use one of those below.
+    """Base of the schedules whose learning rate depends on the number of steps alone.
 
     Parameters
     ----------
@@ -46,25 +46,27 @@ class Schedule:
         optimizer.lr = self.lr_of(0)
 
     def lr_of(self, steps: int) -> float:
-        """The learning rate after so many steps."""
+        """The learning rate after `steps` steps."""
         raise NotImplementedError
 
     def step(self) -> None:
-        """Go on to the next learning rate."""
+        """Set the optimiser's lr for the next step or epoch."""
         self.steps += 1
         self.optimizer.lr = self.lr_of(self.steps)
 
     def state_dict(self) -> dict[str, Array]:
-        """All that a later run needs to go on, beside the arguments."""
+        """The state from which a later run continues, with a schedule made of the same arguments."""
         return {"steps": np.array(self.steps, np.int64), "base_lr": np.array(self.base_lr, np.float64)}
 
     def load_state_dict(self, d: Mapping[str, Any]) -> None:
-        """Take up a `state_dict`, and the learning rate that belongs to it.
+        """Continue from a `state_dict`; sets the optimiser's lr too.
 
         Raises
         ------
-        TypeError, RuntimeError
-            It is no mapping, or its keys or values do not fit; nothing has changed then.
+        TypeError
+            d is no mapping; nothing has changed then.
+        RuntimeError
+            Keys or values do not fit; nothing has changed then.
         """
         new = checked_state(d, self.state_dict(), self)
         self.steps, self.base_lr = int(new["steps"]), float(new["base_lr"])
@@ -118,7 +120,7 @@ class LinearLR(Schedule):
     optimizer : Optimizer
     start_factor, end_factor : float
     total_iters : int
-        Steps to the end, whose factor then stays.
+        Steps until `end_factor`, which stays from then on.
     """
 
     def __init__(
@@ -141,7 +143,7 @@ class LambdaLR(Schedule):
     ----------
     optimizer : Optimizer
     lr_lambda : function
-        From the number of steps taken, an int, to the factor, at least 0. It is no part of `state_dict`.
+        Takes the number of steps, an int, and returns the factor, at least 0. It is no part of `state_dict`.
     """
 
     def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:
@@ -154,13 +156,13 @@ class LambdaLR(Schedule):
 
 
 class SequentialLR(Schedule):
-    """One schedule after another, each beginning anew: say a warm-up, then a cosine.
+    """One schedule after another, each from its own step 0: say a warm-up, then a cosine.
 
     Parameters
     ----------
     optimizer : Optimizer
     schedulers : list of Schedule
-        Of this optimiser.
+        Schedules of this optimiser.
     milestones : list of int
         The steps at which the second and each further one begins.
     """
@@ -178,7 +180,7 @@ class SequentialLR(Schedule):
             )
         if any(s.optimizer is not optimizer for s in self.schedulers):
             raise ValueError("a scheduler belongs to another optimizer")
-        for scheduler in self.schedulers:  # each has changed the lr that the next one then took for its base
+        for scheduler in self.schedulers:  # each constructor changed the lr that the next scheduler took as its base
             scheduler.base_lr = self.schedulers[0].base_lr
         super().__init__(optimizer)
         self.base_lr = self.schedulers[0].base_lr
@@ -197,7 +199,7 @@ class SequentialLR(Schedule):
 
 
 class ReduceLROnPlateau:
-    """lr * factor whenever a measure has not become better for more than `patience` steps.
+    """lr * factor whenever a measure has not improved for more than `patience` steps.
 
     Parameters
     ----------
@@ -245,7 +247,7 @@ class ReduceLROnPlateau:
         self.best, self.bad_steps, self.resting = math.inf if mode == "min" else -math.inf, 0, 0
 
     def step(self, measure: float) -> None:
-        """Take note of a measure, and lower the learning rate if it is time."""
+        """Count a measure, and reduce the learning rate after more than `patience` measures without improvement."""
         if isinstance(measure, bool) or not isinstance(measure, (Real, np.ndarray)) or np.size(measure) != 1:
             raise TypeError(f"a measure must be one number, got {measure!r}")
         better = self._better(float(measure))
@@ -266,11 +268,11 @@ class ReduceLROnPlateau:
         return sign * (measure - self.best * (1 + sign * self.threshold)) > 0
 
     def state_dict(self) -> dict[str, Array]:
-        """All that a later run needs to go on, beside the arguments; the learning rate is in the optimiser's."""
+        """The state from which a later run continues; the learning rate itself is in the optimiser's state."""
         counts = {"bad_steps": self.bad_steps, "resting": self.resting}
         return {"best": np.array(self.best, np.float64)} | {k: np.array(n, np.int64) for k, n in counts.items()}
 
     def load_state_dict(self, d: Mapping[str, Any]) -> None:
-        """Take up a `state_dict`, or raise as `Schedule.load_state_dict`."""
+        """Continue from a `state_dict`, or raise as `Schedule.load_state_dict`."""
         new = checked_state(d, self.state_dict(), self)
         self.best, self.bad_steps, self.resting = float(new["best"]), int(new["bad_steps"]), int(new["resting"])

@@ -1,4 +1,4 @@
-"""The backends: which there are, which one serves, and what is said where none can.
+"""The table of backends, the choice of one for a layer, and the errors where none can compute it.
 
 A backend is a stateless module with four functions, the same in name, signature and values as those of
 `fastlstm._backends.numpy`, whose docstrings are the contract:
@@ -8,10 +8,10 @@ A backend is a stateless module with four functions, the same in name, signature
     backward(block, x, rows, states, tape, dy, dx, grads)    one direction, one stretch of time
     bind(blocks, x, states) -> step()                        one step of all layers, everything bound
 
-and says what it can do: ``DTYPES``, ``STORAGES``, ``unusable()`` (None, or why it cannot be used here, with the cure)
-and ``supports(spec, storage, dtype)`` (None, or why it cannot compute such a direction of a layer, with the cure).
-It may have more functions, those of the groups in `EXTRAS`, and lists the groups that it has in its own ``EXTRAS``.
-Modules are imported when first asked for: importing fastlstm loads none but this one.
+It also has ``DTYPES``, ``STORAGES``, ``unusable()`` (None, or why it cannot be used here, with the cure) and
+``supports(spec, storage, dtype)`` (None, or why it cannot compute such a direction of a layer, with the cure).
+It may have the functions of the groups in `EXTRAS`; its own ``EXTRAS`` lists the groups that it has.
+A backend's module is imported when it is first needed: importing fastlstm loads none of them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 NAMES = ("c", "numba", "numpy")  # best first
 
-# The functions that a backend may have besides the four, with their parameters: a group is there as a whole or not at
-# all. The reference is `_backends.numpy` or, for "optimisers", the `optim` package's own loops.
+# The functions that a backend may have besides the four, with their parameters. A backend has a whole group or none of
+# it. The reference is `_backends.numpy` or, for "optimisers", the loops of the package `optim`.
 EXTRAS: dict[str, dict[str, str]] = {
     "dense": {
         "dense_pack": "params",
@@ -86,16 +86,16 @@ def choose(name: str, dtype: str, specs: Sequence[Spec] = (), storage: str | Non
         names); any other name is forced and never falls back.
     dtype : str
     specs : sequence of Spec
-        The layer's directions, as far as they differ; none for a layer that is not recurrent.
+        The different specs of the layer's directions; empty for a layer that is not recurrent.
     storage : str, optional
-        How the matrices are kept; the dtype where None.
+        A name of `fastlstm.storage`; None: the dtype.
 
     Raises
     ------
     ValueError
         Unknown name or dtype.
     BackendError
-        The forced backend cannot be used, has not this dtype, or does not support a spec or the storage.
+        The forced backend cannot be used, does not have the dtype, or does not support a spec or the storage.
     """
     storage = storage or dtype
     if dtype not in module("numpy").DTYPES:

@@ -379,7 +379,7 @@ def _share_out_in_turn(layer: KerasLayer, pairs: list[Named]) -> None:
 
 
 def _share_out_by_name(layer: KerasLayer, pairs: list[Named]) -> None:
-    """A model inside a model lists frozen weights last, so the layer's name in a weight's path places it."""
+    """A model inside a model lists frozen weights last: the layer is named in a weight's path."""
     shares: dict[str, list[Named]] = {inner.name: [] for inner in layer.layers}
     for path, array in pairs:
         owner = next((part for part in path.split("/") if part in shares), None)

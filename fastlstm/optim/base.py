@@ -67,15 +67,15 @@ class Optimizer:
         self._lr = number(value, "lr")
 
     def _kept(self) -> tuple[str, ...]:
-        """The slots that this optimiser really uses."""
+        """The slots that this optimiser uses."""
         return self.SLOTS
 
-    def _numbers(self) -> dict[str, float]:
-        """What is the same for all parameters in this step (`steps` counts it already): fields of C's fl_rule."""
+    def _coefficients(self) -> dict[str, float]:
+        """Coefficients of this step, the same for all parameters: fields of C's fl_rule. `steps` counts the step."""
         raise NotImplementedError
 
     def _update(self, n: dict[str, float], p: Array, g: Array, slots: dict[str, Array]) -> None:
-        """Change p and the slots in place by the gradient g; n are `_numbers`."""
+        """Change p and the slots in place by the gradient g; n are `_coefficients`."""
         raise NotImplementedError
 
     def step(self, grads: Grads) -> None:
@@ -93,37 +93,37 @@ class Optimizer:
         """
         checked = self._check(grads)
         self.steps += 1
-        numbers = self._numbers()
+        coefficients = self._coefficients()
         for layer, of_layer, slots in zip(self.layers, checked, self._slots, strict=True):
             with layer.update() as params:
-                self._step_layer(compiled(module(layer.backend)), numbers, params, of_layer, slots)
+                self._step_layer(compiled(module(layer.backend)), coefficients, params, of_layer, slots)
 
     def _step_layer(
         self,
         c: ModuleType | None,
-        numbers: dict[str, float],
+        coefficients: dict[str, float],
         params: dict[str, Array],
         grads: Mapping[str, Any],
         slots: dict[str, dict[str, Array]],
     ) -> None:
-        together = []  # what C does in one call
+        together = []  # arrays that C updates in one call
         for name, p in params.items():
             g = grads[name]
             if isinstance(g, SparseGradient):
-                if self._leaves_the_unseen():
-                    update_columns(c, p, g, numbers["lr"])
+                if self._supports_sparse():
+                    update_columns(c, p, g, coefficients["lr"])
                     continue
                 g = g.dense()
             g = np.ascontiguousarray(g, p.dtype)
             if c:
                 together.append((p, g, *(slots[name].get(slot) for slot in self.SLOTS)))
             else:
-                self._update(numbers, p, g, slots[name])
+                self._update(coefficients, p, g, slots[name])
         if c and together:
-            c.update(self.RULE, numbers, together)
+            c.update(self.RULE, coefficients, together)
 
-    def _leaves_the_unseen(self) -> bool:
-        """Whether a gradient of 0 changes nothing, so that ids that did not occur can be left alone."""
+    def _supports_sparse(self) -> bool:
+        """Whether a gradient of 0 changes nothing, so that a step may skip the ids that did not occur."""
         return False
 
     def _check(self, grads: Any) -> list[Mapping[str, Array]]:
@@ -145,9 +145,9 @@ class Optimizer:
         return given
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies of all that a later run needs to go on exactly: ``steps``, ``lr`` and the arrays kept.
+        """Copies of ``steps``, ``lr`` and the arrays kept: a run that loads them continues with the same bits.
 
-        Keys of the latter are ``{layer's place}.{parameter}.{slot}``.
+        Keys of the arrays are ``{layer's place}.{parameter}.{slot}``.
         """
         state = {"steps": np.array(self.steps, np.int64), "lr": np.array(self.lr, np.float64)}
         return state | {key: array.copy() for key, array in self._arrays().items()}
@@ -161,7 +161,7 @@ class Optimizer:
         }
 
     def load_state_dict(self, d: Mapping[str, Any]) -> None:
-        """Take up a `state_dict`.
+        """Continue from a `state_dict`.
 
         Raises
         ------
@@ -191,7 +191,7 @@ def fits(g: Any, shape: tuple[int, ...] | None) -> bool:
 
 
 def update_columns(c: ModuleType | None, p: Array, g: SparseGradient, lr: float) -> None:
-    """p -= lr * g, where g is not 0."""
+    """p -= lr * g in the columns of the ids seen."""
     if c:
         c.update_columns(p, g.ids, np.ascontiguousarray(g.rows, p.dtype), lr)
     else:

@@ -49,10 +49,10 @@ class SGD(Optimizer):
     def _kept(self) -> tuple[str, ...]:
         return self.SLOTS if self.momentum else ()
 
-    def _leaves_the_unseen(self) -> bool:
+    def _supports_sparse(self) -> bool:
         return not self.momentum and not self.weight_decay
 
-    def _numbers(self) -> dict[str, float]:
+    def _coefficients(self) -> dict[str, float]:
         return {"lr": self.lr, "decay": self.weight_decay, "momentum": self.momentum, "nesterov": self.nesterov}
 
     def _update(self, n: dict[str, float], p: Array, g: Array, slots: dict[str, Array]) -> None:
@@ -104,7 +104,7 @@ class Adam(Optimizer):
         self.eps, self.weight_decay = number(eps, "eps"), number(weight_decay, "weight_decay")
         super().__init__(layers, lr)
 
-    def _numbers(self) -> dict[str, float]:
+    def _coefficients(self) -> dict[str, float]:
         b1, b2 = self.betas
         return {
             "lr": self.lr / (1 - b1**self.steps),
@@ -147,8 +147,8 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(layers, lr, betas, eps, weight_decay)
 
-    def _numbers(self) -> dict[str, float]:
-        return super()._numbers() | {"decay": 0.0, "keep": 1 - self.lr * self.weight_decay}
+    def _coefficients(self) -> dict[str, float]:
+        return super()._coefficients() | {"decay": 0.0, "keep": 1 - self.lr * self.weight_decay}
 
 
 class RMSprop(Optimizer):
@@ -190,7 +190,7 @@ class RMSprop(Optimizer):
     def _kept(self) -> tuple[str, ...]:
         return ("v", *(["momentum"] if self.momentum else []), *(["mean"] if self.centered else []))
 
-    def _numbers(self) -> dict[str, float]:
+    def _coefficients(self) -> dict[str, float]:
         n = {"lr": self.lr, "decay": self.weight_decay, "momentum": self.momentum, "eps": self.eps}
         return n | {"beta2": self.alpha, "rate2": 1 - self.alpha}
 
@@ -244,7 +244,7 @@ class Adagrad(Optimizer):
         for array in self._arrays().values():
             array += number(initial_accumulator_value, "initial_accumulator_value")
 
-    def _numbers(self) -> dict[str, float]:
+    def _coefficients(self) -> dict[str, float]:
         lr = self.lr / (1 + (self.steps - 1) * self.lr_decay)
         return {"lr": lr, "decay": self.weight_decay, "eps": self.eps}
 

@@ -1,13 +1,12 @@
 """The jitted backend: element-wise parts fused by Numba, matrix products through BLAS; float32 and float64.
 
-It serves where the compiled backend cannot: in float64, and where there is no C compiler. What is computed, and by
-which contract, stands in `_backends.numpy`. The package `jitted` is imported at the first call (by `runtime`), since
-numba is slow to import. The first call of a kind of layer in a dtype compiles its kernels (some seconds), later
-processes read them from Numba's cache on disk.
+It is for float64, and for machines without a C compiler. `_backends.numpy` has the contract. The package `jitted` is
+imported at the first call (by `runtime`), since numba is slow to import. The first call of a kind of layer in a dtype
+compiles its kernels (some seconds); later processes read them from Numba's cache on disk.
 
-Threads: `num_threads.get_num_threads` says how many share the element-wise part of a large step, as far as Numba has
-started so many (NUMBA_NUM_THREADS). The threads of the matrix products are BLAS's own affair: OPENBLAS_NUM_THREADS
-and its like, or threadpoolctl, set them.
+Threads: `num_threads.get_num_threads` threads share the element-wise part of a large step, but no more than Numba has
+started (NUMBA_NUM_THREADS). The threads of the matrix products are set by BLAS's own means: OPENBLAS_NUM_THREADS and
+the like, or threadpoolctl.
 """
 
 from __future__ import annotations
@@ -40,19 +39,19 @@ PACKED = RowMap(0, np.empty(0, np.int64))
 
 
 def unusable() -> str | None:
-    """Why this backend cannot be used here, with the cure; None where it can. Nothing is imported to find out."""
-    for name in ("numba", "scipy"):  # np.dot in jitted code takes SciPy's BLAS
+    """Why this backend cannot be used here, with the cure; None where it can. Imports neither numba nor scipy."""
+    for name in ("numba", "scipy"):  # np.dot in jitted code calls SciPy's BLAS
         if importlib.util.find_spec(name) is None:
             return f'No module named {name!r}. To get it: pip install "fastlstm[numba]"'
     return unusable_environment()
 
 
-# What Numba's documentation of NUMBA_THREADING_LAYER lists.
+# The values of NUMBA_THREADING_LAYER in Numba's documentation.
 THREADING_LAYERS = ("default", "safe", "forksafe", "threadsafe", "tbb", "omp", "workqueue")
 
 
 def unusable_environment() -> str | None:
-    """What in the environment, perhaps set for another program, keeps Numba from being imported or from compiling."""
+    """The environment variable, perhaps set for another program, with which Numba cannot be imported or compile."""
     threads, layer = os.environ.get("NUMBA_NUM_THREADS"), os.environ.get("NUMBA_THREADING_LAYER")
     if whole_number("NUMBA_NUM_THREADS", 1) < 1:
         return f"Numba refuses the environment variable NUMBA_NUM_THREADS={threads}: unset it, or set it to at least 1"
@@ -67,7 +66,7 @@ def unusable_environment() -> str | None:
 
 
 def whole_number(name: str, default: int) -> int:
-    """The value of an environment variable; the default where it is no whole number, which Numba passes over too."""
+    """The value of an environment variable; the default where it is no whole number, as in Numba."""
     try:
         return int(os.environ.get(name, default))
     except ValueError:
@@ -84,7 +83,7 @@ def supports(spec: Spec, storage: str, dtype: str) -> str | None:
 # ------------------------------------------------------------------------------------------------------------- packing
 @dataclass
 class Block:
-    """Weights of one direction of one layer: the reference's, and in the kernels' form once they are asked for."""
+    """Weights of one direction of one layer: the reference's arrays and, made when needed, the kernels' form."""
 
     spec: Spec
     reverse: bool
@@ -98,7 +97,7 @@ class Block:
 
     @cached_property
     def forward(self) -> tuple[Array, ...]:
-        """What the forward kernels take: a matrix for each phase."""
+        """The weights of the forward kernels: a matrix for each phase."""
         first, second, H = self.W_h, self.W_r, self.spec.H
         if self.spec.kind == "gru" and not self.spec.reset_after:
             first, second = np.ascontiguousarray(first[:, : 2 * H]), np.ascontiguousarray(first[:, 2 * H :])
@@ -106,7 +105,7 @@ class Block:
 
     @cached_property
     def backward(self) -> tuple[Array, ...]:
-        """What the backward kernels take."""
+        """The weights of the backward kernels."""
         v_h, v_r = np.ascontiguousarray(self.W_h.T), np.ascontiguousarray(self.W_r.T)
         return v_h, v_r, self.extra, self.act, self.par
 
@@ -129,7 +128,7 @@ def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, rever
 
 
 def activation_numbers(k: reference.Block) -> Array:
-    """(roles, 5) what the kernels need of each activation besides its id; see `Block.par`."""
+    """(roles, 5) numbers of each activation; see `Block.par`."""
     spec, dtype = k.spec, k.b_x.dtype
     par = np.zeros((len(spec.activations), 5), dtype)
     par[:, :2] = [(f.alpha, f.beta) for f in spec.activations]
@@ -143,12 +142,12 @@ def activation_numbers(k: reference.Block) -> Array:
 
 @functools.cache
 def nothing(dtype: np.dtype[np.floating]) -> Array:
-    """What stands for an absent array."""
+    """An empty array, in place of an absent one."""
     return np.empty((0, 0), dtype)
 
 
 def plain(x: Array) -> Array:
-    """x as an array of the one type that the kernels are compiled for: a copy if it is read-only or has gaps."""
+    """x as the kernels' one array type, contiguous and writeable: a copy if x is not."""
     return np.require(x, requirements=("C", "A", "W"))
 
 
@@ -185,7 +184,7 @@ def run(
     tape: dict[str, Array],
     threads: int,
 ) -> None:
-    """One direction, its outputs from `column` of y on."""
+    """Run one direction; its outputs go to the columns of y from `column` on."""
     empty = nothing(states[0].dtype)
     h, c = states if len(states) > 1 else (states[0], empty)
     kernel = getattr(kernels(), f"{block.spec.kind}_forward")
@@ -200,10 +199,10 @@ def run(
 class Part(NamedTuple):
     """Gradients of some columns of the products, side by side: all gates, or for GRU r and z, then n."""
 
-    at: int  # first of their columns among all (GH,)
-    d_x: Array  # (N, columns) gradient of W_x x
-    d_h: Array  # (N, columns) gradient of W_h times
-    left: Array  # (N, .) this
+    at: int  # the first of these columns, among the GH of all gates
+    d_x: Array  # (N, columns) gradient of the input's product W_x x
+    d_h: Array  # (N, columns) gradient of the recurrent product W_h left
+    left: Array  # (N, .) operand of the recurrent product: the h before each step, or r * h
 
 
 def backward(
@@ -225,7 +224,7 @@ def backward(
 
 
 def previous(k: Block, tape: dict[str, Array], offsets: Array, name: str) -> Array:
-    """What the tape kept under `name` one step earlier, of every row."""
+    """The tape's part `name` one step before each row in walking order; the initial state at a sequence's start."""
     out = buffers.empty(tape[name].shape, tape[name].dtype)
     kernels().previous(offsets, k.reverse, tape[name], tape[name + "0"], out)
     return out
@@ -284,7 +283,7 @@ def rnn_backward(
 
 
 def add_up(part: Part, block: Block, x: Array, dx: Array | None, grads: dict[str, Array]) -> None:
-    """Add what a part's rows contribute to the gradients of parameters and input."""
+    """Add the part's sums over rows to the gradients of parameters and input."""
     k = kernels()
     columns = slice(part.at, part.at + part.d_x.shape[1])
     k.add_weights(part.d_h, part.left, grads["weight_hh"][columns])

@@ -18,18 +18,20 @@ from ...num_threads import get_num_threads
 
 
 class Gate:
-    """Lets calls in and, at a fork, waits until they are out.
+    """A gate that calls pass; a fork closes it and waits until all calls have ended.
 
-    A child has only the thread that forked. What others were about at that moment, in a threading layer, in BLAS or in
-    Numba's compiler, would stay half done in it for ever, locks included.
+    A child has only the thread that forked. Work of other threads at that moment, in a threading layer, in BLAS or in
+    Numba's compiler, would stay half done in the child for ever, locks included.
     """
 
-    PATIENCE = 10.0  # seconds; then the fork goes on (it may have been asked for by a signal in the midst of a call)
+    PATIENCE = (
+        10.0  # seconds of a fork's wait; a signal handler that forks may have interrupted a call of its own thread
+    )
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside = 0  # calls
-        self._closed = 0  # forks that wait
+        self._inside = 0  # calls under way
+        self._closed = 0  # forks under way
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -54,13 +56,13 @@ class Gate:
             self._changed.notify_all()
 
 
-# Of Numba's threading layers only tbb bears both a fork and several callers at once: without it, calls take turns. In a
-# forked child, GNU's OpenMP kills the process and Numba's workqueue has lost its threads; and tbb cannot be put to rest
-# before a fork while other threads of Python are known to it (Numba prints that it was "Unable to join threads"). So a
-# forked child stays on one thread, unless tbb serves it and the process that forked had but one Python thread.
+# Of Numba's threading layers only tbb supports both a fork and several callers at once: without it, calls take turns.
+# In a forked child, GNU's OpenMP kills the process and Numba's workqueue has lost its threads. tbb's threads cannot be
+# joined before a fork while tbb knows of other Python threads (Numba prints "Unable to join threads"). So a forked
+# child stays on one thread, unless the layer is tbb and the parent had one Python thread at the fork.
 _gate = Gate()
 _turn = Lock()
-_forked = _had_others = False  # this process is such a child; at its fork there were other threads
+_forked = _had_others = False  # this process is a forked child with numba loaded; its parent had several Python threads
 
 
 def _before_fork() -> None:
@@ -89,7 +91,7 @@ def _load_tbb() -> None:
         if file.name == "libtbb.so.12":
             try:
                 ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)
-            except OSError:  # broken: Numba finds another layer
+            except OSError:  # a damaged library: Numba takes another layer
                 return
 
 
@@ -99,7 +101,7 @@ def kernels() -> ModuleType:
     _load_tbb()
     try:
         return importlib.import_module(".jitted", __package__)
-    except ImportError as error:  # numba is there, but not for this NumPy or Python
+    except ImportError as error:  # the installed numba does not fit this NumPy or Python
         from .. import BackendError
 
         raise BackendError(
@@ -110,7 +112,7 @@ def kernels() -> ModuleType:
 
 @contextmanager
 def team(work: int) -> Iterator[int]:
-    """How many threads may share the steps of a call, of which the largest has `work` rows times units."""
+    """The number of threads that may share a step within this context; `work`: rows times units of the largest step."""
     with _gate.call():
         threads = get_num_threads() if work >= kernels().PARALLEL else 1
         if threads == 1:
@@ -118,7 +120,7 @@ def team(work: int) -> Iterator[int]:
             return
         import numba
 
-        before = numba.get_num_threads()  # of this Python thread; starts the threading layer
+        before = numba.get_num_threads()  # the setting of this Python thread; the call starts the threading layer
         safe = numba.threading_layer() == "tbb"
         if _forked and (_had_others or not safe):
             yield 1

@@ -1,12 +1,12 @@
 """The reference: what every backend computes, written to be read beside the equations in `spec`.
 
-Float32 and float64. Gates are stacked, so a step is one matrix product and the element-wise rest; the input's
+Float32 and float64. Gates are stacked, so a step is one matrix product and element-wise operations; the input's
 product is taken for a stretch of steps at once. "Activations =, parameters +=": forward and backward overwrite states
-and tape, and add to the gradients of parameters and input that the caller hands in.
+and tape, and add to the caller's gradients of parameters and input.
 
 `products` multiplies with matrices in any storage, `activations` has the gates and their derivatives (with the rule
-for clipped ones), `recurrent` packs and goes forward, `gradients` back; `dense` is the dense layer, `embedding` the
-gradient of a table of vectors.
+for clipped gates), `recurrent` has `pack`, `forward` and `bind`, `gradients` has `backward`, `dense` the dense layer,
+`embedding` the gradient of a table of vectors.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def supports(spec: Spec, storage: str, dtype: str) -> str | None:
     ----------
     spec : Spec
     storage : str
-        What the matrices are kept as.
+        A name of `fastlstm.storage`.
     dtype : {"float32", "float64"}
         One of the backend's ``DTYPES``.
 

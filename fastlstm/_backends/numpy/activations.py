@@ -1,4 +1,4 @@
-"""The activations and their derivatives, and what a gate is: a clipped activation."""
+"""The activations and their derivatives, and gates: activations of a clipped argument."""
 
 from __future__ import annotations
 

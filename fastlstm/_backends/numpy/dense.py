@@ -1,4 +1,4 @@
-"""The dense layer and its cross-entropy: the extra functions "dense". A backend without them has these."""
+"""The dense layer and its cross-entropy: the extra functions "dense", also for backends that have none of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ...layout import Array
 
 
 def dense_pack(params: dict[str, Array]) -> dict[str, Array]:
-    """A dense layer's weights as the functions below take them.
+    """A dense layer's weights in the form that the functions below take.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def dense_forward(block: dict[str, Array], x: Array) -> Array:
 
 
 def dense_backward(block: dict[str, Array], x: Array, dy: Array, grads: dict[str, Array]) -> Array:
-    """Gradient dx of x (N, I) for dy (N, U); those of the parameters are written to `grads`, which comes as zeros."""
+    """Gradient dx (N, I) of x for dy (N, U). The parameters' gradients are written to the zeros in `grads`."""
     np.matmul(dy.T, x, out=grads["weight"])
     if "bias" in block:
         dy.sum(axis=0, out=grads["bias"])
@@ -37,7 +37,10 @@ def dense_backward(block: dict[str, Array], x: Array, dy: Array, grads: dict[str
 def dense_cross_entropy(
     block: dict[str, Array], x: Array, targets: Array, factor: float, grads: dict[str, Array]
 ) -> tuple[Array, Array]:
-    """A head in one: (losses (N,), dx), all gradients times `factor`; see `dense_backward` and `cross_entropy`."""
+    """Product, loss and backward of a head: (losses (N,), dx (N, I)), all gradients times `factor`.
+
+    See `dense_backward` and `cross_entropy`.
+    """
     logits = dense_forward(block, x)
     losses = cross_entropy(logits, targets, factor)
     return losses, dense_backward(block, x, logits, grads)
@@ -54,7 +57,7 @@ def cross_entropy(rows: Array, targets: Array, factor: float) -> Array:
     factor : float
     """
     each = np.arange(len(rows))
-    with np.errstate(invalid="ignore"):  # NaN and infinity pass, as everywhere
+    with np.errstate(invalid="ignore"):  # NaN and infinity pass without a warning
         rows -= rows.max(axis=1, keepdims=True)
         right = rows[each, targets].astype(np.float64)
         np.exp(rows, out=rows)

@@ -12,7 +12,7 @@ from .recurrent import Block
 
 
 def previous(rows: Rows, reverse: bool, t: int, kept: Array, initial: Array) -> Array:
-    """What `kept` (N, width) held one step before t in walking order, for the rows of step t: (b, width)."""
+    """The rows of `kept` (N, width) one step before t in walking order, for the sequences of step t: (b, width)."""
     b = int(rows.batch_sizes[t])
     before = t + 1 if reverse else t - 1
     alive = min(b, int(rows.batch_sizes[before])) if 0 <= before < rows.T else 0
@@ -21,7 +21,7 @@ def previous(rows: Rows, reverse: bool, t: int, kept: Array, initial: Array) -> 
 
 
 def differentiated(k: Block, role: int, y: Array) -> Array:
-    """Derivatives of the gates of a role from their values; see `dgate` for clipped ones."""
+    """Derivatives of the gates of a role from their values; see `dgate`."""
     return dgate(k.spec.activations[role], y, k.end(role))
 
 
@@ -30,7 +30,7 @@ def lstm_step_backward(
 ) -> tuple[Array, Array, Array]:
     """(dgates before activation (b, 4H), dh of the step before, dc of the step before).
 
-    With input_forget, f = 1 - i: what f would have had goes to i with the other sign, and the column of f is 0.
+    With input_forget, f = 1 - i: the gradient of f is subtracted from that of i, and the column of f is 0.
     """
     f_out = k.spec.activations[2]
     p_i, p_f, p_o = k.peep
@@ -51,9 +51,9 @@ def lstm_step_backward(
 
 
 def gru_step_backward(k: Block, tape: dict[str, Array], at: slice, h_prev: Array, dh: Array) -> tuple[Array, Array]:
-    """(gradients in the place of r z n m: (b, 4H), dh of the step before).
+    """((b, 4H) gradients in the place of r z n m, dh of the step before).
 
-    The fourth column is the gradient of W_hn's product: dn * r where reset_after; else dn, and m stays on the tape.
+    The fourth part is the gradient of W_hn's product: dn * r with reset_after; else dn, and m stays on the tape.
     """
     H = k.spec.H
     r, z, n, m = np.split(tape["gates"][at], 4, axis=1)
@@ -92,7 +92,7 @@ def backward(
     states : tuple of arrays, (B, width) each by the names and widths of ``spec.initial``
         The final state's gradient, overwritten in place with the initial one's.
     tape : (``spec.tape_size(N, B)``,) array
-        What forward wrote of this direction.
+        This direction's tape, written by forward.
     dy : (N, R) array, optional
         Gradient of this direction's columns of the output.
     dx : (N, I) array, optional
@@ -138,18 +138,25 @@ def add_gradients(
     dh_all: Array,
     grads: dict[str, Array],
 ) -> Array:
-    """Add the parameters' gradients, sums over all rows at once; d_x (N, GH), the gradient of the input's product.
+    """Add the parameters' gradients, which are sums over all rows.
 
     Parameters
     ----------
-    x, kept, grads
-        As in `backward`: the input, the tape by parts, and what is added to.
+    x, grads
+        As in `backward`.
+    kept : dict of arrays
+        The parts of the tape.
     dgates : (N, GH), or (N, 4H) for GRU
-        Gradients of the gates before activation, in the place of the tape's.
+        Gradients of the gates before activation, in the place of the tape's gates.
     h_prev, c_prev : (N, R) and (N, H)
         The state one step before.
     dh_all : (N, R)
         The gradient of every h.
+
+    Returns
+    -------
+    d_x : (N, GH) array
+        Gradient of the input's product.
     """
     H = spec.H
     d_x = dgates[:, : spec.G * H]

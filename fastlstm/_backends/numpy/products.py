@@ -1,4 +1,4 @@
-"""Products with a matrix that is kept in some storage: the only products of a step."""
+"""Products with a matrix in any storage: the only products of a step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ...storage import STORAGES, Storage
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix as it is kept.
+    """A weight matrix in a storage.
 
     Parameters
     ----------
     values : (K, M) array
-        What multiplies rows (b, K), in the storage's numbers; a row is what a token id reads.
+        The numbers as the storage keeps them, for products of rows (b, K); a token id reads one row.
     storage : Storage
     """
 
@@ -26,7 +26,7 @@ class Matrix:
 
     @classmethod
     def of(cls, w: Array, storage: str, name: str) -> Matrix:
-        """From a parameter (M, K), called `name` in messages."""
+        """The transpose of a parameter (M, K) in a storage; messages call it `name`."""
         kept = STORAGES[storage]
         return cls(kept.keep(w.T, name), kept)
 
@@ -48,6 +48,6 @@ def times_transposed(d: Array, w: Matrix) -> Array:
 
 
 def rows_of(ids: Array, w: Matrix, dtype: np.dtype[np.floating]) -> Array:
-    """What `times` gives for one-hot rows: the stored rows of token ids (b,), as (b, M)."""
+    """The stored rows of token ids (b,): (b, M), the result of `times` for one-hot rows."""
     rows: Array = w.values[ids].astype(dtype, copy=False)
     return rows

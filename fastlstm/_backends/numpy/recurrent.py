@@ -82,7 +82,7 @@ def activated(k: Block, role: int, a: Array) -> Array:
 
 
 def lstm_step(k: Block, a: Array, h: Array, c: Array) -> tuple[Array, Array, dict[str, Array]]:
-    """(h', c', what goes on the tape) from a = W_x x + b: a (B, 4H), h (B, R), c (B, H)."""
+    """(h', c', the step's part of the tape) from a = W_x x + b: a (B, 4H), h (B, R), c (B, H)."""
     H = k.spec.H
     a = a + times(h, k.W_h)
     p_i, p_f, p_o = k.peep
@@ -107,7 +107,7 @@ def gru_step(k: Block, a: Array, h: Array) -> tuple[Array, dict[str, Array]]:
         u = times(h, k.W_h)  # (B, 3H)
         rz = activated(k, 0, a[:, : 2 * H] + u[:, : 2 * H])
         r, z = rz[:, :H], rz[:, H:]
-        m = u[:, 2 * H :] + k.b_hn  # n_h, kept apart from the input's part
+        m = u[:, 2 * H :] + k.b_hn  # n_h = W_hn h + b_hn
         n = activated(k, 1, a[:, 2 * H :] + r * m)
     else:
         rz = activated(k, 0, a[:, : 2 * H] + times(h, k.W_h.columns(0, 2 * H)))
@@ -125,7 +125,7 @@ def rnn_step(k: Block, a: Array, h: Array) -> tuple[Array, dict[str, Array]]:
 
 
 def step(k: Block, a: Array, states: tuple[Array, ...]) -> tuple[tuple[Array, ...], dict[str, Array]]:
-    """(the states after a step, what goes on the tape) from a = W_x x + b: a (B, GH), states (B, width) each."""
+    """(the states after a step, its part of the tape) from a = W_x x + b: a (B, GH), states (B, width) each."""
     if k.spec.kind == "lstm":
         h, c, tape = lstm_step(k, a, *states)
         return (h, c), tape
@@ -139,7 +139,7 @@ def input_product(k: Block, x: Array) -> Array:
 
 
 def input_products(k: Block, x: Array, rows: Rows) -> Iterator[tuple[int, slice, Array]]:
-    """(step, its rows, their `input_product`) in walking order; taken for a stretch of steps at once."""
+    """(step, its rows, their `input_product`) in walking order; the product is taken for a stretch of steps at once."""
     steps, every = rows.steps(k.reverse), max(1, STRETCH // max(1, rows.B))
     for i in range(0, rows.T, every):
         stretch = steps[i : i + every]
@@ -152,7 +152,7 @@ def input_products(k: Block, x: Array, rows: Rows) -> Iterator[tuple[int, slice,
 
 # ------------------------------------------------------------------------------------------------------------- forward
 def put(h: Array, y: Array, now: slice, t: int, row_map: RowMap | None) -> None:
-    """h (b, R), the outputs of step t, into the rows of y that are the packed rows `now`, or at their places."""
+    """Copy h (b, R), the outputs of step t, to the rows `now` of y or, with a row map, to its rows."""
     if row_map is None:
         y[now] = h
         return
@@ -176,7 +176,7 @@ def forward(
     Parameters
     ----------
     blocks : list of D blocks, one for each direction
-    x : (N, I) array or, as it lies the same, (T, B, I); or (N,) integer token ids
+    x : (N, I) array or, for a dense batch, (T, B, I); or (N,) integer token ids
     rows : Rows
     states : tuple of arrays, (L*D, B, width) each by the names and widths of ``spec.initial``
         The initial states, h and for LSTM c, overwritten in place with the final ones. Those of this layer are `at`
@@ -186,6 +186,7 @@ def forward(
     tapes : (D, ``spec.tape_size(N, B)``) array, optional
         Overwritten with what backward needs: of each direction the parts that `parts_of_tape` names.
     at : int
+        Index in `states` of the layer's first direction.
     row_map : RowMap, optional
         The rows of y where the outputs go, instead of packed: steps after a sequence's last, up to the longest one's,
         become zeros; other rows stay as they are.

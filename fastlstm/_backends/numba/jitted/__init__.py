@@ -1,20 +1,21 @@
 """The jitted functions of the numba backend. Importing them imports numba: `_backends.numba` does so at its first call.
 
-Written so that LLVM makes vector code of it: an inner loop runs along one row and writes one array. (A loop that
-writes two, or reads more than eight, would need more overlap checks than LLVM is ready to make.) A row that several
-such loops go over stays in the first-level cache, so this costs little.
+LLVM makes vector code of an inner loop that runs along one row and writes one array. (A loop that writes two arrays, or
+reads more than eight, needs more overlap checks than LLVM makes.) A row stays in the first-level cache between several
+such loops, so they cost little.
 
-All arrays are C-contiguous and of one dtype, options plain integers, and what is absent is an array without entries:
+All arrays are C-contiguous and of one dtype, options are integers, and an empty array stands for an absent one. So
 every function is compiled once for float32 and once for float64, when it is first needed, and cached on disk.
 
 Names: a (b, GH) is W_x x + b of a step's rows and u (b, .) the product with h. act (roles + 1,) has the activations'
 ids and then, for LSTM, input_forget. A row of par (roles, 5) has an activation's alpha and beta, the bound of its
-argument (infinite where nothing is clipped) and its values at minus and plus that bound. The rest is the reference's.
+argument (infinite where nothing is clipped) and its values at minus and plus that bound. Other names are those of
+`_backends.numpy`.
 """
 
 from __future__ import annotations
 
-from .activations import IDS, SIGMOID, TANH, activate, deactivate
+from .activations import IDS, SIGMOID, TANH, activate, multiply_derivative
 from .gru import gru_backward, gru_forward
 from .lstm import lstm_backward, lstm_forward
 from .rnn import rnn_backward, rnn_forward
@@ -32,11 +33,11 @@ __all__ = [
     "add_sum",
     "add_to_ids",
     "add_weights",
-    "deactivate",
     "gru_backward",
     "gru_forward",
     "lstm_backward",
     "lstm_forward",
+    "multiply_derivative",
     "previous",
     "rnn_backward",
     "rnn_forward",

@@ -21,15 +21,15 @@ ELU, SOFTSIGN, SOFTPLUS = IDS["elu"], IDS["softsign"], IDS["softplus"]
 
 
 def _exp_table(dtype: Any, fraction: int, exponent: int, ln2: tuple[float, float], terms: int) -> tuple[Any, ...]:
-    """What `exp_parts` needs, as scalars of one dtype (a Python float would widen the whole computation)."""
-    to_integer = 1.5 * 2.0**fraction  # added, it rounds to an integer, which then stands in the last bits
-    least = (1 - 2 ** (exponent - 1)) * math.log(2)  # here 2**n becomes 0
-    taylor = [1 / math.factorial(k) for k in range(terms, 0, -1)]  # of (exp(r) - 1) / r, last term first
+    """The constants of `exp_parts`, as scalars of one dtype (a Python float would widen the whole computation)."""
+    to_integer = 1.5 * 2.0**fraction  # adding it rounds a number to an integer n, in the last bits of the sum
+    least = (1 - 2 ** (exponent - 1)) * math.log(2)  # the argument at which 2**n becomes 0
+    taylor = [1 / math.factorial(k) for k in range(terms, 0, -1)]  # coefficients of (exp(r) - 1) / r, last term first
     return tuple(dtype(v) for v in (to_integer, 1 / math.log(2), *ln2, least, *taylor))
 
 
-# ln 2 in two parts, the first of so few bits that an n times it is exact. With |r| <= ln(2) / 2, the first Taylor term
-# left out is less than half a unit in the last place.
+# ln 2 in two parts; the first has so few bits that n times it is exact. With |r| <= ln(2) / 2, the first omitted Taylor
+# term is less than half a unit in the last place.
 EXP_FLOAT32 = _exp_table(np.float32, 23, 8, (0.693359375, -2.12194440054690583e-4), 7)
 EXP_FLOAT64 = _exp_table(np.float64, 52, 11, (6.93147180369123816490e-01, 1.90821492927058770002e-10), 13)
 
@@ -90,7 +90,7 @@ def tanh(x):
 # -------------------------------------------------------------------------------------- values and derivatives
 @jit
 def rare(f, alpha, beta, x):
-    """f(x), of the activations that are not worth a loop of their own."""
+    """f(x) of the activations without a loop of their own."""
     zero, one = type(x)(0), type(x)(1)
     if f in (HARD_SIGMOID, HARD_SIGMOID_KERAS2):
         v = alpha * x + beta
@@ -115,7 +115,7 @@ def rare(f, alpha, beta, x):
 
 @jit
 def rare_derivative(f, alpha, beta, y):
-    """f'(x) from y = f(x), of the same."""
+    """f'(x) from y = f(x), for the activations of `rare`."""
     zero, one = type(y)(0), type(y)(1)
     if f in (HARD_SIGMOID, HARD_SIGMOID_KERAS2):
         return alpha if zero < y < one else zero
@@ -138,7 +138,7 @@ def rare_derivative(f, alpha, beta, y):
 
 @jit
 def value(f, alpha, beta, x):
-    """f(x), of any activation."""
+    """f(x) of any activation."""
     if f == SIGMOID:
         return sigmoid(x)
     if f == TANH:
@@ -180,7 +180,7 @@ def activate(f, par, x):
 
 
 @jit
-def deactivate(f, par, y, d):
+def multiply_derivative(f, par, y, d):
     """d = d * f'(x) along a row, from y = f(x): the reference's `dgate`."""
     zero, one = d.dtype.type(0), d.dtype.type(1)
     if f == SIGMOID:

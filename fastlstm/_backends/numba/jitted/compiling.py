@@ -13,7 +13,7 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"
 
 
 def _stamp() -> tuple[float, int]:
-    """When the kernels' files were last changed, and their size together."""
+    """(time of the last change, total size) of the kernels' files."""
     files = [path.stat() for path in Path(__file__).parent.glob("*.py")]
     return max(file.st_mtime for file in files), sum(file.st_size for file in files)
 
@@ -22,10 +22,10 @@ STAMP = _stamp()
 
 
 def jit(function: Any, **options: Any) -> Any:
-    """`numba.njit`, cached on disk; where no folder can be written to, compiled anew in every process.
+    """`numba.njit`, cached on disk; without a writeable folder, compiled anew in every process.
 
-    Numba compares the file of a function with what its cache was made from, but not those of the functions that it
-    calls; so every function gets the stamp of all files.
+    Numba's cache checks the file of a function, but not the files of the functions that it calls. So every function
+    gets the stamp of all files.
     """
     try:
         compiled = numba.njit(cache=True, **OPTIONS, **options)(function)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from .activations import activate, deactivate
+from .activations import activate, multiply_derivative
 from .compiling import jit, jit_parallel
 from .rows import add, add_all, add_scaled, copy, input_product, multiply, product
 from .walk import give, pieces_of, put, steps_in_stretch, stretch
@@ -13,7 +13,7 @@ from .walk import give, pieces_of, put, steps_in_stretch, stretch
 
 @jit
 def gru_update(act, par, a, extra, kept, h):
-    """n and h' of one row; `extra` is what a_n lacks."""
+    """n and h' of one row; `extra` is added to the candidate's pre-activation."""
     H = h.size
     z, n = kept[H : 2 * H], kept[2 * H : 3 * H]
     copy(n, a[2 * H :])
@@ -26,9 +26,9 @@ def gru_update(act, par, a, extra, kept, h):
 
 @jit
 def gru_rows(lo, hi, act, par, reset_after, b_hn, a, u, h, kept, extra):
-    """Rows lo to hi of a step up to the reset, and where that comes after the product, to the end.
+    """Rows lo to hi of a step: with reset_after the whole step, else up to r * h, the operand of the second product.
 
-    kept becomes r z n m; extra becomes r * m, or for reset_after=False what the second product takes: r * h.
+    kept becomes r z n m; extra becomes r * m, or r * h for reset_after=False.
     """
     H = h.shape[1]
     for row in range(lo, hi):
@@ -54,7 +54,7 @@ def gru_rows_parallel(pieces, b, act, par, reset_after, b_hn, a, u, h, kept, ext
 
 @jit
 def gru_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, row_map, tape):
-    """A direction of a layer; c is not used. w_n is without entries where reset_after: w_h is all of W_h then."""
+    """A direction of a layer; c is not used. With reset_after w_n is empty and w_h is all of W_h."""
     w_x, b_x, w_h, w_n, b_hn, act, par = weights
     gates, _, tape_h, _ = tape
     T, H, B, steps = offsets.size - 1, h.shape[1], offsets[1], steps_in_stretch(offsets)
@@ -99,14 +99,14 @@ def gru_rows_backward(lo, hi, act, par, reset_after, kept, h_prev, dh, d_rz, d_n
         before = h_prev[row]
         for j in range(H):
             dz[j] = d[j] * (before[j] - n[j])
-        deactivate(act[0], par[0], z, dz)
+        multiply_derivative(act[0], par[0], z, dz)
         for j in range(H):
             dn[j] = d[j] * (one - z[j])
-        deactivate(act[1], par[1], n, dn)
+        multiply_derivative(act[1], par[1], n, dn)
         multiply(d, d, z)
         if reset_after:
             multiply(dr, dn, m)
-            deactivate(act[0], par[0], r, dr)
+            multiply_derivative(act[0], par[0], r, dr)
             multiply(d_m[row], dn, r)
 
 
@@ -144,7 +144,7 @@ def gru_backward(threads, offsets, reverse, dy, weights, dh, gates, h_prev, d_rz
         else:  # part is the gradient of r * h
             for r in range(b):
                 multiply(rz[r, :H], part[r], before[r])
-                deactivate(act[0], par[0], kept[r, :H], rz[r, :H])
+                multiply_derivative(act[0], par[0], kept[r, :H], rz[r, :H])
                 add_scaled(dh_now[r], part[r], kept[r, :H])
         product(rz, v_rz, part)
         add_all(dh_now, part)

@@ -1,7 +1,7 @@
 """LSTM: a step forward and backward, and the walks of a direction.
 
-Of dh and dc the first b rows are in use; on entry to a backward step they hold what comes from later ones. The walk
-backward is the forward one undone: a reverse direction goes from the first step to the last.
+The first b rows of dh and dc are in use; on entry to a backward step they hold the gradients from the steps walked
+later. Backward walks the steps in the opposite order of forward: a reverse direction from the first step to the last.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from .activations import activate, deactivate
+from .activations import activate, multiply_derivative
 from .compiling import jit, jit_parallel
 from .rows import add, add_all, add_scaled, copy, input_product, multiply, product
 from .walk import give, pieces_of, put, steps_in_stretch, stretch
@@ -51,7 +51,7 @@ def lstm_rows_parallel(pieces, b, act, par, peep, a, u, c, m, tape_c):
 
 @jit
 def lstm_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, row_map, tape):
-    """A direction of a layer. The arrays of the tape are without entries where nothing is kept."""
+    """A direction of a layer. In inference the arrays of the tape are empty."""
     w_x, b_x, w_h, w_r, peep, act, par = weights
     gates, tape_c, tape_h, tape_m = tape
     T, H, B, steps = offsets.size - 1, c.shape[1], offsets[1], steps_in_stretch(offsets)
@@ -84,7 +84,7 @@ def lstm_forward(threads, offsets, reverse, x, ids, weights, h, c, y, column, ro
 # ------------------------------------------------------------------------------------------------------------ backward
 @jit
 def lstm_rows_backward(lo, hi, act, par, peep, gates, c, c_prev, dm, dc):
-    """Rows lo to hi of a step: gates become their gradients, dc that of the step before."""
+    """Rows lo to hi of a step: gates become their gradients, dc the gradient of the cell state before the step."""
     H = c.shape[1]
     room = np.empty((5, H), c.dtype)
     d, s = room.reshape(5 * H)[: 4 * H], room[4]
@@ -95,9 +95,9 @@ def lstm_rows_backward(lo, hi, act, par, peep, gates, c, c_prev, dm, dc):
         copy(s, c[r])
         activate(act[2], par[2], s)
         multiply(do, dm[r], s)
-        deactivate(act[0], par[0], o, do)
+        multiply_derivative(act[0], par[0], o, do)
         multiply(di, dm[r], o)
-        deactivate(act[2], par[2], s, di)
+        multiply_derivative(act[2], par[2], s, di)
         add(dcell, di)
         if peep.size:
             add_scaled(dcell, peep[2], do)
@@ -108,8 +108,8 @@ def lstm_rows_backward(lo, hi, act, par, peep, gates, c, c_prev, dm, dc):
                 di[j] -= df[j]
             df[:] = 0
         multiply(dg, dcell, i)
-        deactivate(act[0], par[0], y[: 2 * H], d[: 2 * H])
-        deactivate(act[1], par[1], g, dg)
+        multiply_derivative(act[0], par[0], y[: 2 * H], d[: 2 * H])
+        multiply_derivative(act[1], par[1], g, dg)
         multiply(dcell, dcell, f)
         if peep.size:
             add_scaled(dcell, peep[0], di)
@@ -125,7 +125,7 @@ def lstm_rows_backward_parallel(pieces, b, act, par, peep, gates, c, c_prev, dm,
 
 @jit
 def lstm_backward(threads, offsets, reverse, dy, weights, dh, dc, gates, tape_c, c_prev, dh_all):
-    """A direction and stretch: the gates' gradients, those of the initial state, and dh of every step if projected."""
+    """A direction and stretch: gradients of the gates and the initial state; with a projection dh of every step too."""
     v_h, v_r, peep, act, par = weights
     T, H, B = offsets.size - 1, dc.shape[1], offsets[1]
     m_room = np.empty((B if v_r.size else 0, H), dh.dtype)

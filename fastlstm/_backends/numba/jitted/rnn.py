@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from .activations import activate, deactivate
+from .activations import activate, multiply_derivative
 from .compiling import jit, jit_parallel
 from .rows import add, add_all, copy, input_product, product
 from .walk import give, pieces_of, put, steps_in_stretch, stretch
@@ -67,5 +67,5 @@ def rnn_backward(offsets, reverse, dy, weights, dh, tape_h, d_all):
             add_all(dh_now, dy[lo:hi])
         for r in range(hi - lo):
             copy(d[r], dh_now[r])
-            deactivate(act[0], par[0], tape_h[lo + r], d[r])
+            multiply_derivative(act[0], par[0], tape_h[lo + r], d[r])
         product(d, v_h, dh_now)

@@ -1,4 +1,4 @@
-"""What is done along a row, and products of matrices."""
+"""Operations along a row, and products of matrices."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 
 from .compiling import jit
 
-# Multiply-adds of a product up to which the own loop serves it. Measured (1 thread, AVX-512): the loop does 25 a
-# nanosecond in float32 and 15 in float64; BLAS twice that, but for several rows it needs 4 to 5 us to begin, and it may
-# wake its threads. They meet at 250000 in float32 and 120000 in float64.
+# Multiply-adds up to which a product runs in the loop below instead of BLAS. Measured (1 thread, AVX-512): the loop
+# does 25 a nanosecond in float32 and 15 in float64; BLAS does twice that, but needs 4 to 5 us to begin with several
+# rows and may wake its threads. Both are equal at 250000 in float32 and 120000 in float64.
 SMALL = 131072
 
 

@@ -1,23 +1,23 @@
-"""The walk through time: stretches, where outputs go, what a step before held, and when threads are worth it."""
+"""The walk through time: stretches, rows of outputs, values of the step before, and the number of parallel pieces."""
 
 from __future__ import annotations
 
 from .compiling import jit
 from .rows import copy
 
-# Rows times units of a step from which its element-wise part is worth a parallel region. A region costs 3 us (tbb, a
-# core free), a unit of an LSTM 2 ns: from here on two threads take off ten times the cost, so that a neighbour on the
-# other core can make a region some times dearer before it loses. (B=512 H=64, forward and backward, two threads: 22.5
-# to 20.5 ms; with H=256 and more, BLAS has all but a twentieth of the time, and it hardly shows.)
+# Rows times units from which the element-wise part of a step runs in a parallel region. A region costs 3 us (tbb, a
+# free core), a unit of an LSTM 2 ns: from here on two threads save ten times the cost, so the region still pays if a
+# busy neighbour on the other core makes it several times dearer. (B=512 H=64, forward and backward, two threads: 22.5
+# to 20.5 ms. From H=256 on, BLAS takes all but a twentieth of the time, so the gain is small.)
 PARALLEL = 32768
-# Rows of the input's product taken at once: enough for BLAS, few enough to be in the second-level cache still when
-# their steps come.
+# Rows of the input's product taken at once: enough for BLAS, few enough to stay in the second-level cache until their
+# steps read them.
 STRETCH = 128
 
 
 @jit
 def steps_in_stretch(offsets):
-    """How many steps have some STRETCH rows."""
+    """Steps of a stretch: together they have about STRETCH rows."""
     return max(1, STRETCH // max(1, offsets[1] - offsets[0]))
 
 
@@ -30,7 +30,7 @@ def stretch(begin, steps, T, reverse):
 
 @jit
 def put(rows, into, column):
-    """Copy rows into a stretch of columns, where there are any."""
+    """Copy rows into the columns of `into` from `column` on; nothing where `into` is empty."""
     if into.size:
         for r in range(rows.shape[0]):
             copy(into[r, column : column + rows.shape[1]], rows[r])
@@ -38,7 +38,7 @@ def put(rows, into, column):
 
 @jit
 def give(h, y, column, first, t, row_map):
-    """The outputs of step t to columns of y, if there is a y: to rows from `first` on, or where layout.RowMap says."""
+    """Copy the outputs of step t to columns of y, if not empty: to rows from `first` on, or to the row map's rows."""
     step, sequences = row_map
     if not sequences.size:
         put(h, y[first : first + h.shape[0]], column)
@@ -52,13 +52,13 @@ def give(h, y, column, first, t, row_map):
 
 @jit
 def pieces_of(threads, b, H):
-    """Into how many pieces a parallel region cuts b rows of H units; 1: no region."""
+    """Pieces of a parallel region over b rows of H units; 1: no region."""
     return min(threads, b) if b * H >= PARALLEL else 1
 
 
 @jit
 def previous(offsets, reverse, kept, initial, out):
-    """out = what `kept` held one step before, in walking order; `initial` where a sequence begins."""
+    """out = the rows of `kept` one step before, in walking order; `initial` at a sequence's first step."""
     T = offsets.size - 1
     for t in range(T):
         lo, hi = offsets[t], offsets[t + 1]
