@@ -1,4 +1,4 @@
-"""Models that are a list of modules, and how they are trained: `Sequential`."""
+"""`Sequential`: a model that is a list of modules, with compile, fit, evaluate and predict."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Sequential(Chain):
     Parameters
     ----------
     modules : list of Module
-        Each in one place only.
+        No module stands in the list twice.
     seed : int, optional
-        Of all initial parameters, of dropout and of `fit`'s shuffling. Modules that are built already keep their
+        Seed of all initial parameters, of dropout and of `fit`'s shuffling. Modules that are built already keep their
         parameters.
 
     Attributes
@@ -34,7 +34,7 @@ class Sequential(Chain):
 
     def __init__(self, modules: Sequence[Module], *, seed: int | None = None) -> None:
         super().__init__(modules, seed=seed)
-        self._compiled: Any = None  # what `compile` was given
+        self._compiled: Any = None  # the arguments of `compile`, checked
         self.stopped_by: int | None = None  # the signal that ended the last `fit`
 
     # --------------------------------------------------------------------------------------------------------- training
@@ -47,19 +47,19 @@ class Sequential(Chain):
         clip_norm: float | None = None,
         clip_value: float | None = None,
     ) -> None:
-        """Say how the model is to be trained.
+        """Set optimiser, loss and metrics of the training.
 
         Parameters
         ----------
         optimizer : str, dict, class or function
-            "sgd", "adam", "adamw", "rmsprop" or "adagrad"; ``{"name": "adam", "lr": 1e-3}``; or what makes an optimiser
-            of a list of layers, such as ``functools.partial(fl.Adam, lr=1e-3)``.
+            "sgd", "adam", "adamw", "rmsprop" or "adagrad"; ``{"name": "adam", "lr": 1e-3}``; or a function from a list
+            of layers to an optimiser, such as ``functools.partial(fl.Adam, lr=1e-3)``.
         loss : str, dict or Loss
-            A name of `fastlstm.losses.LOSSES`. Behind a softmax or a sigmoid it is computed from the logits.
+            A name of `fastlstm.losses.LOSSES`. After a softmax or a sigmoid the loss is computed from the logits.
         metrics : list of str, dict or Metric
             Names of `fastlstm.metrics.METRICS`.
         clip_norm, clip_value : float, optional
-            The largest norm of all gradients together, and the largest size of each of their numbers.
+            Upper bounds of the norm of all gradients together, and of the absolute value of each entry.
 
         Raises
         ------
@@ -99,16 +99,16 @@ class Sequential(Chain):
         Parameters
         ----------
         x : (N, ...) array, list of N sequences (T_i, ...), or iterable of batches
-            A list of sequences of unequal length is batched by length. An array may be memory-mapped. An iterable
-            gives (x, y) or (x, y, weights).
+            A list of sequences of unequal length is batched by length. An array may be memory-mapped. Batches are
+            (x, y) or (x, y, weights).
         y : array or list of N targets
-            For a model that gives every step, targets (N, T, ...), or a list of N (T_i, ...).
+            For a model with an output at every step: targets (N, T, ...), or a list of N (T_i, ...).
         epochs, batch_size : int
         validation_data : (x, y) or (x, y, sample_weight), optional
         validation_split : float
-            The share of the samples, at their end, that is validated on instead.
+            Share of the samples, at their end, that is left out of training and used for validation.
         shuffle : bool
-            Draw the order anew for each epoch; never for a stateful model.
+            Draw the order of the samples anew for each epoch. Without effect for a stateful model.
         class_weight : dict, optional
             From label to weight.
         sample_weight : (N,) array, or (N, T) for targets per step; optional
@@ -124,8 +124,8 @@ class Sequential(Chain):
         Returns
         -------
         history : History
-            Columns ``loss``, the metrics, ``val_loss`` ..., by epoch. After Ctrl-C that of what was reached: the
-            signal's number is in ``model.stopped_by``.
+            Columns ``loss``, the metrics, ``val_loss`` ..., by epoch. After Ctrl-C it ends at the last complete epoch,
+            and ``model.stopped_by`` is the signal's number.
 
         Raises
         ------
@@ -157,7 +157,7 @@ class Sequential(Chain):
     def evaluate(
         self, x: Any, y: Any, batch_size: int = 32, *, sample_weight: Any = None, mask: Any = None
     ) -> dict[str, float]:
-        """Mean loss and metrics, in inference. Arguments as `fit`."""
+        """Mean loss and metrics in inference, by name. Arguments as `fit`."""
         from .training.data import Data
         from .training.fitting import evaluated
         from .validation import positive
@@ -177,7 +177,12 @@ class Sequential(Chain):
         Returns
         -------
         y : (N, ...) array
-            For a list of sequences and a model that gives every step, a list of N arrays (T_i, ...).
+            For a list of sequences and a model with an output at every step, a list of N arrays (T_i, ...).
+
+        Raises
+        ------
+        TypeError, ValueError
+            Samples that do not fit the model.
         """
         from .training.fitting import predict
 

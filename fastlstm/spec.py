@@ -1,4 +1,4 @@
-"""What a cell is: pure data that says everything about an equation. Imports nothing of the package.
+"""`Spec`: everything about a cell's equation, as pure data. Imports nothing of the package.
 
 One alphabet, here and everywhere: T steps, B batch, N packed rows, I inputs, H hidden units, R width of the
 recurrent output h (R = H, or the projection's size), G gates, L layers, D directions, P units of a panel.
@@ -21,10 +21,10 @@ GRU (Cho et al. 2014)
 RNN (Elman 1990)
     h' = f(W_ih x + b_ih + W_hh h + b_hh)
 
-`clip` bounds the argument of every activation above to +-clip, but for the LSTM's h(c'), whose argument is the cell
-state; in a GRU with reset_after the sum W_hn h + b_hn is not clipped by itself. This is what ONNX Runtime's CPU
-kernels do (ONNX operators LSTM, GRU, RNN, attribute clip). With `input_forget` (ONNX, LSTM; Greff et al. 2017 call it
-coupled gates) the rows of W, b and p that belong to f are kept, not read, and have gradients of 0.
+`clip` bounds the argument of every activation above to +-clip, except that of the LSTM's h(c'), which is the cell
+state; in a GRU with reset_after the sum W_hn h + b_hn is not clipped by itself. ONNX Runtime's CPU kernels compute the
+same (ONNX operators LSTM, GRU, RNN, attribute clip). With `input_forget` (ONNX, LSTM; coupled gates in Greff et al.
+2017) the rows of W, b and p that belong to f are kept, not read, and have gradients of 0.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ Kind = Literal["lstm", "gru", "rnn"]
 
 
 class Activation(NamedTuple):
-    """A named element-wise function; `alpha` and `beta` mean what ONNX says they mean."""
+    """A named element-wise function; `alpha` and `beta` are those of ONNX."""
 
     name: str
     alpha: float = 0.0
     beta: float = 0.0
 
 
-# Default alpha and beta of every activation; the names' one list. Formulas: ONNX operators LSTM, GRU, RNN.
+# Default alpha and beta of every activation. Formulas: ONNX operators LSTM, GRU, RNN. An activation's place in this
+# list is its number in C (enum fl_activation) and in Numba.
 ACTIVATIONS: dict[str, Activation] = {
     a.name: a
     for a in (
@@ -56,7 +57,7 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation("relu"),  # max(x, 0)
         Activation("identity"),  # x
         Activation("hard_sigmoid", 1 / 6, 0.5),  # clip(alpha x + beta, 0, 1): PyTorch, Keras 3
-        Activation("hard_sigmoid_keras2", 0.2, 0.5),  # the same with Keras 2's (and ONNX's) slope
+        Activation("hard_sigmoid_keras2", 0.2, 0.5),  # clip(alpha x + beta, 0, 1): Keras 2, ONNX
         Activation("affine", 1.0, 0.0),  # alpha x + beta
         Activation("leaky_relu", 0.01),  # x where x > 0, else alpha x
         Activation("thresholded_relu", 1.0),  # x where x >= alpha, else 0
@@ -98,7 +99,7 @@ def activation(given: str | Sequence[object]) -> Activation:
 def untrainable(f: Activation) -> str | None:
     """Why an activation serves for inference only, with the cure; None where it can be trained.
 
-    Backward sees an activation's output only (one array less on the tape), so the output must tell the derivative.
+    Backward has an activation's output only (one array less on the tape), so the output must determine the derivative.
     """
     if f.name in ("leaky_relu", "elu") and f.alpha < 0:
         return f"its output does not tell on which side of 0 the input was; take alpha >= 0, not {f.alpha:g}"
@@ -108,7 +109,7 @@ def untrainable(f: Activation) -> str | None:
 
 
 def _two_sets(kind: Kind, given: Any) -> bool:
-    """Whether this is a set of activations for each of two directions, not one for both."""
+    """Whether `given` is two sets of activations, one for each direction, and not one set for both."""
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         return False
     if kind != "rnn":
@@ -118,7 +119,7 @@ def _two_sets(kind: Kind, given: Any) -> bool:
 
 
 def _named(given: object) -> bool:
-    """Whether this is a name, or a sequence that begins with one."""
+    """Whether `given` is a name, or a sequence that begins with one."""
     return isinstance(given, str) or (isinstance(given, (tuple, list)) and bool(given) and isinstance(given[0], str))
 
 
@@ -184,12 +185,12 @@ class Spec:
     proj_size : int
         Width of a projected output (LSTM only), 0 for none.
     biases : {0, 1, 2}
-        None; ``bias_ih`` alone; or ``bias_ih`` and ``bias_hh``, which a GRU with reset_after needs apart.
+        0: none; 1: ``bias_ih``; 2: ``bias_ih`` and ``bias_hh``. A GRU with reset_after has 0 or 2.
     peepholes, reset_after : bool
     activations : tuple of Activation
         One per role, in the order of ``ROLES[kind]``.
     clip : float, optional
-        Bound of every pre-activation; None for none.
+        Bound of every pre-activation; None: no bound.
     input_forget : bool
         f = 1 - i (LSTM only).
     """
@@ -228,7 +229,7 @@ class Spec:
 
     @property
     def R(self) -> int:
-        """Width of h: what a step gives out and takes in."""
+        """Width of h: proj_size with a projection, else H."""
         return self.proj_size or self.hidden_size
 
     @cached_property
@@ -245,7 +246,7 @@ class Spec:
 
     @cached_property
     def tape(self) -> dict[str, int]:
-        """Width of every array that a forward pass keeps per packed row for backward, by name.
+        """Width of every array that a forward pass keeps for backward, by name; N rows, one for each packed row.
 
         ======== ====== ====================================================================================
         gates    LSTM   i f g o after activation, (N, 4H); backward turns them into their gradients in place
@@ -264,9 +265,9 @@ class Spec:
 
     @cached_property
     def initial(self) -> dict[str, int]:
-        """Width of every array of the initial state, by the names that these have on a tape."""
+        """Width of every array of the initial state, by its name on a tape."""
         return {"h0": self.R} | ({"c0": self.H} if self.kind == "lstm" else {})
 
     def tape_size(self, N: int, B: int) -> int:
-        """How many numbers the tape of N rows of B sequences holds."""
+        """Numbers on the tape of N rows of B sequences."""
         return N * sum(self.tape.values()) + B * sum(self.initial.values())

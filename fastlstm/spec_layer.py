@@ -1,4 +1,4 @@
-"""What recurrent layers and cells share: parameters that a `Spec` describes, packed into the backend's blocks."""
+"""The common base of recurrent layers and cells: parameters by `Spec`, packed into the backend's blocks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ State = Any  # (h, c) for LSTM, h for GRU and RNN
 
 @dataclass
 class RecurrentTape(Tape):
-    """What a recurrent layer's or cell's `forward` kept."""
+    """The tape of a recurrent layer or cell."""
 
     unbatched: bool
     record: engine.Record
@@ -38,7 +38,7 @@ def direction_specs(kind: Kind, input_size: int, hidden_size: int, directions: i
     kind : {"lstm", "gru", "rnn"}
     input_size, hidden_size, directions : int
     options : dict
-        The layer's arguments that belong to its equation, by name; not changed.
+        The layer's arguments that belong to its equation, by name. Not changed.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def check_trainable(specs: Sequence[Spec]) -> None:
 
 
 def unwrapped(states: engine.States, index: Any = None) -> State:
-    """A state as users have it: (h, c), or h alone; of each array the part at `index`, where that is given."""
+    """A state in the public form, (h, c) or h; with `index`, the part of each array at it."""
     parts = states if index is None else tuple(s[index] for s in states)
     return parts if len(parts) > 1 else parts[0]
 
@@ -95,12 +95,12 @@ class SpecLayer(Layer):
     Parameters
     ----------
     arguments : dict
-        Those of the constructor by name.
+        The constructor's arguments by name.
     num_layers, directions : int
     """
 
     kind: ClassVar[Kind]
-    _state_axes: ClassVar[tuple[str, ...]]  # of a state, in words
+    _state_axes: ClassVar[tuple[str, ...]]  # names of a state's leading axes, for messages
 
     def __init__(self, arguments: Mapping[str, Any], num_layers: int = 1, directions: int = 1) -> None:
         options = dict(arguments)
@@ -111,7 +111,7 @@ class SpecLayer(Layer):
         self.proj_size = positive(options.get("proj_size", 0), "proj_size", 0)
         if self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size must be smaller than hidden_size, got {self.proj_size} and {self.hidden_size}")
-        self._storage = self.dtype.name  # what the backend keeps the matrices as
+        self._storage = self.dtype.name  # a name of `fastlstm.storage`: how the backend keeps the matrices
         self._R, self._D = self.proj_size or self.hidden_size, directions
         self._specs = [
             direction_specs(
@@ -129,7 +129,7 @@ class SpecLayer(Layer):
                 self._params |= {n + self._ending(layer, d): p for n, p in draw(spec, rng, self.dtype).items()}
 
     def _take_spec(self, names: Iterable[str]) -> None:
-        """Give the arguments of these names that belong to the equation an attribute each."""
+        """Set the attributes of the arguments in `names` that belong to the equation."""
         spec, named = self._specs[0][0], named_activations(self._specs[0])
         values = {
             "bias": spec.biases > 0,
@@ -143,7 +143,7 @@ class SpecLayer(Layer):
     def _connect(self) -> None:
         super()._connect()
         widths = {name.removesuffix("0"): width for name, width in self._specs[0][0].initial.items()}
-        # Of each layer and direction: the parameters' names in the spec and in the layer.
+        # For each layer and direction: the parameters' names in the spec -> in the layer.
         self._keys = [
             [{name: name + self._ending(layer, d) for name in spec.parameters} for d, spec in enumerate(specs)]
             for layer, specs in enumerate(self._specs)
@@ -154,7 +154,7 @@ class SpecLayer(Layer):
 
     @staticmethod
     def _ending(layer: int, d: int) -> str:
-        """What follows a parameter's name."""
+        """The suffix of the names of a layer's and direction's parameters."""
         return suffix(layer, d)
 
     def _choose(self) -> ModuleType:
@@ -172,7 +172,7 @@ class SpecLayer(Layer):
 
     @property
     def rng_state(self) -> dict[str, Any]:
-        """State of the generator that dropout draws from; may be assigned, so that a run goes on as it would have."""
+        """State of the generator that dropout draws from; may be assigned, to continue a run with the same bits."""
         return dict(self._rng.bit_generator.state)
 
     @rng_state.setter
@@ -191,7 +191,7 @@ class SpecLayer(Layer):
                 shape = self._params[name].shape
                 of_ids[name] = SparseGradient(seen, buffers.zeros((len(seen), shape[0]), self.dtype), shape)
         grads = self._gradient_layout(sparse and place is not None).zeros()
-        # What backends add to: for token ids the rows of those seen, however large the vocabulary.
+        # The arrays that backends add to; for token ids one row for each id seen, not for the whole vocabulary.
         targets = grads | {name: g.rows for name, g in of_ids.items()} if of_ids else grads
         _, blocks = self._blocks()
         dx = engine.backward(self._module, blocks, tape.record, dstates, dy, targets, self._keys, place)
@@ -203,7 +203,7 @@ class SpecLayer(Layer):
         return dx, grads
 
     def _gradient_layout(self, sparse: bool) -> GradientLayout:
-        """Where the gradients lie; `sparse`: without those of the input matrices."""
+        """The layout of the gradients; `sparse`: without the input matrices."""
         layout = self._layouts.get(sparse)
         if layout is None:
             shapes = {name: p.shape for name, p in self._params.items()}

@@ -1,7 +1,7 @@
-"""How the numbers of a matrix are kept: the table of storages.
+"""The table of storages: how the numbers of a matrix are kept.
 
-Storage is not dtype. The dtype is what is computed in, and that of inputs, outputs and states; the storage is what the
-weight matrices are kept as between calls. Biases and peepholes always stay in the dtype.
+Storage is not dtype. The dtype is that of the arithmetic, of inputs, outputs and states; the storage is that of the
+packed weight matrices. Biases and peepholes always stay in the dtype.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class Storage:
     Parameters
     ----------
     name : str
-        Also NumPy's name of the numbers.
+        Also NumPy's name of the numbers' type.
     bytes : int
-        Of one number.
+        Bytes of one number.
     largest : float
-        The largest finite number that it holds.
+        The largest finite number.
     rounding : str
-        What becomes of a number that it does not hold, in words.
+        How other numbers are rounded, in words.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Storage:
         Raises
         ------
         ValueError
-            A finite number is larger than `largest`; `name` says of which matrix.
+            A finite number is larger than `largest`; the message calls the matrix `name`.
         """
         with np.errstate(over="ignore"):
             kept: Array = np.array(w, self.name, order="C")
@@ -63,13 +63,13 @@ STORAGES: dict[str, Storage] = {name: _float(name) for name in ("float32", "floa
 
 
 def problem(storage: str, dtype: str, of_backend: tuple[str, ...]) -> str | None:
-    """Why weights cannot be kept so for layers of a dtype, with the cure; None where they can.
+    """Why a backend cannot keep weights in this storage for layers of this dtype, with the cure; None where it can.
 
     Parameters
     ----------
     storage, dtype : str
     of_backend : tuple of str
-        The storages that the backend has.
+        The backend's storages.
     """
     if storage not in STORAGES:
         return f"knows no storage {storage!r}: use one of {', '.join(of_backend)}"

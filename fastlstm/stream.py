@@ -17,10 +17,10 @@ from .validation import StateForm, check_out, checked_ids, checked_input, rows_o
 
 
 class Stream:
-    """A recurrent layer that remembers: step by step it gives what one call over the whole sequence gives.
+    """A recurrent layer with a state: its steps have the same outputs as one call over the whole sequence.
 
-    Made by ``layer.stream(batch_size)``. It keeps the weights it began with; later changes to the layer do not reach
-    it. One stream belongs to one thread at a time; any number of streams may share a layer.
+    Made by ``layer.stream(batch_size)``. It keeps the layer's weights of that moment; later changes to the layer do not
+    reach it. Only one thread at a time may use a stream; any number of streams may share a layer.
     """
 
     def __init__(self, module: ModuleType, blocks: engine.Blocks, form: StateForm, batch_size: int) -> None:
@@ -29,19 +29,19 @@ class Stream:
         self._dtype = dtype = form.dtype
         self.batch_size = batch_size
         self._size: int = blocks[0][0].spec.I
-        # The state stays where it is from now on: every step changes it in place.
+        # The arrays of the state are bound to C: every step changes them in place, and none replaces them.
         self._states = form.zeros((len(blocks), batch_size))
-        # Where every step finds its input, which is quicker than telling C where x is, and where it leaves its result.
+        # Input and result of every step. Copying x to a bound array is quicker than passing C a pointer to it.
         self._x: Array = np.zeros((batch_size, self._size), dtype)
         self._ids: Array = np.zeros(batch_size, np.int64)
         self._top: Array = self._states[0][-1]
         self._x_shape = self._x.shape
-        # The result of a step by the shape of its input: a sequence alone may come without a batch axis.
+        # The result of a step by the shape of its input: a single sequence may come without a batch axis.
         self._results: dict[tuple[int, ...], Array] = {self._x_shape: self._top}
         if batch_size == 1:
             self._results[self._x_shape[1:]] = self._top[0]
         self._step = self._bind(self._x)
-        self._step_ids: Callable[[], None] | None = None  # once ids come
+        self._step_ids: Callable[[], None] | None = None  # bound at the first step of token ids
 
     def _bind(self, x: Array) -> Callable[[], None]:
         """A step of all layers whose input is x."""
@@ -67,7 +67,7 @@ class Stream:
         ValueError, TypeError
             x_t or out do not fit; the state is as before.
         """
-        # The usual case in few words: checks and copies may be the costlier half of a small step.
+        # Fast path: all checks in one line, since they may cost more than a small step.
         if type(x_t) is ndarray and x_t.dtype is self._dtype and x_t.shape == self._x_shape and out is None:
             self._x[...] = x_t
             self._step()
@@ -75,7 +75,7 @@ class Stream:
         return self._step_any(x_t, out)
 
     def _step_any(self, x_t: Any, out: Array | None) -> Array:
-        """A step of any input, into any array."""
+        """`step` with all checks, for every kind of input and output."""
         if type(x_t) is ndarray and x_t.dtype is self._dtype and x_t.shape in self._results:
             rows, ids, y = x_t, False, self._results[x_t.shape]
         else:
@@ -109,6 +109,11 @@ class Stream:
         Returns
         -------
         y : (T, B, R) or (T, R) array
+
+        Raises
+        ------
+        ValueError, TypeError
+            x does not fit; the state is as before.
         """
         B = self.batch_size
         x, ids, single = checked_input(x, ("T", B), self._size, self._dtype, B == 1)
@@ -120,12 +125,12 @@ class Stream:
     # ----------------------------------------------------------------------------------------------------------- state
     @property
     def state(self) -> Any:
-        """A copy of the state, (L, B, R) and (L, B, H): (h, c) for LSTM, h else. May be assigned, None for zeros.
+        """A copy of the state, (h, c) for LSTM, h for the others: (L, B, R), (L, B, H). May be assigned; None: zeros.
 
         Raises
         ------
         TypeError, ValueError
-            What is assigned does not fit; the state is as before.
+            The assigned value does not fit; the state is as before.
         """
         parts = tuple(s.copy() for s in self._states)
         return parts if len(parts) > 1 else parts[0]
@@ -137,13 +142,13 @@ class Stream:
             mine[...] = given
 
     def reset(self, rows: Any = None) -> None:
-        """Back to the zero state: all sequences, or some.
+        """Set the state to zero: of all sequences, or of some.
 
         Parameters
         ----------
         rows : integers, or (B,) bools; optional
-            Indices, each once, or a mask that is True for the sequences to be reset, such as an environment's `dones`.
-            An empty list resets none.
+            Indices, each once, or a mask that is True for the sequences to reset, such as an environment's `dones`.
+            None resets all, an empty list none.
 
         Raises
         ------
@@ -155,7 +160,7 @@ class Stream:
             part[:, at] = 0
 
     def copy(self) -> Stream:
-        """Another stream with the same weights and, for now, the same state. So do copy.copy and copy.deepcopy."""
+        """A stream with the same weights and a copy of the state; copy.copy and copy.deepcopy do the same."""
         other = Stream(self._module, self._blocks, self._form, self.batch_size)
         other.state = self.state
         return other

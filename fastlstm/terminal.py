@@ -15,10 +15,10 @@ from . import console
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Within it, standard output replaces what its encoding lacks by ``?``, and a warning is one line on stderr."""
+    """Within this context, standard output writes ``?`` for characters that its encoding lacks, and a warning is one line."""
     stream: Any = sys.stdout
     before = getattr(stream, "errors", None)
-    # The encoding of the terminal, or PYTHONIOENCODING; surrogateescape is what Python sets in the locale C.
+    # The encoding stays that of the terminal or of PYTHONIOENCODING. Python sets surrogateescape in the locale C.
     changed = before in ("strict", "surrogateescape") and hasattr(stream, "reconfigure")
     if changed:
         stream.reconfigure(errors="replace")
@@ -27,25 +27,25 @@ def shown() -> Iterator[None]:
             warnings.showwarning = show_warning
             yield
     finally:
-        with suppress(OSError, ValueError):  # it flushes, and the reader of a pipe may have left
+        with suppress(OSError, ValueError):  # reconfigure flushes, and the reader of a pipe may have left
             if changed:
                 stream.reconfigure(errors=before)
 
 
 def show_warning(message: Any, *_: Any, **__: Any) -> None:
-    """Replace `warnings.showwarning`: the message without the place in the program that it comes from."""
+    """A replacement of `warnings.showwarning` that shows the message without file and line."""
     console.say(f"fastlstm: warning: {' '.join(str(message).split())}")
 
 
 def load(name: str, prefix: str) -> Any:
-    """Import a module that reads environment variables with this prefix, without those that it refuses.
+    """Import a module that reads environment variables with this prefix, without the variables that it refuses.
 
-    They may have been set for another program: a notebook sets MPLBACKEND for all that it starts.
+    These may be set for another program: a notebook sets MPLBACKEND for every process that it starts.
 
     Warns
     -----
     UserWarning
-        Variables are passed over.
+        Variables are ignored.
     """
     before = set(sys.modules)
     try:
@@ -59,7 +59,7 @@ def load(name: str, prefix: str) -> Any:
     try:
         for key in refused:
             del os.environ[key]
-        for half in set(sys.modules) - before:  # parts of what could not be imported as a whole
+        for half in set(sys.modules) - before:  # submodules of the failed import
             if half.split(".")[0] == name:
                 del sys.modules[half]
         return importlib.import_module(name)
@@ -68,7 +68,7 @@ def load(name: str, prefix: str) -> Any:
 
 
 def typed(argument: str) -> str:
-    """An argument of the command line as it was typed: in UTF-8 where the locale could not decode it."""
+    """An argument of the command line, decoded as UTF-8 if the locale could not decode it."""
     try:
         argument.encode("utf-8")
         return argument

@@ -1,4 +1,4 @@
-"""Checks of what users hand in. Errors say what was given, what was expected, and the cure."""
+"""Checks of arguments. Errors say what was given, what was expected, and the cure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .layout import Array
 
 
 def is_real(dtype: np.dtype[Any]) -> bool:
-    """Whether arrays of this dtype hold real numbers: NumPy's, or of an extension such as ml_dtypes' bfloat16."""
+    """Whether arrays of this dtype hold real numbers: a dtype of NumPy or of an extension, such as bfloat16."""
     return dtype.kind in "fiu" or (
         dtype.kind == "V" and not issubclass(dtype.type, np.void) and np.can_cast(dtype, np.float64)
     )
 
 
 def as_array(given: Any, name: str) -> Array:
-    """given as an array, or TypeError; the numbers under a masked array's mask are no input."""
+    """given as an array, or TypeError, also for masked arrays: the numbers under the mask are no input."""
     if type(given) is np.ndarray:
         return given
     if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
@@ -39,7 +39,7 @@ def as_array(given: Any, name: str) -> Array:
 
 
 def as_numbers(given: Any, name: str, dtype: np.dtype[Any]) -> Array:
-    """given as a native array of the layer's dtype (any order, any strides), or an error that says the cure."""
+    """given as a native array of the dtype, with any strides, or an error that says the cure."""
     x = as_array(given, name)
     if x.dtype is not dtype and x.dtype.newbyteorder("=") != dtype:
         cure = conversion(given, x, name, dtype)
@@ -55,11 +55,11 @@ def as_numbers(given: Any, name: str, dtype: np.dtype[Any]) -> Array:
 
 
 def conversion(given: Any, x: Array, name: str, dtype: Any) -> str:
-    """The end of a message that says how to convert, if that is possible; the name's last word is the variable."""
+    """The end of a message, with code that converts `given`, or "". The last word of `name` is the variable in it."""
     variable, word = name.split()[-1], np.dtype(dtype).name
     if x.dtype.kind == "c":
         return f". Take its real part, numpy.real({variable}).astype('{word}')"
-    if not is_real(x.dtype):  # bools and, if they can be read as numbers, texts and objects
+    if not is_real(x.dtype):  # bools, texts and objects: some can be read as numbers
         try:
             if x.ndim == 0 or np.isnan(x.astype(np.float64)).any():
                 return ""
@@ -80,7 +80,7 @@ def positive(value: Any, name: str, least: int = 1) -> int:
 
 
 def flag(value: Any, name: str) -> bool:
-    """value as a bool, or TypeError: a string is true whatever it says, so that "False" would switch on."""
+    """value as a bool, or TypeError: every string is true, so "False" would switch an option on."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     raise TypeError(
@@ -111,7 +111,7 @@ def seed_or_none(value: Any, name: str = "seed") -> int | None:
 
 
 def float_dtype(value: Any, name: str = "dtype") -> np.dtype[Any]:
-    """value as a dtype, or TypeError. NumPy takes None for float64, which would double a layer unasked."""
+    """value as float32 or float64, or TypeError. None is refused too: to NumPy it means float64."""
     try:
         if value is None:
             raise TypeError
@@ -133,10 +133,12 @@ def checked_mask(given: Any, shape: tuple[int, ...], name: str, meaning: str) ->
 
 def check_ids(ids: Array, size: int, dtype: Any = "float32") -> None:
     """Raise ValueError unless every token id (int64) is a row of the input matrix of a layer of this dtype."""
-    if ids.size == 1:  # a stream's, for which a reduction takes longer than a small step
+    if ids.size == 1:  # fast path of streams: a reduction takes longer than a small step
         fits = 0 <= ids.item() < size
     else:
-        fits = ids.size == 0 or np.maximum.reduce(ids.view(np.uint64), None) < size  # what is below 0 is large there
+        fits = (
+            ids.size == 0 or np.maximum.reduce(ids.view(np.uint64), None) < size
+        )  # as unsigned numbers negative ids are large: one comparison checks both ends
     if not fits:
         raise ValueError(
             f"token ids must lie between 0 and input_size - 1 = {size - 1}, got {ids.min()} to {ids.max()}. "
@@ -145,7 +147,7 @@ def check_ids(ids: Array, size: int, dtype: Any = "float32") -> None:
 
 
 def rows_of(given: Any, B: int) -> Array:
-    """The sequences that `given` names, as a bool mask (B,) or indices, or an error."""
+    """The sequences of `given` as a bool mask (B,) or indices, or an error."""
     rows = as_array(given, "rows")
     if rows.size == 0:
         return np.zeros(B, bool)
@@ -167,7 +169,7 @@ def rows_of(given: Any, B: int) -> Array:
         )
     if len(np.unique(rows)) < len(rows):
         raise ValueError(f"rows names a sequence twice: {rows.tolist()}{cure}")
-    if of_mask and rows.dtype.itemsize == 1:  # as C++ programs hand over bools
+    if of_mask and rows.dtype.itemsize == 1:  # int8 and uint8 arrays often are masks from C++ programs
         raise TypeError(f"rows of dtype {rows.dtype} may be a mask or indices: {rows.tolist()}{cure}")
     return rows
 
@@ -193,21 +195,21 @@ def positive_number(value: Any, name: str) -> float:
 
 # ------------------------------------------------------------------------------------------- inputs, states, gradients
 def _shown(axes: Sequence[Any]) -> str:
-    """A shape with names in it, as Python writes shapes: (T, B, 4)."""
+    """A shape with names in it, in Python's notation: (T, B, 4)."""
     return f"({', '.join(map(str, axes))}{',' * (len(axes) == 1)})"
 
 
 def checked_input(
     x: Any, axes: tuple[str | int, ...], size: int, dtype: np.dtype[Any], single: bool = True
 ) -> tuple[Array, bool, bool]:
-    """The input of a recurrent layer, cell or stream, in one wording for all of them.
+    """Check the input of a recurrent layer, cell or stream, with the same messages for all of them.
 
     Parameters
     ----------
     x : array
-        Numbers (*axes, size) of the dtype, or integers (*axes): token ids, whose values are not looked at here.
+        Numbers (*axes, size) of the dtype, or integers (*axes): token ids, whose values are not checked here.
     axes : tuple
-        "T" for the steps, where there are any, and the batch: "B", or a stream's batch size. The order is x's.
+        x's leading axes in order: "T" for the steps, if there are any, and the batch: "B", or a stream's batch size.
     size : int
         input_size.
     single : bool
@@ -234,14 +236,14 @@ def checked_input(
     rank = len(axes) if ids else len(axes) + 1
     unbatched = single and x.ndim == rank - 1
     if (unbatched or x.ndim == rank) and (ids or x.shape[-1] == size):
-        batch = axes[-1]  # where its size is fixed, it comes last
+        batch = axes[-1]  # a batch axis of fixed size comes last
         if unbatched or isinstance(batch, str) or x.shape[len(axes) - 1] == batch:
             return x, ids, unbatched
     raise _input_error(x, axes, size, dtype, single)
 
 
 def _input_error(x: Array, axes: tuple[str | int, ...], size: int, dtype: np.dtype[Any], single: bool) -> Exception:
-    """What `checked_input` raises for an x of another shape."""
+    """The error of `checked_input` for an x of another shape."""
     ids = x.dtype.kind in "iu"
     tail: tuple[int, ...] = () if ids else (size,)
     steps = tuple(a for a in axes if a == "T")
@@ -266,7 +268,7 @@ def checked_rows(x: Any, size: int, dtype: np.dtype[Any]) -> Array:
 
 
 def checked_ids(x: Array, size: int, dtype: Any = "float32") -> Array:
-    """Token ids as int64, contiguous, checked: a copy, since those that are checked must be those that are used."""
+    """Token ids as contiguous int64, checked. A copy: another thread must not change the ids after the check."""
     ids = np.array(x, np.int64, order="C")
     check_ids(ids, size, dtype)
     return ids
@@ -298,17 +300,17 @@ def checked_step_mask(mask: Any, lengths: Any, T: int, B: int, unbatched: bool, 
 
 @dataclass(frozen=True)
 class StateForm:
-    """What a state must be: that of a layer, a cell or a stream.
+    """The form of a state, of a layer, a cell or a stream: names, widths and dtype.
 
     Parameters
     ----------
     owner : str
-        The class, for messages.
+        Name of the class, for messages.
     widths : dict
         Width of every array of the state by its name: h and, for LSTM, c.
     dtype : dtype
     axes : tuple of str
-        The axes in words, of which "batch" may be absent.
+        Names of the leading axes, for messages. A state without a batch lacks "batch".
     """
 
     owner: str
@@ -323,12 +325,12 @@ class StateForm:
     def zeros(self, leading: tuple[int, ...]) -> tuple[Array, ...]:
         """The zero state: (*leading, width) arrays."""
         sizes, dtype = self._sizes, self.dtype
-        if len(sizes) == 1:  # spelt out, since a comprehension takes longer than the arrays
+        if len(sizes) == 1:  # both cases written out: a comprehension takes longer than making the arrays
             return (zeros((*leading, sizes[0]), dtype),)
         return zeros((*leading, sizes[0]), dtype), zeros((*leading, sizes[1]), dtype)
 
     def check(self, state: Any, leading: tuple[int, ...], name: str, optional: bool = False) -> tuple[Array, ...]:
-        """The arrays (*leading, width) of a state as copies, in the order of `widths`; zeros where it is None.
+        """Copies of the arrays (*leading, width) of a state, in the order of `widths`; zeros for None.
 
         Parameters
         ----------
@@ -336,14 +338,14 @@ class StateForm:
         leading : tuple of int
             The axes before the width.
         name : str
-            The argument's, for messages.
+            The argument's name, for messages.
         optional : bool
             Whether one array of several may be None.
 
         Raises
         ------
         ValueError, TypeError
-            Another number of arrays, shape or dtype.
+            The number of arrays, a shape or a dtype does not fit.
         """
         if state is None:
             return self.zeros(leading)

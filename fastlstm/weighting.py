@@ -1,7 +1,7 @@
-"""What counts in a loss or a metric: predictions and targets as rows, without the rows that a mask leaves out.
+"""The rows that count in a loss or a metric: predictions and targets as rows, without those that a mask leaves out.
 
-A row is what has one loss: the scores of the classes (..., V) of one prediction, or a single number of a regression.
-Only rows that count are looked at: what the others hold, NaN and labels outside the classes included, has no effect.
+A row has one loss: it is the scores of one prediction (..., V), or a single number of a regression. Only rows that
+count are read: the values of other rows, NaN and labels outside the classes included, have no effect.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from .layout import Array
 from .validation import as_array, conversion
 
 IGNORE_INDEX = -100  # the label of a row that does not count, as in PyTorch
-SUM_TOLERANCE = 1e-3  # by how much probabilities may miss 1 in sum: float32 softmax and labels with three digits pass
+SUM_TOLERANCE = 1e-3  # allowed distance of a sum of probabilities from 1: labels with three digits pass
 
 
 class Rows(NamedTuple):
-    """Which rows count, and how much.
+    """The rows that count, and their weights.
 
     Parameters
     ----------
     shape : tuple of int
-        Of all rows; R is their number.
+        Shape of all rows; R is their number.
     keep : (R,) bool array, optional
-        The K rows that count; None: every one.
+        True for the K rows that count; None: all.
     weights : (K,) float64 array, optional
         None: 1 each.
     total : float
-        The sum of the weights: what a mean divides by.
+        The sum of the weights, the divisor of means.
     """
 
     shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class Rows(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """The rows that count: predictions (K, ...), targets (K, ...), and which rows they are."""
+    """Predictions (K, ...) and targets (K, ...) of the rows that count, and the `Rows`."""
 
     y: Array
     target: Array
@@ -67,12 +67,12 @@ class Counted(NamedTuple):
 def weigh(
     shape: tuple[int, ...], mask: Any = None, weights: Any = None, dropped: Array | None = None, numbers: bool = False
 ) -> Rows:
-    """Which rows count.
+    """The rows that count by a mask, weights and `dropped`.
 
     Parameters
     ----------
     shape : tuple of int
-        Of the rows.
+        Shape of all rows.
     mask : bool array, optional
         True where a row counts. It has the rows' shape, or 1 along an axis whose rows share a value.
     weights : array of real numbers, at least 0, optional
@@ -94,7 +94,7 @@ def weigh(
         w = _checked_weights(weights, shape, keep, numbers)
         keep = w != 0 if keep is None else keep & (w != 0)
         w = w[keep]
-        uniform = bool((w == 1).all())  # then they are a mask
+        uniform = bool((w == 1).all())  # all kept weights are 1: they are a mask only
         return Rows(shape, None if keep.all() else keep, None if uniform else w, float(w.sum()))
     if keep is None or keep.all():
         return Rows(shape, None, None, float(math.prod(shape)))
@@ -102,7 +102,7 @@ def weigh(
 
 
 def _checked_weights(given: Any, shape: tuple[int, ...], keep: Array | None, numbers: bool) -> Array:
-    """Weights of all rows, (R,) float64; those of rows that do not count may be anything."""
+    """Weights of all rows, (R,) float64. Weights of rows that do not count are not checked."""
     weights = as_array(given, "weights")
     if weights.dtype.kind not in "fiu":
         hint = ": a mask is handed in as mask=" if weights.dtype == np.bool_ else ""
@@ -146,7 +146,7 @@ def _scores(given: Any, name: str) -> Array:
 def labels(
     given: Any, shape: tuple[int, ...], ignore_index: int | None = None, mask: Any = None, weights: Any = None
 ) -> tuple[Array, Rows]:
-    """The classes of the rows that count, (K,) int64, and which rows these are, for scores of this shape (..., V).
+    """The classes of the rows that count, (K,) int64, and the `Rows`, for scores of this shape (..., V).
 
     A row whose class is `ignore_index` does not count.
     """
@@ -164,7 +164,7 @@ def labels(
     flat, V = target.reshape(-1), shape[-1]
     outside = bool(flat.size) and bool(flat.min() < 0 or flat.max() >= V)
     may_ignore = ignore_index is not None and (outside or 0 <= ignore_index < V)
-    if mask is None and weights is None and not may_ignore:  # the usual case, without a pass over the rows
+    if mask is None and weights is None and not may_ignore:  # fast path, without a pass over the rows
         rows = Rows(shape[:-1], None, None, float(flat.size))
     else:
         rows = weigh(shape[:-1], mask, weights, flat == ignore_index if may_ignore else None)
@@ -201,7 +201,7 @@ def distributions(y: Any, target: Any, mask: Any, weights: Any, name: str = "y")
 
 
 def elements(y: Any, target: Any, mask: Any, weights: Any, name: str = "y") -> Counted:
-    """Numbers and targets of the same shape, an axis of length 1 at the end aside: y and target (K,), of y's dtype."""
+    """Numbers and targets of the same shape, but for a last axis of length 1: y and target (K,), of y's dtype."""
     y, target = floats(y, name), as_array(target, "targets")
     if target.dtype.kind not in "fiub":
         raise TypeError(f"targets must be real numbers, got dtype {target.dtype}")
