@@ -15,7 +15,7 @@ from . import console
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Within this context, standard output writes ``?`` for characters that its encoding lacks, and a warning is one line."""
+    """Within this context standard output has ``?`` for characters that its encoding lacks; a warning is a line."""
     stream: Any = sys.stdout
     before = getattr(stream, "errors", None)
     # The encoding stays that of the terminal or of PYTHONIOENCODING. Python sets surrogateescape in the locale C.
