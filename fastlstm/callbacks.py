@@ -1,6 +1,6 @@
 """Callbacks of `fastlstm.Sequential.fit`: early stopping, the best model, resuming, learning rates, logs, pictures.
 
-A callback of one's own derives from `Callback` and fills the hooks that it needs; see docs/training.md.
+Other callbacks derive from `Callback` and define the hooks that they need; see docs/training.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MODES = ("min", "max")
 
 
 class _Watching(Callback):
-    """What the callbacks share that compare a column of the history with its best value."""
+    """The base of the callbacks that compare a column of the history with its best value."""
 
     def __init__(self, monitor: str, mode: str, min_delta: float) -> None:
         if mode not in MODES:
@@ -38,7 +38,7 @@ class _Watching(Callback):
         self.best = math.inf if mode == "min" else -math.inf
 
     def _improved(self, loop: Loop) -> bool:
-        """Whether this epoch's value is the best so far; it is then kept."""
+        """Whether this epoch's value is the best so far; if so, keep it."""
         if self.monitor not in loop.history:
             known = ", ".join(loop.history.columns)
             raise ValueError(f"the history has no column {self.monitor!r} to watch; it has {known}")
@@ -65,12 +65,13 @@ class EarlyStopping(_Watching):
     monitor : str
         A column of the history.
     patience : int
-        Epochs without improvement that are waited for.
+        Epochs without improvement before the stop.
     min_delta : float
-        What counts as an improvement.
+        Least difference from the best value that counts as an improvement.
     mode : {"min", "max"}
+        Whether smaller or larger is better.
     restore_best : bool
-        Give the model the parameters of the best epoch at the end; not where a signal interrupts the run.
+        Give the model the parameters of the best epoch at the end, unless a signal interrupts the run.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class BestModel(_Watching):
     Parameters
     ----------
     path : path
-        Written atomically: a full disk or a kill leaves the last good file.
+        Written atomically: if the disk is full or the process is killed, the last good file stays.
     monitor, mode, min_delta
         As in `EarlyStopping`.
     """
@@ -147,11 +148,11 @@ class BestModel(_Watching):
 
 
 class Backup(Callback):
-    """Saves everything that a continued training needs, after each epoch and when a run is interrupted.
+    """Saves the whole state of a training, after each epoch and when a run is interrupted.
 
-    Where the file exists when `fit` begins, training goes on from it: parameters, optimiser, dropout, the order of the
-    samples and the history are what they were, so that the end is bit for bit that of a run that was never interrupted.
-    Give `fit` the same data, options and callbacks.
+    If the file exists when `fit` begins, training continues from it: parameters, optimiser, dropout, the order of the
+    samples and the history are restored, so that the end has the same bits as an uninterrupted run. Give `fit` the same
+    data, options and callbacks.
 
     Parameters
     ----------
@@ -159,7 +160,7 @@ class Backup(Callback):
         Written atomically.
     """
 
-    LAST = True  # among a run's callbacks: it saves what the others have come to
+    LAST = True  # called after all other callbacks, since it saves their states
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
@@ -212,7 +213,7 @@ class Backup(Callback):
         self._saved = loop.steps
 
     def _others(self, loop: Loop) -> list[Callback]:
-        """The callbacks that have a state."""
+        """The callbacks with a state."""
         mine = type(self).state_dict
         return [c for c in loop.callbacks if type(c).state_dict is not mine and c is not self]
 
@@ -258,10 +259,10 @@ class LearningRate(Callback):
     Parameters
     ----------
     schedule : function
-        From the optimiser to a schedule of `fastlstm`: ``lambda optimizer: fl.StepLR(optimizer, step_size=10)``. One
-        that wants a figure, as ReduceLROnPlateau does, gets the monitored one.
+        Takes the optimiser and returns a schedule of `fastlstm`, such as ``lambda optimizer: fl.StepLR(optimizer, 10)``.
+        ReduceLROnPlateau gets the monitored figure at each step.
     monitor : str
-        A column of the history, for such schedules.
+        A column of the history, for ReduceLROnPlateau.
     """
 
     def __init__(self, schedule: Callable[[Any], Any], monitor: str = "val_loss") -> None:
@@ -297,7 +298,7 @@ class LearningRate(Callback):
 
 
 class CSVLog(Callback):
-    """Writes the history as a CSV file, a row for each epoch; rewritten atomically after each.
+    """Writes the history as a CSV file, a row for each epoch; the file is rewritten atomically after each epoch.
 
     Parameters
     ----------
@@ -325,14 +326,14 @@ class LossCurve(Callback):
     Parameters
     ----------
     path : path
-        A picture; its ending says the format.
+        A picture; its ending is the format.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         from . import plot
 
         self.path = path
-        plot.figure()  # what would fail after the training is to fail before it
+        plot.figure()  # raises before the training if matplotlib is missing
 
     def on_train_end(self, loop: Loop) -> None:
         """See `Callback`."""

@@ -1,7 +1,7 @@
 """Metrics over batches. Formulas and sources are in docs/losses.md.
 
 Every metric has one form: ``reset()``, ``update(y, target, mask=None, weights=None)`` for each batch, ``result()``.
-What is kept between batches are sums, so that the result is that of all rows at once, however they were cut.
+A metric keeps sums between batches, so the result is that of all rows at once, however they were cut into batches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def perplexity(loss: float) -> float:
 
 
 class Predicted(NamedTuple):
-    """The rows that count: predicted classes (K,), right classes (K,), which rows they are; and how many classes."""
+    """Predicted classes (K,) and right classes (K,) of the rows that count, the `Rows`, and the number of classes."""
 
     found: Array
     right: Array
@@ -43,7 +43,7 @@ class Metric(Named):
         self._sums: Array | None = None
 
     def _batch(self, y: Any, target: Any, mask: Any, weights: Any) -> Array:
-        """The sums of one batch, float64, the first of them the weight of all rows. Earlier batches do not matter."""
+        """The sums of one batch, float64; the first is the weight of all rows. Changes nothing."""
         raise NotImplementedError
 
     def _value(self, sums: Array) -> float:
@@ -55,7 +55,7 @@ class Metric(Named):
         self._sums = None
 
     def update(self, y: Any, target: Any, mask: Any = None, weights: Any = None) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Parameters
         ----------
@@ -63,20 +63,20 @@ class Metric(Named):
             Predictions.
         target : array
         mask : bool array, optional
-            True where a row counts: one for each prediction. What other rows hold has no effect.
+            True where a row counts: one for each prediction. Values of other rows have no effect.
         weights : array, optional
             At least 0, shaped like the mask. A weight of 2 counts a row twice.
 
         Raises
         ------
         TypeError, ValueError
-            A dtype or shape does not fit, the batch is empty, predictions that count are NaN, or targets no labels.
-            Nothing has been taken in then.
+            A dtype or shape does not fit, the batch is empty, predictions that count are NaN, or targets are no labels.
+            Nothing has been added then.
         """
         self._add(self._batch(y, target, mask, weights))
 
     def merge(self, other: Metric) -> None:
-        """Take in all batches of another metric with the same configuration: of another thread or machine."""
+        """Add all batches of another metric with the same configuration, say of another thread or machine."""
         if type(other) is not type(self) or other.get_config() != self.get_config():
             raise ValueError(f"{other!r} cannot be merged into {self!r}: they must be configured alike")
         if other._sums is not None:
@@ -94,7 +94,7 @@ class Metric(Named):
         return math.nan if self._sums is None else self._of(self._sums)
 
     def __call__(self, y: Any, target: Any, mask: Any = None, weights: Any = None) -> float:
-        """The metric of one batch alone, as `update` would take it; what was taken in before stays as it is."""
+        """The metric of one batch alone. Arguments as `update`; the batches added before stay as they are."""
         return self._of(self._batch(y, target, mask, weights))
 
     def _of(self, sums: Array) -> float:
@@ -102,7 +102,7 @@ class Metric(Named):
 
 
 class _Mean(Metric):
-    """Base of means over rows. Sums (2,): of the weights, of the weighted values."""
+    """Base of means over rows. Its two sums are those of the weights and of the weighted values."""
 
     def _value(self, sums: Array) -> float:
         return float(sums[1] / sums[0])
@@ -170,7 +170,7 @@ class Perplexity(MeanLoss):
 
 # ------------------------------------------------------------------------------------------------------------ accuracy
 class BinaryAccuracy(_Mean):
-    """How many predictions lie on the right side of the threshold; targets are 0 and 1.
+    """Share of predictions on the right side of the threshold, for targets 0 and 1.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ class BinaryAccuracy(_Mean):
 
 
 class SparseCategoricalAccuracy(_Mean):
-    """How often the class with the highest score is the target, for scores (..., V) and integer targets (...).
+    """Share of rows with the highest score at the target, for scores (..., V) and integer targets (...).
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ class SparseCategoricalAccuracy(_Mean):
 
 
 class CategoricalAccuracy(_Mean):
-    """How often the class with the highest score is the target's, for scores and one-hot targets (..., V)."""
+    """Share of rows with the highest score at the target's class, for scores and one-hot targets (..., V)."""
 
     name: ClassVar[str] = "categorical_accuracy"
 
@@ -217,7 +217,7 @@ class CategoricalAccuracy(_Mean):
 
 
 class Accuracy(_Mean):
-    """The accuracy that the shapes call for, as in Keras.
+    """One of the three accuracies, chosen by the shapes as in Keras.
 
     Targets with an axis less than scores (..., V), V at least 2, are classes (`SparseCategoricalAccuracy`); of the same
     shape (N, ..., V), one-hot (`CategoricalAccuracy`); anything else is binary (`BinaryAccuracy`).
@@ -225,9 +225,9 @@ class Accuracy(_Mean):
     Parameters
     ----------
     threshold : float
-        Of the binary form.
+        For the binary form.
     ignore_index : int or None
-        Of the form for classes.
+        For the form of classes: rows with this target do not count.
     """
 
     name: ClassVar[str] = "accuracy"
@@ -246,8 +246,8 @@ class F1(Metric):
     Parameters
     ----------
     average : {"binary", "macro", "micro"}
-        Of the class 1 of two; the mean of the classes' F1, over classes that occur in predictions or targets; or of the
-        classes' counts together.
+        "binary": F1 of class 1 of two classes. "macro": the mean of the classes' F1, over classes that occur in
+        predictions or targets. "micro": F1 of the classes' counts added up.
     threshold : float
         For predictions that are single numbers: one above it says 1. For logits, 0.0 is a probability of 0.5.
     ignore_index : int or None
@@ -269,7 +269,7 @@ class F1(Metric):
         )
 
     def _batch(self, y: Any, target: Any, mask: Any, weights: Any) -> Array:
-        """Sums (4, V): the weight of all rows (in its first place), true positives, false positives and negatives."""
+        """Sums (4, V): the weight of all rows in [0, 0], true positives, false positives, false negatives."""
         found, right, rows, V = _predicted(y, target, mask, weights, self.threshold, self.ignore_index)
         if self.average == "binary" and V != 2:
             raise ValueError(f"F1 with average='binary' is of two classes, y has {V}: take average='macro' or 'micro'")
@@ -291,9 +291,9 @@ class F1(Metric):
         return float(np.mean(2 * hits[occur] / below[occur])) if occur.any() else 0.0
 
 
-# ---------------------------------------------------------------------------------------------------- what is predicted
+# --------------------------------------------------------------------------------------------------- predicted classes
 def _predicted(y: Any, target: Any, mask: Any, weights: Any, threshold: float, ignore_index: int | None) -> Predicted:
-    """Predicted and right classes, in the form that the shapes call for; see `Accuracy`."""
+    """Predicted and right classes, in the form chosen by the shapes; see `Accuracy`."""
     scores, same_rank = np.shape(y), np.ndim(y) == np.ndim(target)
     if not scores or scores[-1] < 2 or (same_rank and len(scores) == 1):
         return _binary(y, target, mask, weights, threshold)
@@ -303,14 +303,14 @@ def _predicted(y: Any, target: Any, mask: Any, weights: Any, threshold: float, i
 
 
 def _highest(counted: Counted) -> Predicted:
-    """Of scores (K, V): the class with the highest, the first of several. Targets (K,), or (K, V) likewise."""
+    """The class of the highest score in scores (K, V), the first one if several are equal; targets (K,) or (K, V)."""
     y, target, rows = counted
     right = target if target.ndim == 1 else target.argmax(axis=-1)
     return Predicted(y.argmax(axis=-1), right, rows, y.shape[-1])
 
 
 def _binary(y: Any, target: Any, mask: Any, weights: Any, threshold: float) -> Predicted:
-    """Of single numbers: 1 above the threshold, else 0."""
+    """The classes of single numbers: 1 above the threshold, else 0."""
     y, target, rows = _some(elements(y, target, mask, weights))
     if not ((target == 0) | (target == 1)).all():
         raise ValueError(f"labels of two classes must be 0 and 1, got {target.min()} to {target.max()}")
@@ -318,14 +318,14 @@ def _binary(y: Any, target: Any, mask: Any, weights: Any, threshold: float) -> P
 
 
 def _hits(predicted: Predicted) -> Array:
-    """Sums of an accuracy: the weight of all rows, and of those that are right."""
+    """The sums of an accuracy: weights of all rows, weights of rows with the right class."""
     found, right, rows, _ = predicted
     hit = found == right
     return np.array([rows.total, hit.sum() if rows.weights is None else hit @ rows.weights], np.float64)
 
 
 def _some(counted: Counted) -> Counted:
-    """counted, or an error where there are no rows at all or where predictions that count are NaN."""
+    """counted, or an error if there are no rows at all or predictions that count are NaN."""
     if not counted.rows.size:
         raise ValueError("y has no rows: a metric needs at least one prediction in a batch")
     if bad := int(np.isnan(counted.y).sum()):
@@ -361,6 +361,6 @@ def get(metric: str | Mapping[str, Any] | Metric) -> Metric:
     Raises
     ------
     TypeError, ValueError
-        It is none of these; the message lists the names.
+        The argument is none of these; the message lists the names.
     """
     return find(metric, Metric, METRICS, "metric")

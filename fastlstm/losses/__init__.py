@@ -59,6 +59,6 @@ def get(loss: str | Mapping[str, Any] | Loss) -> Loss:
     Raises
     ------
     TypeError, ValueError
-        It is none of these; the message lists the names.
+        The argument is none of these; the message lists the names.
     """
     return find(loss, Loss, LOSSES, "loss")

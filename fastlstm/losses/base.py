@@ -1,4 +1,4 @@
-"""What all losses share: rows that count, their reduction, their gradient."""
+"""The base of all losses: rows that count, reduction, gradient."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_reduction(reduction: Any) -> None:
 
 
 def share_of_row(reduction: str, rows: Rows) -> float:
-    """By what a row's weighted loss and gradient are multiplied: NaN without rows, 0 where none of them counts."""
+    """The factor of a row's weighted loss and gradient: NaN without rows, 0 if no row counts."""
     check_reduction(reduction)
     if reduction == "sum":
         return 1.0
@@ -28,7 +28,7 @@ def share_of_row(reduction: str, rows: Rows) -> float:
 
 
 class Loss(Named):
-    """Base of the losses. A subclass brings predictions and targets to rows, and gives the rows' losses and gradients.
+    """Base of the losses. A subclass turns predictions and targets into rows, and computes their losses and gradients.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Loss(Named):
         raise NotImplementedError
 
     def _rows(self, y: Array, target: Array, factor: float) -> Array:
-        """Losses of rows, (K,) float64. y (K, ...) becomes `factor` times its gradient."""
+        """Losses of rows, (K,) float64. y (K, ...) is overwritten with `factor` times its gradient."""
         raise NotImplementedError
 
     def __call__(self, y: Any, target: Any, mask: Any = None, weights: Any = None) -> tuple[float, Array]:
@@ -54,26 +54,26 @@ class Loss(Named):
         Parameters
         ----------
         y : float32 or float64 array
-            Predictions; not changed. NaN in them passes into the loss, so that a training sees that it diverges.
+            Predictions; not changed. NaN in them passes into the loss, so that training detects divergence.
         target : array
             Checked before anything is computed.
         mask : bool array, optional
-            True where a row counts: one for each prediction. An axis whose rows share a value may have length 1; where
-            predictions are single numbers the last axis may be missing. What other rows hold has no effect.
+            True where a row counts: one for each prediction. An axis whose rows share a value may have length 1; if
+            predictions are single numbers the last axis may be missing. Values of other rows have no effect.
         weights : array, optional
             At least 0, shaped like the mask. A weight of 0 leaves a row out; one of 2 counts it twice.
 
         Returns
         -------
         value : float
-            0 where no row counts.
+            0 if no row counts.
         dy : array
             The gradient, shaped like y and of its dtype; exactly 0 where rows do not count.
 
         Raises
         ------
         TypeError, ValueError
-            A dtype or shape does not fit, there are no rows, or targets that count are NaN or no labels.
+            A dtype or shape does not fit, there are no rows, or targets that count are NaN or are no labels.
         """
         return self._reduced(y, self._some(self.take(y, target, mask, weights)))
 
@@ -97,13 +97,13 @@ class Loss(Named):
         return float(values.sum() if rows.weights is None else values @ rows.weights), rows.total
 
     def _some(self, counted: Counted) -> Counted:
-        """counted, or an error where there are no rows at all."""
+        """counted, or an error if there are no rows at all."""
         if not counted.rows.size:
             raise ValueError("y has no rows: a loss needs at least one prediction")
         return counted
 
     def _losses(self, y: Array, target: Array, factor: float) -> Array:
-        """`_rows` without warnings: NaN and infinity pass, as everywhere."""
+        """`_rows` without warnings: NaN and infinity pass."""
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             return self._rows(y, target, factor)
 

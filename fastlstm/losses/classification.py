@@ -14,7 +14,7 @@ from ..weighting import IGNORE_INDEX, Counted, check_distributions, check_unit, 
 from .base import Loss
 
 LOGITS_HINT = "scores that are no probabilities are handed to a loss with from_logits=True"
-# As in PyTorch's BCELoss: a probability of 0 for what happened costs 100 nats, and its gradient stays finite.
+# As in PyTorch's BCELoss: a probability of 0 for the target costs 100 nats, and its gradient stays finite.
 LEAST_LOG, LEAST_PROBABILITY = -100.0, 1e-12
 
 
@@ -53,12 +53,12 @@ def softmax_cross_entropy(
     loss : float
         In nats. Exponentials are taken in the logits' dtype, sums and logarithms in float64.
     dlogits : (..., V) array of the logits' dtype
-        0 in rows that do not count. The only array of that size made here.
+        0 in rows that do not count. No other array of that size is made.
 
     Raises
     ------
     TypeError
-        logits hold no floating-point numbers, targets no integers, or the mask no bool.
+        logits are not float32 or float64, targets are not integers, or the mask is not bool.
     ValueError
         Shapes do not fit, a target that counts is no class, or the reduction is unknown.
     """

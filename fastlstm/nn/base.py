@@ -1,4 +1,4 @@
-"""What all modules share: parameters that are made when the input's width is known, freezing, penalties."""
+"""The base of all modules: parameters that are made when the input's width is known, freezing, penalties."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ..layout import Array
 from ..validation import flag, seed_or_none
 from .regularizers import L1L2, regularizer
 
-Shape = tuple[int | None, ...]  # of one sample, without the batch's axis; None where it may vary
+Shape = tuple[int | None, ...]  # shape of one sample, without the batch's axis; None: an axis of any length
 
 
 @dataclass
 class ModuleTape(Tape):
-    """What a module's `forward` kept."""
+    """The tape of a module."""
 
     kept: dict[str, Any] = field(default_factory=dict)
 
 
 class Module(Layer):
-    """A layer for `fastlstm.Sequential`, or to be composed by hand: ``forward``, ``backward`` and named parameters.
+    """A layer for `fastlstm.Sequential`, or for models composed by hand: ``forward``, ``backward``, named parameters.
 
-    Batches come first: x is (B, ...) everywhere. The parameters are made by `build`, at the first call at the latest.
+    The batch is the first axis everywhere: x is (B, ...). `build` or the first call makes the parameters.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Module(Layer):
     backend : str
         "auto", or a name from `fastlstm.backends()`.
     seed : int, optional
-        Of the initial parameters and of dropout. `Sequential` gives its modules seeds of its own.
+        Seed of the initial parameters and of dropout. `Sequential` replaces its modules' seeds.
     """
 
     REGULARIZED: tuple[tuple[str, str], ...] = ()  # (attribute with a penalty or None, beginning of parameters' names)
@@ -55,14 +55,14 @@ class Module(Layer):
         self.reseed(seed_or_none(seed))
 
     def reseed(self, seed: Any) -> None:
-        """Draw initial parameters (where they are not yet made) and dropout from this seed on."""
+        """Restart the generators of initial parameters and of dropout with this seed. Existing parameters stay."""
         for_weights, for_dropout = np.random.SeedSequence(seed).spawn(2)
         self._initial_rng = np.random.default_rng(for_weights)
         self._rng = np.random.default_rng(for_dropout)
 
     @property
     def rng_state(self) -> dict[str, Any]:
-        """State of the generator that dropout draws from; may be assigned, so that a run goes on as it would have."""
+        """State of the generator that dropout draws from; may be assigned, to continue a run with the same bits."""
         state: dict[str, Any] = {**self._rng.bit_generator.state}
         return state
 
@@ -95,22 +95,22 @@ class Module(Layer):
             )
 
     def _check_shape(self, shape: Shape) -> None:
-        """Raise ValueError unless samples of this shape can be taken."""
+        """Raise ValueError if the module does not take samples of this shape."""
 
     def _width(self, shape: Shape) -> Any:
         """The part of a sample's shape on which the parameters depend."""
         return shape[-1] if self._core is not None else None
 
     def _make(self, shape: Shape) -> Layer | None:
-        """The layer with the parameters, or None where there are none."""
+        """The layer with the parameters, or None for a module without parameters."""
         return None
 
     def output_shape(self, shape: Shape) -> Shape:
-        """Shape of a sample's output, from that of its input."""
+        """Shape of a sample's output, from the shape of its input."""
         return shape
 
     def output_mask(self, x: Any, mask: Array | None) -> Array | None:
-        """The mask that goes with the output, from that of the input: (B, T), or None."""
+        """The output's mask (B, T), or None, from the input and its mask."""
         return mask
 
     # ------------------------------------------------------------------------------------------------------- parameters
@@ -129,7 +129,7 @@ class Module(Layer):
 
     @property
     def version(self) -> int:
-        """How often the parameters have changed."""
+        """The number of changes of the parameters."""
         return 0 if self._core is None else self._core.version
 
     def _live(self) -> dict[str, Array]:
@@ -160,7 +160,7 @@ class Module(Layer):
         Parameters
         ----------
         grads : dict of arrays, optional
-            The gradients of the parameters: those of the penalties are added in place.
+            The gradients of the parameters; the penalties' gradients are added to them in place.
         """
         total = 0.0
         for attribute, beginning in self.REGULARIZED:
@@ -174,7 +174,7 @@ class Module(Layer):
 
     # ------------------------------------------------------------------------------------------------------------ calls
     def _enter(self, x: Any) -> Array:
-        """x as an array with the batch first, after building for its samples."""
+        """x as an array, after building the module for its samples."""
         array: Array = np.asarray(x)
         if array.ndim < 2:
             raise ValueError(f"x has shape {array.shape}, expected the batch's axis first: (batch, ...)")
@@ -206,7 +206,7 @@ class Module(Layer):
         raise NotImplementedError
 
     def _use(self, tape: Any) -> dict[str, Any]:
-        """What the tape kept, after checking that it serves; from then on it is used."""
+        """The values kept on the tape, or an error if it does not serve; marks the tape as used."""
         check_tape(tape, self, ModuleTape)
         tape.used = True
         return tape.kept  # type: ignore[no-any-return]
@@ -217,7 +217,7 @@ class Module(Layer):
 
 
 def regularized(module: Module, given: Mapping[str, Any]) -> None:
-    """Keep the penalties among the constructor's arguments as attributes of their names."""
+    """Set the penalties among the constructor's arguments as attributes."""
     for attribute, _ in module.REGULARIZED:
         setattr(module, attribute, regularizer(given[attribute], attribute))
 

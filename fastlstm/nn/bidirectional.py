@@ -16,7 +16,7 @@ MERGE_MODES = ("concat", "sum", "mul", "ave")
 
 
 class Bidirectional(Module):
-    """Two copies of a recurrent module, one walking backwards, and their outputs merged.
+    """Two copies of a recurrent module, one of them from the last step to the first, with merged outputs.
 
     Both directions are one call of the layer inside. Its parameters have PyTorch's names: ``weight_ih_l0`` and, of the
     reverse direction, ``weight_ih_l0_reverse``.
@@ -24,7 +24,7 @@ class Bidirectional(Module):
     Parameters
     ----------
     module : LSTM, GRU or SimpleRNN of `fastlstm.nn`
-        Not yet built; it is copied.
+        Not yet built. It is copied.
     merge_mode : {"concat", "sum", "mul", "ave"}
 
     Raises
@@ -58,7 +58,7 @@ class Bidirectional(Module):
 
     @property
     def return_sequences(self) -> bool:
-        """Whether the output of every step is given."""
+        """Whether there is an output at every step."""
         return self.module.return_sequences
 
     def _check_shape(self, shape: Shape) -> None:
@@ -101,7 +101,7 @@ class Bidirectional(Module):
         return self._merge(self._both(x, mask))
 
     def forward(self, x: Any, mask: Any = None) -> tuple[Array, ModuleTape]:
-        """The same for training, and the tape."""
+        """The output for training, as in `__call__`, and the tape."""
         self._enter(x)
         y, inner = self._both.forward(x, mask)
         merged = self._merge(y)

@@ -1,4 +1,4 @@
-"""Modules one after the other: what `fastlstm.Sequential` is, but for its training."""
+"""`Chain`: modules one after the other, the base of `fastlstm.Sequential`, which adds training."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Chain(Module):
     Parameters
     ----------
     modules : list of Module
-        Each in one place only.
+        No module stands in the list twice.
     seed : int, optional
-        Of all initial parameters, of dropout and of `fit`'s shuffling. Modules that are built already keep their
+        Seed of all initial parameters, of dropout and of `fit`'s shuffling. Modules that are built already keep their
         parameters.
 
     Attributes
@@ -69,7 +69,7 @@ class Chain(Module):
         self._children = dict(self.named)
 
     def reseed(self, seed: Any) -> None:
-        """Give every module a seed of its own, and shuffling another."""
+        """Derive seeds for every module and for shuffling from this one."""
         super().reseed(seed)
         if seed is None:
             return
@@ -190,7 +190,7 @@ class Chain(Module):
         Parameters
         ----------
         shape : tuple, optional
-            Of a sample, without the batch; needed where the model is not built yet.
+            Shape of a sample, without the batch; needed if the model is not built yet.
         """
         if shape is not None:
             self.build(shape)
@@ -219,9 +219,9 @@ class Chain(Module):
 
 
 class SequentialStream:
-    """A model that remembers: step by step it gives what one call over the whole sequence gives.
+    """A model with a state: its steps have the same outputs as one call over the whole sequence.
 
-    Made by ``model.stream(batch_size)``. It keeps the recurrent weights it began with.
+    Made by ``model.stream(batch_size)``. It keeps the recurrent weights of that moment.
 
     Parameters
     ----------

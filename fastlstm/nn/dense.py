@@ -119,13 +119,13 @@ class Dense(Module):
         return y
 
     def forward_logits(self, x: Any) -> tuple[Array, dense.DenseTape]:
-        """The pre-activations, and a tape for `backward_logits`: for losses that take the activation with them."""
+        """The pre-activations, and a tape for `backward_logits`: for losses that include the activation."""
         x = as_numbers(self._enter(x), "x", self.dtype)
         assert isinstance(self.core, dense.Dense)
         return self.core.forward(x)
 
     def backward_logits(self, tape: dense.DenseTape, d: Any) -> tuple[Array, dict[str, Array]]:
-        """Gradients of x and of the parameters, from that of the pre-activations."""
+        """Gradients of x and of the parameters, from the gradient d of the pre-activations."""
         assert isinstance(self.core, dense.Dense)
         return self.core.backward(tape, d)
 

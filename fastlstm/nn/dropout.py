@@ -13,7 +13,7 @@ from .base import Module, ModuleTape, drop_factors
 
 
 class Dropout(Module):
-    """Sets inputs to 0 with probability `rate` and divides the others by 1 - rate; nothing in inference.
+    """In training, sets inputs to 0 with probability `rate` and divides the others by 1 - rate.
 
     Parameters
     ----------

@@ -16,11 +16,11 @@ from . import variational
 from .base import Module, ModuleTape, Shape, drop_factors, regularized
 from .initializers import INITIALIZERS, initializer
 
-KERAS_NAMES = {"linear": "identity"}  # Keras's names of activations that have another one here
+KERAS_NAMES = {"linear": "identity"}  # Keras's names of activations -> fastlstm's, where they differ
 
 
 class Recurrent(Module):
-    """What the recurrent modules share; `Bidirectional` makes a second direction of it.
+    """The base of the recurrent modules, with one direction or, for `Bidirectional`, two.
 
     Samples are (T, I). Steps that the mask leaves out are skipped: they change no state, and their outputs are 0.
     """
@@ -54,8 +54,8 @@ class Recurrent(Module):
             setattr(self, name, initializer(a[name], name))
         regularized(self, a)
         self._directions = directions
-        self._states: tuple[Array, ...] | None = None  # of a stateful module, after the last call
-        self._layer(1)  # what does not fit is told now, not at the first call
+        self._states: tuple[Array, ...] | None = None  # state of a stateful module after the last call
+        self._layer(1)  # raises for arguments that do not fit, before the first call
 
     # --------------------------------------------------------------------------------------------------------- building
     def _layer(self, width: int) -> recurrent.Recurrent:
@@ -104,7 +104,7 @@ class Recurrent(Module):
         values |= {name: np.zeros_like(p) for name, p in layer._live().items() if name.startswith("bias")}
         if getattr(self, "unit_forget_bias", False) and self.use_bias:
             for d in range(self._directions):
-                values["bias_ih" + suffix(0, d)][H : 2 * H] = 1  # of the forget gate (Gers et al. 2000)
+                values["bias_ih" + suffix(0, d)][H : 2 * H] = 1  # bias of the forget gate (Gers et al. 2000)
         layer.load_state_dict(values)
         return layer
 
@@ -119,11 +119,11 @@ class Recurrent(Module):
 
     # ------------------------------------------------------------------------------------------------------------ state
     def reset_state(self) -> None:
-        """Let a stateful module begin with zeros again."""
+        """Set the state of a stateful module to zeros."""
         self._states = None
 
     def _initial(self, B: int) -> Any:
-        """The state to begin with: what a stateful module ended with, where the batch is as large; else None."""
+        """The initial state: the last one of a stateful module, or None; an error if the batch has another size."""
         if not self.stateful or self._states is None:
             return None
         if self._states[0].shape[1] != B:
@@ -139,7 +139,7 @@ class Recurrent(Module):
 
     # ------------------------------------------------------------------------------------------------------------ calls
     def _input(self, x: Any, mask: Any) -> tuple[Array, Array | None]:
-        """x (B, T, I) and its mask in the order of time that the module walks."""
+        """x (B, T, I) and its mask, reversed in time with go_backwards."""
         x = as_numbers(self._enter(x), "x", self.dtype)
         given = None if mask is None else np.asarray(mask)
         if self.go_backwards:
@@ -160,7 +160,7 @@ class Recurrent(Module):
         return y if self.return_sequences else self._last(state)
 
     def forward(self, x: Any, mask: Any = None) -> tuple[Array, ModuleTape]:
-        """The same for training, with dropout unless `eval` was called; and the tape."""
+        """The output for training, as in `__call__`, with dropout unless `eval` was called; and the tape."""
         x, given = self._input(x, mask)
         layer: Any = self.core
         B = len(x)
@@ -227,7 +227,7 @@ class Recurrent(Module):
 
 
 class Dropped:
-    """What a forward pass with recurrent dropout kept: each direction's walk, and the blocks that it used."""
+    """The tape of a forward pass with recurrent dropout: each direction's walk, and its block."""
 
     def __init__(self, walks: list[variational.Walk], blocks: list[Any]) -> None:
         self.walks, self.blocks = walks, blocks
@@ -240,23 +240,24 @@ class LSTM(Recurrent):
     ----------
     units : int
     activation : name, or (name, alpha, beta)
-        Of the candidate and of the output; names in `fastlstm.spec.ACTIVATIONS`, and "linear".
+        Activation of the candidate and of the output; names in `fastlstm.spec.ACTIVATIONS`, and "linear".
     recurrent_activation : name, or (name, alpha, beta)
-        Of the gates. "hard_sigmoid" is Keras 3's (slope 1/6), "hard_sigmoid_keras2" that of Keras 2 (slope 0.2).
-    use_bias, unit_forget_bias : bool
-        The bias begins at 0, that of the forget gate at 1.
+        Activation of the gates. "hard_sigmoid" is Keras 3's (slope 1/6), "hard_sigmoid_keras2" Keras 2's (slope 0.2).
+    use_bias : bool
+    unit_forget_bias : bool
+        The forget gate's bias begins at 1; all others begin at 0.
     kernel_initializer, recurrent_initializer : str
         Names of `fastlstm.nn.INITIALIZERS`.
     kernel_regularizer, recurrent_regularizer, bias_regularizer : L1L2, optional
     return_sequences : bool
-        Give the output of every step (B, T, units), not that of the last valid one (B, units).
+        The output is that of every step (B, T, units). False: that of the last valid step (B, units).
     go_backwards : bool
-        Walk from the last step to the first; outputs come in the order of the walk.
+        Walk from the last step to the first; outputs are in the order of the walk.
     stateful : bool
-        Begin each batch with the state that the last one ended with; `reset_state` begins anew.
+        Each batch begins with the last state of the batch before. `reset_state` sets the state to zeros.
     dropout, recurrent_dropout : float
-        In training: share of the inputs, and of h, that is dropped, the same at every step. Recurrent dropout takes
-        the layer step by step, which is slower.
+        In training: probability of dropping an input, and an entry of h; the same ones at every step. With recurrent
+        dropout each step is a call of its own, which is slower.
     trainable, dtype, backend, seed
         As in `Module`.
 
@@ -295,12 +296,13 @@ class LSTM(Recurrent):
 
 
 class GRU(Recurrent):
-    """Gated recurrent unit, batch-first, with Keras's arguments. Those not named here are those of `LSTM`.
+    """Gated recurrent unit, batch-first, with Keras's arguments. Other arguments as `LSTM`.
 
     Parameters
     ----------
     reset_after : bool
-        Reset the recurrent product (Keras's default, with two biases) or, False, the state that goes into it.
+        The reset gate multiplies the recurrent product (Keras's default, with two biases). False: it multiplies the
+        state before the product.
     """
 
     LAYER = recurrent.GRU
@@ -332,7 +334,7 @@ class GRU(Recurrent):
 
 
 class SimpleRNN(Recurrent):
-    """Elman network, batch-first, with Keras's arguments. Those not named here are those of `LSTM`.
+    """Elman network, batch-first, with Keras's arguments. Other arguments as `LSTM`.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ class L1L2:
         self.l1, self.l2 = number(l1, "l1"), number(l2, "l2")
 
     def __call__(self, w: Array, grad: Array | None = None) -> float:
-        """The penalty of an array; its gradient is added to `grad`, in place, where that is given."""
+        """The penalty of an array. Its gradient is added in place to `grad`, if given."""
         value = 0.0
         if self.l1:
             value += self.l1 * float(np.abs(w).sum(dtype=np.float64))
@@ -36,7 +36,7 @@ class L1L2:
         return value
 
     def get_config(self) -> dict[str, float]:
-        """The arguments, as JSON can hold them."""
+        """The arguments, in JSON's types."""
         return {"l1": self.l1, "l2": self.l2}
 
     def __eq__(self, other: object) -> bool:
@@ -49,12 +49,12 @@ class L1L2:
 
 
 def regularizer(given: Any, name: str) -> L1L2 | None:
-    """The penalty that an argument stands for: None, an `L1L2`, its configuration, or a number for L2.
+    """The penalty of an argument: None, an `L1L2`, its configuration, or a number for L2.
 
     Raises
     ------
     TypeError
-        It is none of these.
+        The argument is none of these.
     """
     if given is None or isinstance(given, L1L2):
         return given

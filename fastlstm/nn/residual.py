@@ -16,7 +16,8 @@ class Residual(Module):
     Parameters
     ----------
     module : Module
-        For a recurrent one ``return_sequences=True``, and as many units as the input is wide.
+        With an output shaped like its input: a recurrent module needs ``return_sequences=True``, and units equal to the
+        input's width.
     """
 
     def __init__(self, module: Module, *, backend: str = "auto", seed: int | None = None) -> None:
@@ -69,7 +70,7 @@ class Residual(Module):
         return x + y, self._tape(inner=inner)
 
     def backward(self, tape: ModuleTape, dy: Any) -> tuple[Array, dict[str, Array]]:
-        """The gradients of both ways added, and those of the module's parameters."""
+        """The gradient of x, dy plus the module's, and the gradients of the module's parameters."""
         dx, grads = self.module.backward(self._use(tape)["inner"], dy)
         assert dx is not None
         return dx + dy, grads

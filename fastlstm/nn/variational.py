@@ -19,7 +19,7 @@ States = tuple[Array, ...]
 
 @dataclass
 class Walk:
-    """What `forward` kept of one direction.
+    """The tape of one direction.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def forward(
     states : tuple of (B, width) arrays
         The initial states, overwritten with the final ones.
     factors : (B, H) array
-        What h is multiplied by before each step.
+        Factors of h before each step.
 
     Returns
     -------
