@@ -259,7 +259,7 @@ class LearningRate(Callback):
     Parameters
     ----------
     schedule : function
-        Takes the optimiser and returns a schedule of `fastlstm`, such as ``lambda optimizer: fl.StepLR(optimizer, 10)``.
+        Takes the optimiser and returns a schedule of `fastlstm`: ``lambda optimizer: fl.StepLR(optimizer, 10)``.
         ReduceLROnPlateau gets the monitored figure at each step.
     monitor : str
         A column of the history, for ReduceLROnPlateau.

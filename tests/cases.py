@@ -1,4 +1,4 @@
-"""The cases, as data: one line each. The tolerances: one table. And the few words that tests say about both."""
+"""The cases as data, one line each; the tolerances, one table; and comparisons of results by them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Case:
     ----------
     kind : {"lstm", "gru", "rnn"}
     T, B, I, H : int
-        Sizes, in `cells`' alphabet.
+        Sizes, in the alphabet of `fastlstm.spec`.
     options : dict
         Further arguments of the layer's constructor.
     lengths : tuple of B ints, optional
@@ -41,7 +41,7 @@ class Case:
     state : bool
         An initial state is given.
     given : str
-        Which gradients go into backward: any of "y", "h", "c".
+        The gradients that backward gets: any of "y", "h", "c".
     """
 
     kind: str
@@ -63,13 +63,13 @@ class Case:
         return " ".join(words).replace("'", "")
 
     def layer(self, dtype: str = "float32", backend: str = "auto", seed: int = 0) -> Any:
-        """A layer of the case; of one seed, all dtypes have float32's numbers, so that they can be compared."""
+        """A layer of the case. With one seed all dtypes have the same float32 numbers, so that they can be compared."""
         layer = LAYERS[self.kind](self.I, self.H, dtype=dtype, backend=backend, seed=seed, **self.options)
         layer.load_state_dict({name: p.astype(np.float32) for name, p in layer.state_dict().items()})
         return layer
 
     def draw(self, dtype: str = "float32", seed: int = 1) -> Drawn:
-        """Input, state and gradients for the case; of one seed, all dtypes have float32's numbers."""
+        """Input, state and gradients for the case. With one seed all dtypes have the same float32 numbers."""
         rng = np.random.default_rng(seed)
 
         def normal(*shape: int) -> Any:
@@ -96,7 +96,7 @@ class Case:
 
 @dataclass
 class Drawn:
-    """What one case feeds to a layer."""
+    """The arguments of one case for forward and backward."""
 
     x: Any
     state: Any
@@ -116,7 +116,7 @@ class Drawn:
         return inputs | {f"d{name}": g for name, g in grads.items()}
 
     def run(self, layer: Any) -> dict[str, Any]:
-        """Everything that comes out of forward and backward, by name."""
+        """All results of forward and backward, by name."""
         values, tape = self.forward(layer)
         return values | self.backward(layer, tape)
 
@@ -133,7 +133,7 @@ def is_gradient(name: str) -> bool:
 
 # ----------------------------------------------------------------------------------------------------------- comparing
 def assert_near(got: Any, expected: Any, tolerance: float, what: str = "") -> None:
-    """Shapes equal, and no entry further off than `tolerance` times the largest expected one. NaN is near nothing."""
+    """Equal shapes, and every difference at most `tolerance` times the largest expected entry. NaN is never near."""
     got, expected = np.asarray(got), np.asarray(expected)
     assert got.shape == expected.shape, f"{what}: shape {got.shape}, expected {expected.shape}"
     if not expected.size:
@@ -147,14 +147,14 @@ def assert_near(got: Any, expected: Any, tolerance: float, what: str = "") -> No
 
 
 def assert_all_near(got: Mapping[str, Any], expected: Mapping[str, Any], values: float, gradients: float) -> None:
-    """Every named array near its twin: outputs and states within `values`, gradients within `gradients`."""
+    """`assert_near` for every named array: outputs and states within `values`, gradients within `gradients`."""
     assert got.keys() == expected.keys()
     for name, array in expected.items():
         assert_near(got[name], array, gradients if is_gradient(name) else values, name)
 
 
 def assert_same_bits(got: Mapping[str, Any], expected: Mapping[str, Any], what: str = "") -> None:
-    """Every named array equal to its twin, bit for bit."""
+    """Every named array has the same bits in both."""
     assert got.keys() == expected.keys()
     for name, array in expected.items():
         a, b = np.ascontiguousarray(got[name]), np.ascontiguousarray(array)
@@ -177,7 +177,7 @@ def _each_activation() -> Iterator[Case]:
 RAGGED = (3, 0, 5, 1, 5, 2)
 TWO = {"num_layers": 2, "bidirectional": True}
 
-# Every option, in small.
+# Every option, with small sizes.
 OPTIONS: tuple[Case, ...] = (
     *(Case(kind, 5, 3, 4, 6) for kind in LAYERS),
     *(Case(kind, 5, 3, 4, 6, {"bias": False}, state=False) for kind in LAYERS),
@@ -207,7 +207,7 @@ GATED = {"bidirectional": True, "clip": 0.5}
 LSTM_SETS = (("sigmoid", "tanh", "tanh"), ("hard_sigmoid", ("elu", 0.7), "softsign"))
 GRU_SETS = (("sigmoid", "tanh"), (("hard_sigmoid", 0.3, 0.4), ("leaky_relu", 0.2)))
 
-# What other libraries' layers ask of an equation: clip, input_forget, one bias, activations of each direction.
+# Options of other libraries' layers: clip, input_forget, one bias, activations of each direction.
 EQUATIONS: tuple[Case, ...] = (
     Case("lstm", 5, 3, 4, 6, {"clip": 0.4}),
     Case("lstm", 5, 6, 4, 6, {**TWO, "clip": 0.3, "peepholes": True, "proj_size": 3}, RAGGED),
@@ -235,7 +235,7 @@ EQUATIONS: tuple[Case, ...] = (
     Case("rnn", 4, 3, 5, 7, {"nonlinearity": ("thresholded_relu", -0.2)}),
 )
 
-# Nothing to do, and next to nothing.
+# Empty input, and input of one step or one sequence.
 EMPTY: tuple[Case, ...] = (
     *(Case(kind, 0, 3, 4, 6, TWO) for kind in LAYERS),
     *(Case(kind, 3, 0, 4, 6, TWO) for kind in LAYERS),

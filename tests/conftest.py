@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-# Before NumPy is loaded: the reference multiplies small matrices, for which BLAS's threads mostly wait for each other,
-# for minutes where the cores have other work.
+# Set before NumPy is loaded: the reference multiplies small matrices, in which BLAS's threads mostly wait for each
+# other, for minutes if the cores are busy.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from fastlstm._backends import backends, module
 
-# Libraries that only `make test-peers` installs. A test that asks for one, or stands in a file that does, is of its.
+# Libraries that only `make test-peers` installs. A test that imports one, or is in a file that does, gets the mark
+# `peers`.
 PEERS = ("torch", "onnx", "onnxruntime", "keras", "h5py", "sklearn", "pandas")
 ASKS = re.compile(rf"importorskip\(\s*\"({'|'.join(PEERS)})[\".]")
 FILE_ASKS = re.compile(rf"^(\w+ = )?pytest\.{ASKS.pattern}", re.MULTILINE)
@@ -46,7 +47,7 @@ class Engine(NamedTuple):
 
 
 def _engines(name: str) -> list[Any]:
-    """A backend's usable engines as parameters of tests; without any, one that is skipped and says why."""
+    """A backend's usable engines as parameters of tests; without any, one parameter that is skipped with the reason."""
     why = backends()[name]
     isas = module("c").isas() if name == "c" and why is None else {None: why}
     usable = [Engine(name, isa) for isa, reason in isas.items() if reason is None]

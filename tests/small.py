@@ -1,4 +1,4 @@
-"""One small size for the tests of what layers mean, and what these tests share."""
+"""Small sizes, random input and comparisons that the tests of layers share."""
 
 from __future__ import annotations
 

@@ -9,13 +9,13 @@ import fastlstm as fl
 
 
 def values(low: int = 0, high: int = 0x7F800000, count: int = 400_000) -> np.ndarray:
-    """Floats of both signs, equally spaced by their bits, so that every exponent has its share; and infinities."""
+    """Floats of both signs, infinities included, equally spaced by their bits: every exponent is equally frequent."""
     bits = np.linspace(low, high, count, dtype=np.uint64).astype(np.uint32)
     return np.concatenate((bits, bits | np.uint32(1 << 31))).view(np.float32)
 
 
 def through_a_layer(name: str, x: np.ndarray) -> np.ndarray:
-    """act(x) by an RNN of one unit whose input weight is 1 and whose others are 0."""
+    """act(x), by an RNN of one unit with input weight 1 and all other parameters 0."""
     layer = fl.RNN(1, 1, nonlinearity=name, backend="c")
     shapes = {key: p.shape for key, p in layer.state_dict().items()}
     layer.load_state_dict({key: np.full(shape, float(key == "weight_ih_l0")) for key, shape in shapes.items()})

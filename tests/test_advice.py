@@ -21,7 +21,7 @@ HN = np.zeros((1, 2, 4), F32)
 
 
 class Bad(NamedTuple):
-    """A call with arguments of which one is wrong, and for which the message knows a cure."""
+    """A call with one wrong argument and a message that names a cure."""
 
     call: Callable[..., Any]
     given: dict[str, Any]
@@ -32,7 +32,7 @@ def lstm(x: Any, dtype: str = "float32", **options: Any) -> Any:
 
 
 def with_state(h: Any, c: Any = HN, dtype: str = "float32") -> Any:
-    """The rest follows the dtype that is advised."""
+    """Input and c have the layer's dtype; only h may be wrong."""
     return fl.LSTM(3, 4, dtype=dtype)(ONES.astype(dtype), (h, c if c is not HN else c.astype(dtype)))
 
 
@@ -85,7 +85,7 @@ def conversions() -> Iterator[tuple[str, Bad]]:
         yield f"a layer, {dtype}", Bad(lstm, {"x": x})
         yield f"Dense, {dtype}", Bad(lambda x, dtype="float32": fl.Dense(3, 4, dtype=dtype)(x), {"x": x})
         yield f"a step, {dtype}", Bad(step, {"x": x[0]})
-        if dtype != "int64":  # a run's are token ids
+        if dtype != "int64":  # integers of a run are token ids
             yield (
                 f"a run, {dtype}",
                 Bad(lambda x, dtype="float32": fl.RNN(3, 4, dtype=dtype).stream(2).run(x), {"x": x}),
@@ -201,7 +201,7 @@ def test_no_advice_where_none_works(x: Any) -> None:
 
 # ----------------------------------------------------------------------------------------------- half precision
 def test_bfloat16_is_taken_where_float16_is(backend: str) -> None:
-    """As weights; as input it is told the same cure."""
+    """Weights in bfloat16 load as those in float16 do; an input in either gets an error with the same cure."""
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: make test-peers")
     for layer in (fl.LSTM(3, 4, backend=backend, seed=0), fl.Dense(3, 4, seed=0), fl.GRUCell(3, 4, seed=0)):
         for dtype in (np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn):
@@ -222,7 +222,7 @@ def test_bfloat16_is_taken_where_float16_is(backend: str) -> None:
 
 
 def test_bfloat16_of_torch() -> None:
-    """NumPy cannot take such a tensor: as weights it goes by way of float32, as input it is told how to."""
+    """NumPy has no bfloat16. Weights load by way of float32; an input gets an error with that conversion."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-peers")
     theirs, layer = torch.nn.LSTM(3, 4).bfloat16(), fl.LSTM(3, 4)
     layer.load_state_dict(theirs.state_dict())
@@ -256,7 +256,7 @@ LOOKS_LIKE_CODE = re.compile(r"\.(astype|asarray|empty|filled|detach|real|tolist
 
 # Texts that name code without advising it, or advice that cannot be followed here, and why.
 NOT_TRIED = {
-    # Of modules and models; tests/test_modules.py and tests/test_sequential.py make such calls.
+    # Messages of modules and models: tests/test_modules.py and tests/test_sequential.py make such calls.
     "Embedding takes token ids": "says the conversion",
     "Residual adds a module's output": "says two things at once",
     "cannot stream": "has no cure",
@@ -283,7 +283,7 @@ NOT_TRIED = {
 
 
 def texts(node: ast.AST) -> str:
-    """The literal text of a statement, with X for what is filled in."""
+    """The literal text of a statement, with X for formatted values."""
     parts = []
     for inner in ast.walk(node):
         if isinstance(inner, ast.JoinedStr):

@@ -1,4 +1,4 @@
-"""What constructors take: flags, probabilities, sizes, seeds, dtypes and activations of the wrong kind are refused."""
+"""Arguments of constructors: flags, probabilities, sizes, seeds, dtypes and activations of wrong kinds are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def called(**given: Any) -> Any:
     return fl.LSTM(3, 5, seed=0)(X, **given)
 
 
-# Every flag and every probability that a call takes: what takes it, and its name.
+# Every flag and every probability of a call: (the call, a function that makes it, the argument's name).
 FLAGS: list[tuple[str, Callable[..., Any], str]] = [
     *[
         (kind, lambda make=make, **given: make(3, 5, **given), name)
@@ -72,7 +72,7 @@ def test_a_flag_is_a_bool(what: str, make: Callable[..., Any], name: str, value:
 
 @each_flag
 def test_a_flag_may_be_numpys_bool(what: str, make: Callable[..., Any], name: str) -> None:
-    """Parameter searches give these."""
+    """Parameter searches pass numpy.bool_."""
     for value in (np.True_, np.False_):
         made = make(**{name: value})
         if hasattr(made, name):
@@ -133,7 +133,7 @@ def test_dropout_of_one_layer_warns_at_the_callers_line(make: Callable[..., Any]
     assert [w.filename for w in told] == [__file__]
 
 
-# ------------------------------------------------------------------------------------------------- other kinds of words
+# -------------------------------------------------------------------------------------------------- other bad arguments
 def bad_arguments() -> Iterator[tuple[str, Callable[[], Any], type[Exception], str]]:
     """(name, a call, its error, a part of the message)."""
     for kind, make in LAYERS.items():
@@ -216,7 +216,7 @@ BAD_ARGUMENTS = list(bad_arguments())
 @pytest.mark.parametrize(
     ("call", "error", "message"), [c[1:] for c in BAD_ARGUMENTS], ids=[c[0] for c in BAD_ARGUMENTS]
 )
-def test_a_word_of_the_wrong_kind_says_what_was_expected(
+def test_an_argument_of_the_wrong_kind_says_what_was_expected(
     call: Callable[[], Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error) as told:
@@ -236,7 +236,7 @@ PUT: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize(("name", "value", "message"), PUT, ids=[m for *_, m in PUT])
 def test_what_does_not_fit_is_not_put_into_a_layer(name: str, value: Any, message: str) -> None:
-    """Neither in part, nor spread over a parameter, nor passed over."""
+    """The parameter is not changed in part, the value is not broadcast over it, and it is not ignored."""
     layer = fl.GRU(3, 5, seed=1)
     before = layer.state_dict()
     with pytest.raises(RuntimeError) as told, layer.update() as params:

@@ -1,4 +1,4 @@
-"""Hand-written parameter dictionaries: taken, used as their authors use them, given back bit for bit."""
+"""Hand-written parameter dictionaries: read, computed with as in their sources, and returned bit for bit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sigmoid(x: Any) -> Any:
 
 
 def arrays(form: Form, dtype: Any = np.float64, head: bool = False, seed: int = 0) -> dict[str, Any]:
-    """Random arrays of a form, with shapes written out here and not had from the code under test; -0 among them."""
+    """Random arrays of a form, -0 among them. The shapes are written out here, not taken from the code under test."""
     one = H if not form.units_first else (H, 1)
     G = {"lstm": 4, "gru": 3, "rnn": 1}[form.kind]
     shapes: dict[str, Any] = {
@@ -45,7 +45,7 @@ def arrays(form: Form, dtype: Any = np.float64, head: bool = False, seed: int = 
 
 
 def by_hand(form: Form, d: dict[str, Any], x: Any) -> Any:
-    """h of every step (T, B, H), computed as the form's authors do. Written from the forms' definitions alone."""
+    """h of every step (T, B, H), computed in NumPy from the form's definition."""
     ys, h, c = [], np.zeros((x.shape[1], H)), np.zeros((x.shape[1], H))
     k = {key.replace("_", ""): a for key, a in d.items()}
     for x_t in x:

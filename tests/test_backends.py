@@ -1,4 +1,4 @@
-"""Every backend against the reference, and what the compiled one promises beyond that: the same bits."""
+"""Every backend against the reference, and the compiled backend's promise of equal bits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _expected: dict[str, dict[str, Any]] = {}
 
 
 def expected(case: Case) -> dict[str, Any]:
-    """What the reference makes of a case in float64. Computed once: the instruction sets share it."""
+    """The reference's results of a case in float64. Cached for all instruction sets."""
     if str(case) not in _expected:
         _expected[str(case)] = case.draw("float64").run(case.layer("float64", "numpy"))
     return _expected[str(case)]
@@ -58,7 +58,7 @@ def test_agrees_with_the_reference(case: Case, backend: str) -> None:
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_wrong_weight_is_seen(kind: str, backend: str) -> None:
-    """The comparison can fail: any one weight off by a thousandth is noticed, in the values or in the gradients."""
+    """The comparison can fail: it notices any single weight off by a thousandth, in the values or the gradients."""
     case = Case(kind, 5, 4, 9, 17)
     drawn = case.draw("float32")
     assert_agrees(drawn.run(case.layer("float32", backend)), case)
@@ -100,7 +100,7 @@ CONTRACT = [
 @pytest.mark.parametrize("reverse", [False, True], ids=["onwards", "reverse"])
 @pytest.mark.parametrize("case", CONTRACT, ids=str)
 def test_backward_goes_through_time_in_pieces_and_adds(case: Case, reverse: bool, backend: str) -> None:
-    """Two stretches, the states' gradients carried over, give what one gives; gradients are added to what is there."""
+    """Two stretches, with the states' gradients carried over, equal one; gradients are added to the given arrays."""
     m, spec, params, block = one_layer(case, backend, reverse)
     drawn = case.draw()
     initial, final = ([s[0] for s in named("{}", given).values()] for given in (drawn.state, drawn.dstate))
@@ -204,7 +204,7 @@ def test_no_numpy_arithmetic_hides_in_the_compiled_backend(compiled: str, monkey
     ],
 )
 def test_no_matrix_product_is_written_outside_the_reference(source: str) -> None:
-    """The operator cannot be made to raise; so it is looked for in the text."""
+    """The test searches the source for the operator @, which cannot be patched to raise."""
     tree = ast.parse(inspect.getsource(importlib.import_module(f"fastlstm.{source}")))
     assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.MatMult)]
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -219,11 +219,11 @@ BITS = [
     Case("gru", 5, 19, 9, 33, {"reset_after": False}),
     Case("rnn", 5, 19, 31, 100, {"num_layers": 2}),
     Case("lstm", 4, 19, 50, 16, ids=True),
-    Case("lstm", 4, 19, 190, 200),  # a step of one row asks for such weights ahead
+    Case("lstm", 4, 19, 190, 200),  # weights that a step of one row prefetches
     Case("gru", 4, 19, 200, 240),
 ]
-# Large enough for several threads, whichever way the work is split: by directions, rows or hidden units, or one thread
-# walking while another prepares its input.
+# Large enough for several threads, in every way to split: by directions, rows or hidden units, or pipelined (one thread
+# walks, another takes the input's product).
 THREADED = [
     Case("lstm", 6, 64, 64, 128),
     Case("lstm", 6, 33, 40, 129, TWO, tuple(b % 7 for b in range(33))),
@@ -235,7 +235,7 @@ THREADED = [
     Case("rnn", 12, 64, 64, 256, TWO),
     Case("lstm", 9, 40, 300, 128, ids=True),
     Case("lstm", 99, 1, 48, 64),
-    Case("lstm", 60, 1, 13, 100),  # short steps, by units where cores meet quickly
+    Case("lstm", 60, 1, 13, 100),  # short steps, split by units where barriers are cheap
     Case("gru", 60, 1, 13, 120),
     Case("gru", 120, 1, 60, 50, {"reset_after": False}),
 ]
@@ -284,7 +284,7 @@ def pieces(layer: Any, drawn: Drawn, cut: int) -> dict[str, Any]:
 
 
 def streamed(layer: Any, drawn: Drawn, chunks: list[int]) -> dict[str, Any]:
-    """Through a stream: a chunk of 1 is a step, a longer one a run."""
+    """Outputs of a stream: a chunk of 1 is a step, a longer one a run."""
     s = layer.stream(drawn.x.shape[1])
     s.state = drawn.state
     ys, at = [], 0
@@ -309,7 +309,7 @@ def test_bits_do_not_depend_on_the_chunking(case: Case, compiled: str) -> None:
 
 @pytest.mark.parametrize("case", [*BITS, *THREADED], ids=str)
 def test_bits_do_not_depend_on_threads_or_run(case: Case, compiled: str) -> None:
-    """Gradients included; and training's forward gives inference's bits."""
+    """Gradients included. The forward pass of training has the bits of inference."""
     layer, drawn = case.layer("float32", compiled), case.draw()
     with fl.threads(1):
         single = drawn.run(layer)
@@ -328,7 +328,7 @@ def test_threaded_results_are_right(case: Case, compiled: str) -> None:
 
 
 def test_bits_do_not_depend_on_other_callers(compiled: str) -> None:
-    """Eight Python threads on one layer: one has the pool, the others run on their own; all get the same."""
+    """Eight Python threads call one layer: one uses the pool, the others compute without it; all results are equal."""
     case = Case("lstm", 6, 64, 64, 128)
     layer, drawn = case.layer("float32", compiled), case.draw()
     with fl.threads(2):
@@ -346,7 +346,7 @@ def test_bits_do_not_depend_on_other_callers(compiled: str) -> None:
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.ids and case.T], ids=str)
 def test_token_ids_are_one_hot_rows(case: Case, backend: str) -> None:
-    """Outputs and states bit for bit: the zeros of a one-hot row change nothing. Gradients add in another order."""
+    """Outputs and states have equal bits, since a one-hot row adds zeros only. Gradients add in another order."""
     layer, drawn = case.layer("float32", backend), case.draw()
     by_id = drawn.run(layer)
     ids = drawn.x
@@ -365,7 +365,7 @@ def test_token_ids_are_one_hot_rows(case: Case, backend: str) -> None:
 )
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_nan_and_infinity_pass_as_in_numpy(case: Case, backend: str) -> None:
-    """Through every activation in every role; and a row's NaN stays in its row."""
+    """In every activation in every role. A row's NaN does not reach other rows."""
     drawn = case.draw()
     for b, odd in enumerate((np.nan, np.inf)):
         drawn.x[0, b, 0] = odd
@@ -381,7 +381,7 @@ def test_nan_and_infinity_pass_as_in_numpy(case: Case, backend: str) -> None:
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # weight_ih's gradient is 0 * infinity
 @pytest.mark.parametrize(("name", "low", "high"), [("sigmoid", 0, 1), ("tanh", -1, 1)])
 def test_saturated_activations_are_exact(name: str, low: float, high: float, backend: str) -> None:
-    """A forget gate of almost 1 would forget: in float32 a saturated gate is 1, and no gradient passes it."""
+    """In float32 a saturated gate is exactly 1, not almost 1, and passes no gradient."""
     layer = fl.RNN(1, 1, nonlinearity=name, backend=backend)
     layer.load_state_dict({key: np.full_like(p, key == "weight_ih_l0") for key, p in layer.state_dict().items()})
     x = np.array([-np.inf, -1e30, -200, 20, 200, 1e30, np.inf], np.float32).reshape(1, -1, 1)
@@ -392,7 +392,7 @@ def test_saturated_activations_are_exact(name: str, low: float, high: float, bac
 
 
 def test_large_inputs_give_finite_results(backend: str) -> None:
-    """Far beyond where exp overflows, gradients included."""
+    """Inputs far beyond the overflow of exp; gradients included."""
     for kind in LAYERS:
         case = Case(kind, 3, 4, 5, 9)
         layer, drawn = case.layer("float32", backend), case.draw()
@@ -403,14 +403,14 @@ def test_large_inputs_give_finite_results(backend: str) -> None:
 
 
 def test_denormals_still_work_after_a_call(compiled: str) -> None:
-    """The kernels flush denormals to zero, in their own time only."""
+    """The kernels flush denormals to zero during a call only."""
     case = Case("lstm", 3, 64, 64, 128)
     case.draw().run(case.layer("float32", compiled))
     tiny = np.full(64, 1e-40, np.float32)
     assert (tiny * np.float32(0.5) > 0).all() and (tiny + tiny > tiny).all()
 
 
-# ------------------------------------------------------------------------------------------------------------- choosing
+# ------------------------------------------------------------------------------------ instruction sets, copies, panels
 
 
 def test_an_instruction_set_that_cannot_be_used_is_refused(compiled: str) -> None:
@@ -430,7 +430,7 @@ def test_copies_compute_the_same_bits(compiled: str) -> None:
 
 
 def test_panels_in_use_are_not_packed_again(compiled: str) -> None:
-    """A thread may be in backward with token ids while another one, with numbers, asks for the input's panels too."""
+    """One thread is in backward with token ids while another, with numbers, needs the input's panels as well."""
     layer, rng = fl.LSTM(5, 7, backend=compiled, seed=0), np.random.default_rng(1)
     ids = rng.integers(0, 5, (4, 3))
     handle = layer._blocks()[1][0][0].handle

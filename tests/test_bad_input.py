@@ -1,4 +1,4 @@
-"""What is refused, and what the message says, on every backend."""
+"""Bad calls and their messages, on every backend."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_a_bad_call_of_a_cell_says_what_was_expected(x: Any, state: Any, error: 
 
 @pytest.mark.parametrize("call", ["inference", "training", "run", "step"])
 def test_checked_ids_are_those_used(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What another thread writes to the caller's ids after the check has no effect: they are places in memory."""
+    """Writes of another thread to the caller's ids after the check have no effect; ids are memory offsets."""
     layer = fl.LSTM(5, 4, backend="numpy", seed=0)
     ids = np.array([[1], [2], [3]])
     stream = layer.stream()

@@ -67,7 +67,7 @@ def test_less_memory(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
         tracemalloc.stop()
         return most
 
-    peak(None)  # what is made once, at the first call, counts for neither
+    peak(None)  # the first call allocates memory that later calls share
     assert peak(40) < 0.5 * peak(None)
 
 

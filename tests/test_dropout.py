@@ -15,7 +15,7 @@ import fastlstm as fl
 
 
 def constant(p: float, backend: str, layers: int = 2, H: int = 8) -> Any:
-    """Layers that give 1 where their input is absent and else hand it on: what comes out is the mask itself."""
+    """Layers that make 1 of an input of 0 and pass their input on otherwise, so that the output is dropout's mask."""
     rnn = fl.RNN(H, H, layers, nonlinearity="identity", dropout=p, backend=backend, seed=5)
     one = {"weight_ih": np.eye(H), "weight_hh": np.zeros((H, H)), "bias_ih": np.zeros(H), "bias_hh": np.zeros(H)}
     rnn.load_state_dict({name: one[name.rpartition("_l")[0]] for name in rnn.state_dict()})
@@ -70,7 +70,7 @@ def test_dropout_of_everything_gives_zeros(backend: str) -> None:
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
 def test_dropout_backward_has_forwards_mask(lengths: Any) -> None:
-    """Against finite differences: a copy of the layer draws the same mask again."""
+    """Gradients agree with finite differences, for which a copy of the layer draws the same mask again."""
     case = Case("lstm", T, B, 3, 4, {**TWO, "dropout": 0.4}, lengths)
     layer, drawn = case.layer("float64", "numpy"), case.draw("float64")
 

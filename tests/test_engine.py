@@ -1,4 +1,4 @@
-"""The engine with blocks of its own and no layer; and what layers hand to it."""
+"""The engine with blocks that belong to no layer, and its calls by layers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def both(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Any, ...]:
 @pytest.mark.parametrize("every", [None, 4])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_it_serves_blocks_that_no_layer_owns(kind: Any, every: int | None, lengths: Any, backend: str) -> None:
-    """Two layers in one call are two calls, bit for bit; the second one walks backwards alone, as no layer's does."""
+    """Two layers in one call equal two calls, bit for bit. The second has only a reverse direction, as no layer has."""
     m, batch = module(backend), Batch.of(T, B, lengths)
     specs = spec_of(kind), spec_of(kind, H)
     params = {f"{i}.{name}": p for i, spec in enumerate(specs) for name, p in weights(spec, 1 + i).items()}
@@ -91,7 +91,7 @@ def test_a_record_copies_the_input_only_where_that_is_asked_for(backend: str) ->
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_training_has_one_way_out(batch_first: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last layer's outputs are written to their places by the backend, in training as in inference: never moved."""
+    """The backend writes the last layer's outputs to their final rows, in training as in inference; no copy follows."""
     case = Case("lstm", T, B, I, H, {**TWO, "batch_first": batch_first}, (4, 0, 6))
     layer, drawn = case.layer("float32", backend), Case("lstm", T, B, I, H, TWO, (4, 0, 6)).draw()
     if batch_first:

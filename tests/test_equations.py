@@ -1,7 +1,7 @@
-"""What other libraries' layers ask of an equation: clip, input_forget, one bias, activations of each direction.
+"""Options of other libraries' layers: clip, input_forget, one bias, activations of each direction.
 
-That each backend agrees with the reference, and the reference with finite differences, is tested from
-`cases.EQUATIONS`; here are the rules themselves, and the comparison with ONNX Runtime.
+The cases `cases.EQUATIONS` compare each backend with the reference and the reference with finite differences. This
+file has the rules themselves, and the comparison with ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ ONNX: list[Case] = [
 
 
 def onnx_values(case: Case, layer: Any, drawn: Any) -> dict[str, Any]:
-    """What ONNX Runtime makes of the layer as one node: outputs and final states, in our layout."""
+    """ONNX Runtime's outputs and final states of the layer as one node, in fastlstm's layout."""
     onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     D = layer._D
     ends = [suffix(0, d) for d in range(D)]
@@ -108,7 +108,7 @@ def test_values_are_those_of_onnx_runtime(case: Case, backend: str) -> None:
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_clipped_gate_has_the_value_of_its_bound_and_no_gradient(kind: str, sign: int, backend: str) -> None:
-    """Every pre-activation far beyond the clip: no parameter below a gate gets a gradient, nor does x."""
+    """Every pre-activation is far beyond the clip: the gradients of x and of the gates' parameters are 0."""
     layer = LAYERS[kind](2, 3, clip=0.7, backend=backend, seed=0)
     with layer.update() as params:
         for name, p in params.items():
@@ -163,7 +163,7 @@ def test_the_forget_gates_rows_are_not_read_and_get_no_gradient(backend: str) ->
 # ------------------------------------------------------------------------------------------------------------- one bias
 @pytest.mark.parametrize("kind", LAYERS)
 def test_one_bias_is_the_sum_of_two_and_moves_half_as_far(kind: str, backend: str) -> None:
-    """One gradient, so that SGD and Adam move the sum as far as where the other library counts one bias."""
+    """A single bias has one gradient, so SGD and Adam move it as far as a library with one bias does."""
     options = {"reset_after": False} if kind == "gru" else {}
     case = Case(kind, 5, 3, 4, 6, {**TWO, **options})
     one = Case(kind, 5, 3, 4, 6, {**TWO, **options, "single_bias": True}).layer("float32", backend)
@@ -197,7 +197,7 @@ def test_one_bias_is_the_sum_of_two_and_moves_half_as_far(kind: str, backend: st
 # ------------------------------------------------------------------------------------------------------- each direction
 @pytest.mark.parametrize("kind", LAYERS)
 def test_each_direction_has_its_activations(kind: str, backend: str) -> None:
-    """A bidirectional layer is two layers of one direction, each with its own."""
+    """A bidirectional layer equals two layers of one direction, each with its own activations."""
     argument = "nonlinearity" if kind == "rnn" else "activations"
     sets: Any = {"lstm": SETS, "gru": GRU_SETS, "rnn": ("relu", ("elu", 0.5))}[kind]
     both = LAYERS[kind](3, 4, bidirectional=True, backend=backend, seed=0, **{argument: sets})

@@ -1,4 +1,4 @@
-"""Every way out of a training saves, or says by its exit status that it did not."""
+"""However a training ends, the model is saved, or the exit status is not 0."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_result_that_cannot_be_written_is_a_failure(tmp_path: Path, closed: st
 
 
 def test_a_closed_descriptor_does_not_become_the_model_s(tmp_path: Path) -> None:
-    """What a C library writes to standard error must not land in a file that was opened later."""
+    """A C library's writes to standard error do not reach a file that is opened later."""
     script = """
 import os, sys
 from fastlstm.console import fill_closed_descriptors
@@ -114,7 +114,7 @@ def test_a_terminal_shows_a_bar_and_may_close(tmp_path: Path) -> None:
 
 
 def test_a_pipe_gets_plain_lines(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    """One every ten seconds of a clock that here runs a second a step, and one at the end."""
+    """A line every ten seconds, by a fake clock of one second a step, and a line at the end."""
     from fastlstm.training import progress
 
     class Clock:
@@ -122,7 +122,7 @@ def test_a_pipe_gets_plain_lines(tmp_path: Path, monkeypatch: Any, capsys: Any) 
 
         @classmethod
         def monotonic(cls) -> float:
-            cls.now += 0.5  # it is read once or twice a step
+            cls.now += 0.5  # the clock is read once or twice a step
             return cls.now
 
     monkeypatch.setattr(progress, "time", Clock)
@@ -136,7 +136,7 @@ def test_a_pipe_gets_plain_lines(tmp_path: Path, monkeypatch: Any, capsys: Any) 
 # --------------------------------------------------------------------------------------------------------- signals
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU"])
 def test_signals_save(tmp_path: Path, name: str) -> None:
-    """Also one that comes twice at once, as from a parent that passes on what the whole group gets."""
+    """Also if a signal comes twice at once: to the process group, and from a parent that passes it on."""
     number = getattr(signal, name)
     process = subprocess.Popen(command(tmp_path, steps=10**6, checkpoint_every=5), stderr=subprocess.PIPE, text=True)
     wait_for((tmp_path / "model").exists)
@@ -161,7 +161,7 @@ def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_ends_a_long_evaluation(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    """The first one waits for its end; the second does not, and all steps are saved."""
+    """After the first signal the evaluation goes on, the second one ends it; all steps are saved."""
 
     def evaluate(self: TextTraining) -> float:
         os.kill(os.getpid(), signal.SIGINT)
@@ -197,7 +197,7 @@ def test_an_error_in_an_evaluation_saves(tmp_path: Path, monkeypatch: Any, error
 
 
 def test_an_error_between_two_steps_loses_nothing(tmp_path: Path, monkeypatch: Any) -> None:
-    """Memory that runs out within the gradients: what is saved goes on as if nothing had happened, dropout included."""
+    """Memory runs out while gradients are computed: the saved training resumes with the same bits, dropout included."""
     settings = Settings(**SMALL | {"layers": 2, "dropout": 0.3, "steps": 9})  # type: ignore[arg-type]
     through = TextTraining(TEXT, settings, tmp_path / "through")
     through.run()
@@ -252,7 +252,7 @@ def test_divergence_says_what_is_left(tmp_path: Path, monkeypatch: Any, capsys: 
 
 # ------------------------------------------------------------------------------------------------------------ disks
 class FullDisk:
-    """A disk that has no room at the calls of fsync whose numbers are given, counted from 1."""
+    """A disk that is full at the given calls of fsync, counted from 1."""
 
     def __init__(self, monkeypatch: Any, at: Any) -> None:
         self.calls, self.at, self.real = 0, at, os.fsync
@@ -266,7 +266,9 @@ class FullDisk:
         self.real(handle)
 
 
-def test_a_full_disk_at_a_checkpoint_is_told_and_borne(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_a_full_disk_at_a_checkpoint_is_reported_and_training_goes_on(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
     disk = FullDisk(monkeypatch, at=[2])
     assert fastlstm.cli.main(command(tmp_path, steps=11, checkpoint_every=4)[3:]) == 0
     assert disk.calls == 3  # steps 4, 8 and 11
@@ -309,7 +311,7 @@ def test_a_picture_that_fails_leaves_the_model(tmp_path: Path, monkeypatch: Any,
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd") or os.geteuid() != 0, reason="only root mounts")
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    """A file system of 1 MB: too small from the beginning, then filled by another while training goes on."""
+    """A file system of 1 MB: first too small for the model, then filled by another process during training."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True).returncode:

@@ -37,7 +37,7 @@ def test_windows_are_views() -> None:
     x, y = forecast.windows(SERIES, 7, 2, dtype="float64")
     assert np.shares_memory(x, SERIES) and np.shares_memory(y, SERIES)
     with pytest.raises(ValueError, match="read-only"):
-        x[0, 0, 0] = 1  # it would change other windows too
+        x[0, 0, 0] = 1  # windows share memory
     x, _ = forecast.windows(SERIES, 7, 2)
     span = np.lib.array_utils.byte_bounds(x) if hasattr(np.lib, "array_utils") else np.byte_bounds(x)  # type: ignore
     assert span[1] - span[0] <= SERIES.size * 4, "one copy in float32, not one for each window"
@@ -107,7 +107,7 @@ FOLDS = [*forecast.folds(60, 20, 7), *forecast.folds(60, 20, 7, keep=15, step=3)
 @pytest.mark.parametrize("scaler", forecast.SCALERS)
 @pytest.mark.parametrize("fold", FOLDS, ids=lambda fold: f"{fold.train.start}-{fold.test.start}")
 def test_the_future_does_not_leak(fold: forecast.Fold, scaler: str) -> None:
-    """Whatever happens from a row on, what is known before it stays the same, bit for bit."""
+    """A change of the series from a row on changes no bit of what is computed from earlier rows."""
     whole = forecast.fold_windows(SERIES, fold, 5, 2, scaler=scaler)
     other = SERIES.copy()
     other[fold.test.start :] = 1e6 * np.random.default_rng(1).standard_normal(other[fold.test.start :].shape)
@@ -123,7 +123,7 @@ def test_the_future_does_not_leak(fold: forecast.Fold, scaler: str) -> None:
         assert (changed.y_test[n:] != whole.y_test[n:]).all()
     if fold.train.start:
         other = SERIES.copy()
-        other[: fold.train.start] = 1e6  # nor does what a rolling window has left behind
+        other[: fold.train.start] = 1e6  # rows before a rolling window have no effect either
         changed = forecast.fold_windows(other, fold, 5, 2, scaler=scaler)
         assert all((a == b).all() for a, b in zip(changed[:4], whole[:4], strict=True))
 

@@ -23,7 +23,7 @@ def stacked(gates: str, H: int = 2) -> Any:
 
 
 def test_the_orders_are_those_of_the_libraries() -> None:
-    """As the libraries' documentation writes them, in their names for the gates."""
+    """The orders of the libraries' documentation, in their names for the gates."""
     assert order("torch", "lstm").gates == "ifgo" and order("torch", "gru").gates == "rzn"
     assert order("keras", "lstm").names == "ifco" and order("keras", "gru").names == "zrh"
     assert order("onnx", "lstm").names == "iofc" and order("onnx", "gru").names == "zrh"
@@ -100,7 +100,7 @@ def test_a_keras_layer_with_our_weights_gives_our_values(kind: str, options: dic
 
 # ---------------------------------------------------------------------------------------------------------------- ONNX
 def test_onnx_tensors_are_in_onnx_order() -> None:
-    """Peepholes are i o f there, i f o here; a single bias is B's first half."""
+    """Peepholes are i o f in ONNX, i f o in fastlstm; a single bias is the first half of B."""
     layer = fl.LSTM(3, 2, peepholes=True, single_bias=True, seed=0)
     params = {name.removesuffix("_l0"): p for name, p in layer.state_dict().items()}
     tensors = node_tensors([params], "lstm")

@@ -1,6 +1,6 @@
-"""The well-known NumPy exercises come out of the public layers, cells and head.
+"""The public layers, cells and head reproduce the results of well-known NumPy exercises.
 
-The file's arrays are (features, batch[, time]), ours (time, batch, features): each is the other's transpose.
+The file's arrays are (features, batch[, time]), the layers' are (time, batch, features): transposes of each other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import fastlstm as fl
 from fastlstm._backends import module
 
 EXERCISES = json.loads((Path(__file__).parent / "golden" / "exercises.json").read_text())
-# Of what the file names without a shape.
+# Shapes of arrays that the file names without one.
 SHAPES = {
     **{"xt": (3, 10), "a_prev": (5, 10), "c_prev": (5, 10), "a0": (5, 10)},
     **{"Waa": (5, 5), "Wax": (5, 3), "ba": (5, 1), "Wya": (2, 5), "Wy": (2, 5), "by": (2, 1)},
@@ -28,7 +28,7 @@ FORM = {"rnn": "waa", "lstm": "stacked"}
 
 
 def drawn(exercise: str) -> dict[str, Any]:
-    """The inputs of an exercise, drawn anew as its `draws` says."""
+    """The inputs of an exercise, drawn by its seed as its text `draws` says: "seed(1); randn: xt(3,10), ..."."""
     seed, names = re.match(r"seed\((\d+)\); randn:?([^;]*)", EXERCISES[exercise]["draws"].split(" - ")[0]).groups()
     np.random.seed(int(seed))
     shapes = re.findall(r"(\w+)(?:\(([\d,]+)\))?", names)
@@ -50,7 +50,7 @@ class Run:
         self.cell.load_state_dict({name.removesuffix("_l0"): p for name, p in self.layer.state_dict().items()})
 
     def __getitem__(self, name: str) -> Any:
-        """An input as the layers take it."""
+        """An input in the layers' layout."""
         return self.inputs[name].T
 
     @property
@@ -60,7 +60,7 @@ class Run:
         return (a, np.zeros_like(a)) if self.kind == "lstm" else a
 
     def cell_states(self, x: Any) -> Any:
-        """c of every step; a layer gives the last one only, a stream each."""
+        """c of every step, by a stream: a layer returns the last one only."""
         stream = self.layer.stream(x.shape[1])
         stream.state = self.first
         c = []
@@ -75,14 +75,14 @@ class Run:
         return e / e.sum(axis=-1, keepdims=True)
 
     def written_by_hand(self, grads: dict[str, Any]) -> dict[str, Any]:
-        """Gradients of the layer or cell in the exercise's form. Of the two biases' equal gradients, it has one."""
+        """Gradients of the layer or cell in the exercise's form, which has one of the two equal bias gradients."""
         holder = LAYERS[self.kind](3, 5, dtype=self.dtype, backend="numpy")
         one = {name: np.zeros_like(g) if name.startswith("bias_hh") else g for name, g in grads.items()}
         holder.load_state_dict({name.removesuffix("_l0") + "_l0": g for name, g in one.items()})
         return {f"d{key}": g for key, g in holder.to_arrays(FORM[self.kind]).items()}
 
     def check(self, got: dict[str, Any], expected: dict[str, Any] | None = None) -> None:
-        """Exactly the exercise's arrays, by name."""
+        """Compare with all arrays of the exercise, by name."""
         expected = self.exercise["outputs"] if expected is None else expected
         assert got.keys() == expected.keys()
         for name, array in expected.items():
@@ -164,7 +164,7 @@ def test_lstm_with_softmax_head(backend: str, dtype: str) -> None:
 
 
 def test_given_inputs_are_those_drawn() -> None:
-    """Where the file gives inputs, they are the ones its seed draws: so the other draws are read rightly too."""
+    """Inputs that the file holds equal those drawn by its seed, so `drawn` reads the texts correctly."""
     e = EXERCISES["lstm_with_softmax_head"]
     np.random.seed(3)
     expected = {name: np.random.randn(*np.shape(e[name])) for name in ("X", "a0")}
@@ -175,7 +175,7 @@ def test_given_inputs_are_those_drawn() -> None:
 
 
 def test_a_wrong_number_is_seen() -> None:
-    """The comparison can fail: one weight off by a millionth is noticed."""
+    """The comparison can fail: it notices one weight off by a millionth."""
     inputs = drawn("lstm_backward")
     inputs["Wf"][0, 0] += 1e-6
     run = Run("lstm_backward", inputs, "float64", "numpy")

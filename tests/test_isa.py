@@ -1,4 +1,4 @@
-"""The instruction sets in the built extension: what is in it, told by a disassembler, and which one is chosen."""
+"""The instruction sets in the built extension, by a disassembler, and the chosen one."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def disassembler(*arguments: str) -> list[str]:
 def code() -> dict[str, list[str]]:
     """The instructions of each isa_<name>.c, by name.
 
-    Functions of the same name are in all of them, since all include kernels.h; but the symbol table lists a file's own
-    symbols behind the file's name, and so says at which addresses its functions lie.
+    Functions have the same names in all of them, since all include kernels.h. The symbol table lists a file's symbols
+    after the file's name, so it has the addresses of each file's functions.
     """
     if not ISAS:
         pytest.skip(f"backend c: {c.unusable()}")
@@ -60,7 +60,7 @@ def code() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("isa", FUSED)
 def test_fused_multiply_adds_on_whole_registers(isa: str, code: dict[str, list[str]]) -> None:
-    """Each instruction set's functions have them, in plenty: every tile is a loop of them."""
+    """Each instruction set's functions have many of them: every tile is a loop of multiply-adds."""
     if isa not in ISAS:
         pytest.skip(f"{isa} is not compiled in on this kind of processor")
     assert sum(bool(FUSED[isa].search(line)) for line in code[isa]) > 300
@@ -93,13 +93,13 @@ def test_sums_stay_in_registers(isa: str, code: dict[str, list[str]]) -> None:
 
 
 def test_no_file_uses_a_larger_instruction_set_than_its_own(code: dict[str, list[str]]) -> None:
-    """It would stop a processor that has only the smaller one."""
+    """A processor with the smaller instruction set only would stop at an unknown instruction."""
     for isa, forbidden in {"avx2": "%zmm|%k[1-7]", "scalar": "%zmm|%ymm|vf[n]?m"}.items():
         assert not [line for line in code[isa] if re.search(forbidden, line)]
 
 
 def test_the_best_usable_one_is_chosen() -> None:
-    """In a process of its own, where nothing was chosen by hand. All of the list have passed their own tests."""
+    """In a process of its own without FASTLSTM_ISA."""
     if not ISAS:
         pytest.skip(f"backend c: {c.unusable()}")
     assert [*ISAS] == [name for name in ("avx512", "avx2", "neon", "scalar") if name in ISAS]

@@ -38,7 +38,7 @@ def refused(data: bytes, folder: Path, why: str) -> None:
 
 
 def check_model(found: KerasFile) -> None:
-    """That a file holds `hostile.keras_model` with its weights."""
+    """Check that a file holds `hostile.keras_model` with its weights."""
     both, stack, head = found.model.layers
     assert [layer.class_name for layer in (both, stack, head)] == ["Bidirectional", "RNN", "Sequential"]
     assert [(one.name, one.class_name) for one in both.layers] == [("inner", "LSTM"), ("backward_inner", "LSTM")]
@@ -365,7 +365,7 @@ def test_a_lambda_layer_stays_text(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ a process of its own
 @pytest.mark.skipif(sys.platform == "win32", reason="the process's own limit of time is POSIX's")
 def test_hdf5_that_never_ends_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some damaged files keep HDF5 busy for ever. Here the process that reads them loops by itself."""
+    """Some damaged files keep HDF5 busy for ever. Here an endless loop in the reading process takes their place."""
     looping = tmp_path / "loop.py"
     looping.write_text(
         Path(hdf5_process.__file__).read_text().replace("        Dump(path,", "        while True: pass\n        Dump(")
@@ -402,7 +402,7 @@ def test_a_crash_of_hdf5_is_an_error(line: str, why: str, tmp_path: Path, monkey
 
 
 def test_nothing_is_imported_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file from the web often lies beside others."""
+    """A folder with a file from the web may hold a module named like one of the standard library."""
     for module in ("json", "h5py", "re", "struct"):
         (tmp_path / f"{module}.py").write_text("open('executed', 'w').close()")
     path = tmp_path / "file.h5"

@@ -1,6 +1,6 @@
-"""What must not make a call slow: denormal numbers, and another Python thread that computes.
+"""Denormal numbers and a busy Python thread do not make calls slow.
 
-Times are compared with times of the same minute, and tried again where a busy machine may have been the reason.
+Times are compared with times of the same minute; a comparison that fails is tried again, since the machine may be busy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TRIES = 5
 
 
 def tried(limit: float, ratio: Callable[[], float]) -> float:
-    """The first ratio within the limit, or the smallest of some tries."""
+    """The first ratio within the limit, or the smallest of several tries."""
     found: list[float] = []
     while len(found) < TRIES and not (found and found[-1] <= limit):
         found.append(ratio())
@@ -38,7 +38,7 @@ DENORMAL = np.float32(1e-39)
 
 
 def layer_and_numbers(kind: str, backend: str, B: int) -> tuple[Any, Any, Callable[[Any], Any]]:
-    """A layer without bias, where denormal numbers stay among themselves; input; its state from that of one part."""
+    """(layer, input, function from one part of a state to the state). Without bias, denormal numbers stay denormal."""
     H, T = 64, 20
     rng = np.random.default_rng(0)
     x, h = rng.standard_normal((T, B, H), np.float32), rng.uniform(-1, 1, (1, B, H)).astype(np.float32)
@@ -48,7 +48,7 @@ def layer_and_numbers(kind: str, backend: str, B: int) -> tuple[Any, Any, Callab
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_denormals_cost_what_others_cost(kind: str, compiled: str) -> None:
-    """Left as they are, they make calls up to 5 times as slow; with the widest vectors 1.3 times."""
+    """Without flushing to zero, denormals make calls up to 5 times as slow, with the widest vectors 1.3 times."""
     layer, x, state = layer_and_numbers(kind, compiled, B=32)
     inputs = [(x * factor, state(factor)) for factor in (np.float32(1), DENORMAL)]
     assert 0 < np.abs(inputs[1][0]).max() < np.finfo(np.float32).tiny
@@ -65,7 +65,7 @@ def test_denormals_cost_what_others_cost(kind: str, compiled: str) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_denormals_count_as_zero(threads: int, compiled: str) -> None:
-    """In every thread, and in a stream's steps."""
+    """In all threads of a call, and in a stream's steps."""
     _, x, _ = layer_and_numbers("rnn", compiled, B=32)
     layer = fl.RNN(64, 64, bias=False, nonlinearity="identity", backend=compiled, seed=0)
     with fl.threads(threads):
@@ -77,7 +77,9 @@ def test_denormals_count_as_zero(threads: int, compiled: str) -> None:
 
 # ------------------------------------------------------------------------------------------------------ forms of a step
 X, ID = np.zeros((1, 1), np.float32), np.zeros(1, np.int64)
-FORMS: dict[str, tuple[Callable[[Any], object], float]] = {  # and how many times as long as a step (1, I) it may take
+FORMS: dict[
+    str, tuple[Callable[[Any], object], float]
+] = {  # name -> (call, bound of its time divided by that of a step (1, I))
     "without a batch axis": (lambda stream: stream.step(X[0]), 2),
     "into an array": (lambda stream: stream.step(X, out=X), 2),
     "a token id": (lambda stream: stream.step(ID), 3.5),
@@ -87,7 +89,7 @@ FORMS: dict[str, tuple[Callable[[Any], object], float]] = {  # and how many time
 
 @pytest.mark.parametrize("form", FORMS)
 def test_no_form_of_a_step_is_costly(form: str) -> None:
-    """Of a layer so small that what Python asks and copies is all there is."""
+    """The layer is so small that checks and copies in Python take nearly all of the time."""
     stream, (call, limit) = fl.LSTM(1, 1).stream(), FORMS[form]
 
     def ratio() -> float:
@@ -103,7 +105,7 @@ KEPT = 40e-6  # seconds: shorter steps keep Python's lock, whatever the machine
 
 @pytest.mark.parametrize("H", [64, 256])
 def test_a_busy_python_thread_does_not_delay_steps(H: int, compiled: str) -> None:
-    """A step that let go of Python's lock would get it back only when the other's 5 ms are over: every time."""
+    """A step that released Python's lock would wait up to 5 ms for it, at every step."""
     x, out = np.zeros((1, H), np.float32), np.zeros((1, H), np.float32)
     with fl.threads(1):
         step = fl.LSTM(H, H, backend=compiled, seed=0).stream().step

@@ -1,4 +1,4 @@
-"""What all layers share: versions, children, configurations, gradients in one array; and how large the code may get."""
+"""The base of all layers: versions, children, configurations, gradients in one array. And bounds of the code's size."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class BorrowedDense(fl.Dense):
         return self.changes
 
 
-def test_so_can_those_of_a_dense_layer(backend: str) -> None:
+def test_weights_of_a_dense_layer_owned_elsewhere_can_say_that_they_changed(backend: str) -> None:
     layer, x = BorrowedDense(4, 5, backend=backend, seed=1), np.ones((3, 4), np.float32)
     before, tape = layer.forward(x)
     for p in layer._params.values():
@@ -68,7 +68,7 @@ def test_so_can_those_of_a_dense_layer(backend: str) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- children
 class Pair(Layer):
-    """Two layers in one."""
+    """A layer with two layers as children."""
 
     def __init__(self, backend: str = "auto") -> None:
         super().__init__("float32", backend, {"lstm": fl.LSTM(4, 5, seed=1), "head": fl.Dense(5, 2, seed=2)})
@@ -162,7 +162,7 @@ def test_gradients_are_views_of_one_array(case: Case, backend: str) -> None:
     assert all(at % 64 == 0 for at in starts) and starts == sorted(starts)
 
 
-def test_so_are_a_dense_layers_and_a_cells(backend: str) -> None:
+def test_gradients_of_dense_layers_and_cells_are_views_of_one_array(backend: str) -> None:
     dense, x = fl.Dense(4, 5, backend=backend, seed=1), np.ones((3, 4), np.float32)
     y, tape = dense.forward(x)
     for grads in (dense.backward(tape, y)[1], dense.cross_entropy(x, np.array([0, 1, 4]))[2]):
@@ -197,7 +197,7 @@ def test_the_generators_state_can_be_taken_and_given() -> None:
     np.testing.assert_array_equal(layer.forward(x)[0], first)
 
 
-# --------------------------------------------------------------------------------------------- what else a backend has
+# ------------------------------------------------------------------------------------------------- extras of a backend
 @pytest.mark.parametrize("group", EXTRAS)
 @pytest.mark.parametrize("name", NAMES)
 def test_extra_functions_are_those_of_the_table(name: str, group: str) -> None:
@@ -213,7 +213,7 @@ def test_extra_functions_are_those_of_the_table(name: str, group: str) -> None:
 # ---------------------------------------------------------------------------------------------------- sizes of the code
 LARGEST_CLASS = 250  # lines, docstrings included
 LARGEST_FILE = 400
-# What is larger, and how large it may be: the numbers only shrink.
+# Files that are larger, with their bounds. The bounds only shrink.
 OVER = {"_readers/unpickle.py": 408}
 
 

@@ -68,7 +68,7 @@ def test_tapes_are_independent(backend: str) -> None:
 @each_kind
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
 def test_what_the_caller_gave_and_got_is_the_callers(kind: str, lengths: Any, backend: str) -> None:
-    """Writing over it between forward and backward changes nothing; and no call writes to what it was given."""
+    """Overwriting arguments and results between forward and backward has no effect; no call writes to its arguments."""
     case = Case(kind, T, B, I, H, lengths=lengths)
     layer, drawn = case.layer("float32", backend), case.draw()
     expected = drawn.run(layer)
@@ -93,7 +93,7 @@ def test_what_the_caller_gave_and_got_is_the_callers(kind: str, lengths: Any, ba
 
 
 def test_large_results_survive_later_calls(backend: str) -> None:
-    """Memory is used again between calls, but never while anything still refers to it: an array, a view, a buffer."""
+    """The pool reuses memory between calls, but never while an array, a view or a buffer refers to it."""
     case = Case("lstm", 24, 32, 64, 128, {"num_layers": 2})
     layer = case.layer("float32", backend)
     kept: list[tuple[Any, Any]] = []
@@ -194,7 +194,7 @@ def test_update_changes_parameters_in_place(backend: str) -> None:
 
 
 def test_an_update_that_fails_half_way_is_not_overlooked(backend: str) -> None:
-    """The parameters may have changed, so the version has, and the packed weights are those of now."""
+    """The block may have changed parameters, so the version is raised, and weights are packed again."""
     layer, x = fl.RNN(I, H, backend=backend, seed=1), normal(T, B, I)
     layer(x)
     with pytest.raises(ZeroDivisionError), layer.update() as params:
@@ -247,7 +247,7 @@ def test_a_copy_goes_on_with_the_same_dropout() -> None:
 
 
 def test_the_dtype_is_numpys_own_object() -> None:
-    """The door asks by identity. A copied or unpickled dtype, or one of the other byte order, is another object."""
+    """Fast paths compare dtypes by identity, but a copied or unpickled dtype, or one of other byte order, differs."""
     own = np.dtype("float32")
     assert fl.LSTM(I, H, dtype=own.newbyteorder()).dtype is own
     assert all(make(fl.LSTM(I, H)).dtype is own for make in COPIES.values())

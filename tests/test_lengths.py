@@ -16,8 +16,8 @@ import fastlstm as fl
 @each_kind
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, TWO, {"num_layers": 3}], ids=str)
 def test_a_ragged_batch_is_its_sequences_alone(kind: str, options: dict[str, Any], backend: str) -> None:
-    """Values, states and gradients; so the reverse direction starts at the last valid step. What lies past a length is
-    never read: it is NaN here."""
+    """Values, states and gradients: the reverse direction starts at the last valid step. Values past a length are NaN,
+    since they are never read."""
     case = Case(kind, T, B, I, H, options, LENGTHS)
     layer, drawn = case.layer("float32", backend), case.draw()
     for b, length in enumerate(LENGTHS):
@@ -80,7 +80,7 @@ def test_last_only_is_the_last_valid_step(kind: str, lengths: Any, batch_first: 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 3}, TWO], ids=str)
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_inference_has_the_bits_of_training(kind: str, options: Any, batch_first: bool, backend: str) -> None:
-    """Where the last layer writes its outputs to their places, and where they come packed and are scattered later."""
+    """Both where the last layer writes its outputs to their final rows and where packed outputs are scattered."""
     layer = LAYERS[kind](I, H, batch_first=batch_first, backend=backend, seed=1, **options)
     batches: list[tuple[int, int, Any]] = [(T, B, lengths) for lengths in (None, LENGTHS, [0] * B, [T] * B)]
     batches += [(T + 2, B, LENGTHS), (T, 1, None), (T, 1, [2]), (1, B, None), (1, B, [1, 0, 1, 1, 0, 0])]

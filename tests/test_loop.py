@@ -1,4 +1,4 @@
-"""The training loop: the order of its hooks, its ways out, its history; by a task that counts instead of computing."""
+"""The training loop: order of hooks, ends of runs, history; with a task that counts instead of computing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Count:
 
 
 class Log(Callback):
-    """Writes down every hook, with a name."""
+    """Records the name of every hook that is called."""
 
     def __init__(self, name: str, log: list[str]) -> None:
         for hook in HOOKS:
@@ -126,8 +126,8 @@ def test_an_epoch_without_batches_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("r"), KeyboardInterrupt(), Diverged("d")])
-def test_the_end_is_told_to_all_that_began(error: BaseException) -> None:
-    """Also where one of them fails there; what the loop raises is the first of all errors at the end."""
+def test_on_train_end_is_called_for_all_callbacks_that_began(error: BaseException) -> None:
+    """Also if one of them raises there; the loop raises the first error."""
     seen: list[Any] = []
 
     class Sees(Callback):
