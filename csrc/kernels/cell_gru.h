@@ -1,4 +1,4 @@
-/* cell_gru.h: the GRU cell and its derivative, as gru_step and gru_step_backward in _backends/numpy.py. Part of kernels.h.
+/* cell_gru.h: the GRU cell and its derivative, as gru_step and gru_step_backward in _backends/numpy. Part of kernels.h.
  *
  *   r, z = the two gates of x W_ih' + h W_hh' + b
  *   n  = tanh(x W_in' + b_in + r (h W_hn' + b_hn))            reset_after

@@ -1,4 +1,4 @@
-/* cell_lstm.h: the LSTM cell and its derivative, as lstm_step and lstm_step_backward in _backends/numpy.py. Part of
+/* cell_lstm.h: the LSTM cell and its derivative, as lstm_step and lstm_step_backward in _backends/numpy. Part of
  * kernels.h.
  *
  *   i, f, g, o = the four gates of x W_ih' + h W_hh' + b      i, f see peepholes of c, o of c'; input_forget: f = 1 - i

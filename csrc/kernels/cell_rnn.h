@@ -1,4 +1,4 @@
-/* cell_rnn.h: the simple RNN cell and its derivative, as rnn_step and backward in _backends/numpy.py. Part of
+/* cell_rnn.h: the simple RNN cell and its derivative, as rnn_step and backward in _backends/numpy. Part of
  * kernels.h.
  *
  *   h' = tanh(x W_ih' + h W_hh' + b) */

@@ -1,7 +1,7 @@
 """Language models of texts: vocabularies, an LSTM on token ids, sampling, and training.
 
-model       the LSTM and its softmax      settings    all choices of a training
-training    one text, walked along in streams, with checkpoints      history     what a training has measured
+model       the LSTM and its softmax                   settings    the settings of a training
+training    one text in streams, with checkpoints      history     losses of a training
 """
 
 from ..corpus import encode as encode

@@ -1,4 +1,4 @@
-"""What the training of a text model has measured, in files of this version and of version 0.1.0."""
+"""The history of a text model's training, in files of this version and of version 0.1.0."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..training import History
 
 
 class Losses(list[float]):
-    """The losses of all steps, as version 0.1.0 had them."""
+    """The losses of all steps, with the list interface of version 0.1.0."""
 
     def append(self, value: float) -> None:
-        """Do nothing: a step records its loss itself, which programs for version 0.1.0 did by this call."""
+        """Do nothing: steps record their losses. Programs for version 0.1.0 recorded them by this call."""
 
 
 class TextHistory(History):

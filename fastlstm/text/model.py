@@ -21,23 +21,23 @@ from ..spec_layer import State
 from ..validation import number, positive, probability
 from ..weighting import IGNORE_INDEX
 
-KIND = "character model"  # in the configuration of a model file
+KIND = "character model"  # the kind in the configuration of a model file
 EVALUATION_STEPS = 128  # steps of one call in evaluation: bounds its memory
 
 
 class CharModel:
-    """An LSTM over characters and a dense head that tells the next one.
+    """An LSTM over characters and a dense head that predicts the next one.
 
     Parameters
     ----------
     vocabulary : str
-        Of `corpus.vocabulary_of`.
+        All characters, sorted, as `corpus.vocabulary_of` makes it.
     hidden_size, num_layers : int
     dropout : float
-        Between the layers, while training.
+        Between the layers, in training.
     backend : str
     seed : int, optional
-        Of the initial weights and the dropout.
+        Seed of the initial weights and of dropout.
 
     Raises
     ------
@@ -68,7 +68,7 @@ class CharModel:
 
     @property
     def layers(self) -> list[LSTM | Dense]:
-        """In the order in which optimisers take them."""
+        """The LSTM and the head, in the order of the optimiser's layers."""
         return [self.lstm, self.head]
 
     # ------------------------------------------------------------------------------------------------------- training
@@ -91,22 +91,23 @@ class CharModel:
 
     # ------------------------------------------------------------------------------------------------------- sampling
     def sample(self, prefix: str, length: int, temperature: float = 1.0, seed: int | None = None) -> Iterator[str]:
-        """Characters that may follow `prefix`, one by one, each drawn from what the model expects after all before it.
+        """Characters after `prefix`, one by one, each drawn from the model's probabilities after all characters before.
 
         Parameters
         ----------
         prefix : str
-            May be empty; the text then begins as after a line's end, where the vocabulary has one.
+            If empty, the text begins as after a line's end, if the vocabulary has one.
         length : int
-            How many characters to give; the prefix is not among them.
+            Number of characters to draw, without the prefix.
         temperature : float
-            Divides the logits: below 1 bolder, above 1 wilder. 0 always takes the likeliest.
+            Divides the logits: probabilities are sharper below 1 and flatter above. 0 always takes the likeliest.
         seed : int, optional
 
         Raises
         ------
         ValueError, TypeError
-            At once: the prefix has characters outside the vocabulary, or a number is out of its range.
+            Raised by the call itself, before the first character: the prefix has characters outside the vocabulary, or
+            a number is out of its range.
         """
         ids = encode(prefix or ("\n" if "\n" in self.vocabulary else ""), self.vocabulary)
         length, temperature = positive(length, "length", 0), number(temperature, "temperature")
@@ -115,7 +116,7 @@ class CharModel:
 
     def _draw(self, ids: Array, length: int, temperature: float, rng: np.random.Generator) -> Iterator[str]:
         stream = self.lstm.stream()
-        # Before the first character the output is that of the zero state: zeros.
+        # The output before the first character is that of the zero state: zeros.
         y = stream.run(ids)[-1] if len(ids) else np.zeros(self.lstm.hidden_size, self.lstm.dtype)
         for _ in range(length):
             token = choose_token(self.head(y), temperature, rng)
@@ -129,17 +130,17 @@ class CharModel:
         return {f"{part}.{name}": p for part, layer in parts.items() for name, p in layer.state_dict().items()}
 
     def to_config(self) -> dict[str, Any]:
-        """What `to_arrays` does not tell."""
+        """The configuration that belongs to `to_arrays`: kind, vocabulary, dropout."""
         return {"kind": KIND, "vocabulary": self.vocabulary, "dropout": self.lstm.dropout}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array], config: Mapping[str, Any], backend: str = "auto") -> CharModel:
-        """A model from what `to_arrays` and `to_config` gave.
+        """A model from the results of `to_arrays` and `to_config`.
 
         Raises
         ------
         KeyError, ValueError, TypeError, RuntimeError
-            They do not make a model. Sizes come from the arrays, so that no false number can claim memory.
+            They do not fit together. Sizes come from the arrays, so a false number in a file cannot claim memory.
         """
         vocabulary = config.get("vocabulary")
         if config.get("kind") != KIND or not isinstance(vocabulary, str) or vocabulary_of(vocabulary) != vocabulary:
@@ -156,7 +157,7 @@ class CharModel:
         return model
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model to a safetensors file, atomically."""
+        """Write the model to a safetensors file, atomically; OSError if it cannot be written."""
         files.save(path, self.to_arrays(), self.to_config())
 
     @classmethod
@@ -170,7 +171,7 @@ class CharModel:
         FileError
             It is damaged, or holds no character model.
         """
-        choose(backend, "float32")  # its errors are not the file's
+        choose(backend, "float32")  # raises before the file is read: the backend's errors are not the file's
         arrays, config = files.load(path)
         with explained(path):
             return cls.from_arrays(arrays, config, backend)
@@ -181,10 +182,10 @@ def choose_token(logits: Array, temperature: float, rng: np.random.Generator) ->
     if temperature == 0:
         return int(np.argmax(logits))
     shifted = logits.astype(np.float64) - logits.max()
-    with np.errstate(over="ignore", under="ignore"):  # towards temperature 0: -inf, and so probability 0
+    with np.errstate(over="ignore", under="ignore"):  # near temperature 0 logits become -inf: probability 0
         cumulated = np.cumsum(np.exp(shifted / temperature))
     drawn = np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right")
-    return min(int(drawn), len(logits) - 1)  # the product may round up to the whole
+    return min(int(drawn), len(logits) - 1)  # rounding may reach the end of the cumulative sum
 
 
 def below(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
@@ -194,7 +195,7 @@ def below(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
 
 @contextmanager
 def explained(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn whatever the wrong content of a file causes into a `FileError` that names the file."""
+    """Turn the errors of a file's wrong content into a `FileError` that names the file."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""All choices of a training of a text model, and which of them have an effect."""
+"""The settings of a text model's training, and the check of settings without effect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def setting(default: Any, meaning: str, kind: type | None = None) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """All choices of a training; the command's options and their defaults are these.
+    """The settings of a training; the command's options and defaults derive from them.
 
     Raises
     ------
@@ -58,21 +58,21 @@ class Settings:
 
     @property
     def base_lr(self) -> float:
-        """The learning rate before it falls."""
+        """The learning rate before decay."""
         return LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
 
     def lr_factor(self, taken: int) -> float:
-        """By what the learning rate is multiplied after so many steps, for `schedules.LambdaLR`."""
+        """The factor of the learning rate after `taken` steps, for `schedules.LambdaLR`."""
         falling = self.steps * self.decay
         return min(1.0, max(0, self.steps - taken) / falling) if falling else 1.0
 
 
-# These may differ between a run and its continuation; the others make the model and its place in the text.
+# Settings that may differ between a run and its continuation. The others determine the model and its place in the text.
 CHANGEABLE = frozenset({"lr", "decay", "clip", "steps", "backend", "evaluate_every", "checkpoint_every"})
 
 
 def fitted(settings: Settings, model: CharModel) -> Settings:
-    """The settings of the training of a model that exists, or ValueError where they ask for another one."""
+    """The settings with an existing model's sizes and backend, or ValueError if the settings contradict the model."""
     default = {f.name: f.default for f in fields(Settings)}
     has = {"hidden": model.lstm.hidden_size, "layers": model.lstm.num_layers, "backend": model.lstm.backend}
     for name, value in has.items():
@@ -88,7 +88,7 @@ def fitted(settings: Settings, model: CharModel) -> Settings:
 
 
 def without_effect(s: Settings, model: CharModel, taken: int = 0) -> Iterator[str]:
-    """A sentence for each setting that has no effect on the steps that follow so many taken."""
+    """A sentence for each setting without effect on the steps after the first `taken`."""
     if taken >= s.steps:
         yield f"nothing was left to do: {taken} steps have been taken, and steps is {s.steps}. Give more to go on"
         return

@@ -1,6 +1,6 @@
 """A character model in training on one text.
 
-Training cuts the text into parallel streams and walks along all of them at once; back-propagation is truncated to a
+Training cuts the text into parallel streams and goes through all of them at once; back-propagation is truncated to a
 window, and the state is carried from one window to the next (Williams & Peng 1990; Mikolov et al. 2010).
 """
 
@@ -27,8 +27,8 @@ from .history import TextHistory, read_history
 from .model import CharModel, below, explained
 from .settings import OPTIMIZERS, Settings, changed, fitted, without_effect
 
-HELD_OUT = 0.05  # share of the text, at its end, that is not trained on
-HEADER = 1 << 16  # bytes, about, of a file's configuration and names
+HELD_OUT = 0.05  # share of the text, at its end, that is held out
+HEADER = 1 << 16  # approximate bytes of a file's configuration and names
 
 
 class TextTraining:
@@ -39,10 +39,10 @@ class TextTraining:
     text : str
     settings : Settings
     path : path
-        Where `save` writes: a model file that also holds all that is needed to go on.
+        The file that `save` writes: the model and the state of the training.
     model : CharModel, optional
-        To be trained; a fresh one unless given. Its vocabulary numbers the text; its sizes and backend count where the
-        settings have their defaults, and so does its dropout.
+        The model to train; None: a new one. Its vocabulary numbers the text. Its sizes, backend and dropout hold where
+        the settings have their defaults.
 
     Raises
     ------
@@ -58,9 +58,8 @@ class TextTraining:
 
     Notes
     -----
-    The text's last 5 % are held out. Of the others, all are trained on but fewer than ``batch`` at their end: the text
-    is cut into ``batch`` streams of equal length, and a stream's last window is shorter where ``seq_len`` does not
-    divide its length.
+    The text's last 5 % are held out. The rest is cut into ``batch`` streams of equal length, which leaves fewer than
+    ``batch`` characters out. A stream's last window is shorter if ``seq_len`` does not divide the stream's length.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class TextTraining:
         ids = encode(text, vocabulary)
         self.fingerprint = fingerprint(text)
         self._inputs, self._targets = side_by_side(ids[:kept], settings.batch)
-        # Few streams there, for each begins without memory.
+        # Few evaluation streams: each begins with the zero state, which raises the loss of its first characters.
         self._held_out = side_by_side(ids[kept:], max(1, min(16, held_out // 256)))
         self.model = model or CharModel(
             vocabulary, settings.hidden, settings.layers, backend=settings.backend, seed=settings.seed
@@ -94,20 +93,20 @@ class TextTraining:
         self.optimizer: Optimizer = OPTIMIZERS[settings.optimizer](self.model.layers, settings.base_lr)
         self.schedule = LambdaLR(self.optimizer, lambda taken: self.settings.lr_factor(taken))
         self.history = TextHistory()
-        self.made_by = ""  # written into the file, where not empty
-        self.position: int = 0  # where the next window begins, and in which state
+        self.made_by = ""  # a mark for the file; "": none
+        self.position: int = 0  # first step of the next window; `state` is the state there
         self.state: State = None
-        self._state_after: State = None  # of the window whose gradients were computed last
+        self._state_after: State = None  # state after the window whose gradients were computed last
         self._cut(True)
 
     def _cut(self, short_window: bool) -> None:
-        """Whether a stream's last window may be shorter than seq_len; version 0.1.0 left such windows out."""
+        """Without `short_window` leave the steps of a last window below seq_len out, as version 0.1.0 did."""
         S, T = len(self._inputs), self.settings.seq_len
         self.short_window, self._steps_of_text = short_window, S
         if not short_window:
             S = S // T * T
             self._inputs, self._targets = self._inputs[:S], self._targets[:S]
-        self.tokens_per_step = round(S * self.settings.batch / math.ceil(S / T))  # the mean over the text
+        self.tokens_per_step = round(S * self.settings.batch / math.ceil(S / T))  # mean over a pass through the text
 
     def _left_out(self) -> Iterator[str]:
         if missing := self._steps_of_text - len(self._inputs):
@@ -127,7 +126,7 @@ class TextTraining:
         return self.schedule.steps
 
     def plan(self, steps: int) -> None:
-        """Set the number of steps in all, from which a falling learning rate follows."""
+        """Set the total number of steps, on which the decay of the learning rate depends."""
         self.settings = replace(self.settings, steps=steps)
         self.schedule.load_state_dict({"steps": self.steps, "base_lr": self.settings.base_lr})
 
@@ -139,14 +138,14 @@ class TextTraining:
         evaluate_at_end: bool = False,
         report: Callable[[str], None] = warnings.warn,
     ) -> Loop:
-        """Train until so many steps have been taken in all, evaluating and saving as the settings say; then save.
+        """Train up to `steps` steps in all, with evaluations and checkpoints by the settings; then save.
 
         Parameters
         ----------
         steps : int, optional
-            Those of the settings unless given.
+            None: the settings' steps.
         callbacks : sequence of Callback
-            Beside those that record, evaluate and save.
+            Further callbacks, beside those that record, evaluate and save.
         evaluate_at_end : bool
             See `training.Evaluation`.
         report : function
@@ -155,7 +154,7 @@ class TextTraining:
         Returns
         -------
         loop : Loop
-            As the run left it.
+            The loop after the run.
         """
         s = self.settings
         own = [
@@ -173,7 +172,7 @@ class TextTraining:
         return figures["loss"]
 
     def batches(self) -> Iterator[slice]:
-        """Where the windows lie, from the next one to the last one of the text."""
+        """The steps of each window, from the next window to the last one of the text."""
         while True:
             yield slice(self.position, self.position + self.settings.seq_len)
             if self.position == 0:  # the text begins again
@@ -195,7 +194,7 @@ class TextTraining:
         return {"loss": loss}, grads
 
     def update(self, gradients: list[dict[str, Any]]) -> None:
-        """Take the step, and go on to the next window."""
+        """Take the step, and advance to the next window."""
         self.optimizer.step(gradients)
         self.schedule.step()
         self.position, self.state = self.position + self.settings.seq_len, self._state_after
@@ -220,27 +219,29 @@ class TextTraining:
 
     @classmethod
     def resume(cls, text: str, path: str | os.PathLike[str], given: Mapping[str, Any]) -> TextTraining:
-        """Go on where `save` left off; the end is bit for bit that of a run that was never interrupted.
+        """Continue a training from the file of `save`; its end has the same bits as an uninterrupted run.
 
         Parameters
         ----------
         text : str
-            The one that was trained on.
+            The text of the training.
         path : path
         given : dict
-            Settings for the rest of the run. Those not in `CHANGEABLE` must be as they were.
+            Settings for the rest of the run. Settings that are not in `CHANGEABLE` must have their old values.
 
         Raises
         ------
-        OSError, FileError
-            The file is missing, damaged or no checkpoint.
+        OSError
+            The file is missing or cannot be read.
+        FileError
+            The file is damaged or no checkpoint.
         ValueError
             Another text, or settings that cannot change.
         """
         arrays, config = files.load(path)
         with explained(path):
             training = config["training"] if "training" in config else missing_checkpoint()
-            # Earlier versions took a decay above 1 for 1.
+            # Earlier versions treated a decay above 1 as 1.
             before = Settings(**training["settings"] | {"decay": min(training["settings"].get("decay", 0.0), 1.0)})
             trained_on, short_window = (
                 training["fingerprint"],
@@ -252,7 +253,7 @@ class TextTraining:
                 f"{path} was trained on another text, or on this one in another encoding; going on needs the same. "
                 "To train its model on a new text: TextTraining(text, settings, out, model=CharModel.load(path))"
             )
-        choose(settings.backend, "float32")  # its errors are not the file's
+        choose(settings.backend, "float32")  # raises here: the backend's errors are not the file's
         with explained(path):
             model = CharModel.from_arrays(arrays, config, settings.backend)
             if not short_window:
@@ -288,7 +289,7 @@ def arrays_of(job: TextTraining) -> dict[str, Array]:
 
 
 def size_of_file(job: TextTraining) -> int:
-    """About how many bytes a checkpoint will have after the last step; rather too many."""
+    """Estimate, rather too large, of the bytes of a checkpoint after the last step."""
     s = job.settings
     kept = sum(a.nbytes for a in arrays_of(job).values())
     state = 2 * 4 * s.layers * s.batch * s.hidden
@@ -297,7 +298,10 @@ def size_of_file(job: TextTraining) -> int:
 
 
 def check_numbering(text: str, model: CharModel) -> None:
-    """Earlier versions numbered a text by its own characters, whatever model it trained."""
+    """Raise ValueError for a training in which an earlier version numbered the text by its own characters.
+
+    That was wrong for a model with another vocabulary.
+    """
     if vocabulary_of(text) != model.vocabulary:
         missing = "".join(sorted(set(model.vocabulary) - set(text)))
         raise ValueError(

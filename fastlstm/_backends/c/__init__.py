@@ -1,9 +1,9 @@
 """The compiled backend: kernels in csrc/, one text for every instruction set; float32.
 
-It only hands pointers over: what is computed, and by which contract, stands in `_backends.numpy` and csrc/api.h.
+It passes pointers to C; the contract is in `_backends.numpy` and csrc/api.h.
 
-`extension` knows whether the extension is there, and its instruction sets; `calls` has what every call needs;
-`recurrent`, `dense`, `embedding` and `optimisers` are the functions that the contract names.
+`extension` has the state of the extension and its instruction sets, `calls` the pointers and structs of every call;
+`recurrent`, `dense`, `embedding` and `optimisers` have the functions of the contract.
 """
 
 from .dense import dense_backward, dense_cross_entropy, dense_forward, dense_pack

@@ -1,4 +1,4 @@
-"""What every call of C needs: pointers, aligned memory, and structs that are kept from call to call."""
+"""Pointers, aligned memory and reused structs for calls of C."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if ffi is not None:  # module-level aliases: cheaper than attribute lookups, of 
     FLOATS, INTS, DOUBLES = ffi.typeof("float[]"), ffi.typeof("int64_t[]"), ffi.typeof("double[]")
     BYTES = ffi.typeof("char[]")
     NO_MAP: Any = (0, NULL)  # fl_row_map of packed outputs
-else:  # the names exist, for imports; nothing calls them
+else:  # names for imports; they are never called
     NULL = new = from_buffer = FLOATS = INTS = DOUBLES = BYTES = NO_MAP = None
 
 
@@ -28,7 +28,10 @@ def aligned(floats: int) -> Array:
 
 
 def of_its_own(floats: int) -> Array:
-    """The same, never from the arena: what is kept for long would keep a piece that may be many times as large."""
+    """Uninitialised float32 memory that is not from the buffer pool, whose pieces may be many times as large.
+
+    For memory that is kept for long. It begins at a cache line.
+    """
     memory = np.empty(floats + 16, np.float32)
     skip = -(memory.__array_interface__["data"][0] // 4) % 16
     return memory[skip : skip + floats]
@@ -38,8 +41,8 @@ class Call:
     """The structs that C calls take, and their scratch memory, kept between calls.
 
     New structs would cost a short call their allocations, and fresh memory its page faults. Fields that rarely change
-    are set only when they do: `rows`, `row_map`, `second` and `threads` are what `forward` has. Pointers to arrays of a
-    call that is over stay in the structs, and are never used.
+    are set only when they do: `rows`, `row_map`, `second` and `threads` are the values in the struct of `forward`.
+    Pointers to arrays of an earlier call stay in the structs, and are never used.
     """
 
     __slots__ = ("backward", "dense", "forward", "row_map", "rows", "scratch", "second", "threads")
@@ -54,7 +57,7 @@ class Call:
         self.threads = 0
 
     def set_forward(self, second: Any, rows: Rows, row_map: RowMap | None, threads: int) -> None:
-        """Set the fields of the struct for forward that rarely change."""
+        """Set those fields of the struct of `forward` that rarely change."""
         struct = self.forward
         struct.second = second
         struct.rows = (NULL, NULL, sizes_of(rows), rows.T)
@@ -64,15 +67,15 @@ class Call:
         self.second, self.rows, self.row_map, self.threads = second, rows, row_map, threads
 
     def grow(self, floats: int) -> None:
-        """Scratch memory of so many floats."""
+        """Replace the scratch memory by one of `floats` floats."""
         self.scratch = self.forward.scratch = (pointer(of_its_own(floats)), floats)
 
 
-free_calls: deque[Call] = deque(maxlen=16)  # calls of more threads at the same time are rare, and made anew
+free_calls: deque[Call] = deque(maxlen=16)  # more calls at the same time are rare; they make new structs
 
 
 def run(kind: str, function: Any, fields: Any) -> None:
-    """Set all fields of the struct `kind` but the scratch memory, and call a C function until that is large enough."""
+    """Set the fields of the struct `kind`, and call a C function with ever more scratch memory until it is enough."""
     try:
         call = free_calls.pop()
     except IndexError:
@@ -92,7 +95,7 @@ def pointer(a: Array | None) -> Any:
 
 
 def sizes_of(rows: Rows) -> Any:
-    """C pointer to the batch sizes, made once."""
+    """C pointer to the batch sizes, cached in `rows`."""
     sizes = rows.handles.get("c")
     if sizes is None:
         sizes = rows.handles["c"] = from_buffer(INTS, rows.batch_sizes)

@@ -17,11 +17,11 @@ from .extension import lib
 
 @dataclass
 class DenseBlock:
-    """Packed weights of a dense layer, for the instruction set that was active."""
+    """Packed weights of a dense layer, for the instruction set that was active at packing."""
 
     handle: Any  # fl_dense *
-    weight: Array  # (U, I), as it was
-    keep: list[Array]  # what the handle points to
+    weight: Array  # (U, I) the weight at packing
+    keep: list[Array]  # arrays that the handle points to
     lock: Lock
 
 
@@ -70,7 +70,7 @@ def dense_cross_entropy(
 
 
 def _dense_call(function: Any, block: DenseBlock, x: Array, dx: Array, grads: dict[str, Array], **fields: Any) -> None:
-    """Call one of the two functions with a backward in them; `fields` of fl_dense_call are those that only it reads."""
+    """Call the C function of backward or cross-entropy; `fields`: the fields of fl_dense_call that only it reads."""
     with block.lock:
         if block.handle.backward == NULL:
             _dense_pack(block, None, backward=1)

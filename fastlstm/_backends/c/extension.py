@@ -1,4 +1,4 @@
-"""The extension: whether it is there, and its instruction sets."""
+"""The extension: whether it is usable, and its instruction sets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def active_isa() -> str:
 
 
 def choose_isa(name: str) -> None:
-    """Pack weights for this instruction set from now on. What is packed already keeps its own."""
+    """Pack weights for this instruction set from now on. Weights packed before keep their instruction set."""
     known = isas()
     why = known.get(name, "it is not compiled in")
     if why is not None:
@@ -54,7 +54,7 @@ def choose_isa(name: str) -> None:
 
 @contextmanager
 def use_isa(name: str) -> Iterator[None]:
-    """`choose_isa` for a while."""
+    """Within this context weights are packed for this instruction set."""
     before = active_isa()
     choose_isa(name)
     try:

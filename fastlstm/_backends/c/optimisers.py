@@ -14,7 +14,7 @@ RULES = ("sgd", "adam", "rmsprop", "adagrad")  # enum fl_rule_kind
 
 
 def _spans(arrays: Sequence[Sequence[Array | None]]) -> Any:
-    """fl_span[] of (p,) or (p, g, whatever is kept), contiguous float32 arrays, None where a thing is not kept."""
+    """fl_span[] of (p,) or (p, g, slots ...): contiguous float32 arrays, None for a slot that is not kept."""
     spans = new("fl_span[]", len(arrays))
     for span, one in zip(spans, arrays, strict=True):
         span.p, span.n = pointer(one[0]), 0 if one[0] is None else one[0].size
@@ -31,18 +31,18 @@ def update(rule: str, numbers: Mapping[str, float], arrays: Sequence[Sequence[Ar
     Parameters
     ----------
     rule : str
-        Of `RULES`.
+        A name of `RULES`.
     numbers : dict
-        Fields of fl_rule; 0 where absent.
-    arrays : sequence of (p, g, whatever is kept)
-        Contiguous float32 arrays of one size each; None where a thing is not kept.
+        Fields of fl_rule; absent ones are 0.
+    arrays : sequence of (p, g, slots ...)
+        Contiguous float32 arrays, of equal size in each tuple; None for a slot that is not kept.
     """
     handle = new("fl_rule *", {"kind": RULES.index(rule), **numbers})
     lib.fl_update(handle, _spans(arrays), len(arrays), get_num_threads())
 
 
 def update_columns(p: Array, ids: Array, rows: Array, lr: float) -> None:
-    """p[:, ids] -= lr * rows.T; no id comes twice."""
+    """p[:, ids] -= lr * rows.T; the ids are distinct."""
     J, V = p.shape
     data = pointer(p), J, V, from_buffer(INTS, ids), len(ids), pointer(rows)
     lib.fl_update_columns(*data, lr, get_num_threads())

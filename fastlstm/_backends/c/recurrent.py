@@ -20,11 +20,11 @@ from .extension import ffi, lib
 STORAGES = ("float32",)  # enum fl_storage; every other storage is refused by name
 KINDS = ("lstm", "gru", "rnn")  # enum fl_kind
 ACTIVATION_IDS = {name: i for i, name in enumerate(ACTIVATIONS)}  # enum fl_activation
-LEAST_CLIP = float(np.finfo(np.float32).tiny)  # fl_spec.clip == 0 means that there is none
+LEAST_CLIP = float(np.finfo(np.float32).tiny)  # smallest clip: fl_spec.clip == 0 means no clip
 
 if ffi is not None:
     GRADS = ffi.typeof("fl_grads *")
-    # A call of fewer multiply-adds keeps Python's lock; what a row counts for beside its own. See csrc/api.h.
+    # Calls of fewer multiply-adds keep Python's lock, and a row counts as this many more. See csrc/api.h.
     LOCKED_WORK, ROW_WORK = lib.fl_locked_work, lib.fl_row_work
 
 
@@ -35,17 +35,17 @@ def supports(spec: Spec, storage: str, dtype: str) -> str | None:
 
 @dataclass
 class Block:
-    """Packed weights of one direction of one layer, for the instruction set that was active."""
+    """Packed weights of one direction of one layer, for the instruction set that was active at packing."""
 
     spec: Spec
     reverse: bool
     handle: Any  # fl_block *
     params: Any  # fl_params *
-    keep: list[Array]  # what the handle and the params point to
-    packed: set[int]  # enum fl_panels: those that are there
+    keep: list[Array]  # arrays that the handle and the params point to
+    packed: set[int]  # enum fl_panels: the panels packed so far
     lock: Lock
-    work: int  # multiply-adds of a row
-    work_of_ids: int  # of a token id, which has no product with the input matrix
+    work: int  # multiply-adds of a row of numbers
+    work_of_ids: int  # multiply-adds of a token id's row, without a product with the input matrix
 
 
 def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, reverse: bool = False) -> Block:
@@ -63,7 +63,7 @@ def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, rever
     handle.isa, handle.storage, handle.reverse = lib.fl_isa_chosen(), STORAGES.index(storage or "float32"), reverse
     GH = spec.G * spec.H
     given = {name: pointer(np.ascontiguousarray(p)) for name, p in params.items()}
-    if spec.biases == 1:  # C adds the two
+    if spec.biases == 1:  # C adds two biases: the second one is zero
         given["bias_hh"] = pointer(np.zeros(GH, np.float32))
     keep = list(given.values())
     block = Block(
@@ -89,7 +89,7 @@ def _pack(block: Block, panels: int) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- forward, backward
-# A C pointer does not keep its array alive: the arrays are arguments of the call that uses it, and so outlive it.
+# A C pointer does not keep its array alive. The arrays are arguments of the Python call, and so live until it returns.
 
 
 def forward(
@@ -126,13 +126,13 @@ def forward(
     if work >= LOCKED_WORK:
         lib.fl_set(struct, *changing)
         function, changing = lib.fl_forward, ()
-    while (need := function(struct, *changing)) > call.scratch[1]:  # the next attempt may be planned otherwise
+    while (need := function(struct, *changing)) > call.scratch[1]:  # the plan of the next attempt may differ
         call.grow(need)
     free_calls.append(call)
 
 
 def _rows_apart(a: Array | None) -> tuple[Any, int]:
-    """C pointer to columns of a perhaps wider array, whose rows then lie apart, and how far; NULL for None."""
+    """(C pointer, floats from one row to the next) of rows, perhaps columns of a wider array; NULL for None."""
     if a is None:
         return NULL, 0
     if a.flags.c_contiguous:
@@ -180,7 +180,7 @@ def backward(
 
 # ----------------------------------------------------------------------------------------------------------- streaming
 def bind(blocks: list[Block], x: Array, states: tuple[Array, ...]) -> Callable[[], None]:
-    """See `_backends.numpy.bind`. Every pointer is taken here, once: a step is one C call."""
+    """See `_backends.numpy.bind`. Pointers are taken once, so that a step is one C call."""
     h, c = states if len(states) > 1 else (states[0], None)
     L, B = h.shape[:2]
     handles = new("fl_block *[]", [k.handle for k in blocks])
@@ -191,5 +191,5 @@ def bind(blocks: list[Block], x: Array, states: tuple[Array, ...]) -> Callable[[
     stream.scratch = pointer(memory)
     work = B * (blocks[0].work_of_ids if x.ndim == 1 else blocks[0].work) + B * sum(k.work for k in blocks[1:])
     step = partial(lib.flq_step if work < LOCKED_WORK else lib.fl_step, stream)
-    vars(step)["alive"] = handles, pointers, blocks, memory  # what the stream points to
+    vars(step)["alive"] = handles, pointers, blocks, memory  # keeps the arrays alive that the stream points to
     return step
