@@ -3,8 +3,8 @@
     python tests/hostile.py READER FIRST COUNT
 
 reads COUNT files that are made from the case numbers FIRST, FIRST + 1, ... It prints how many were read and refused
-(JSON), and ends with status 1 at the first that takes another way out. Memory is limited by the system, time by an
-alarm, and the number of the case is in the file named by FUZZ_CASE, so that a crash can be told too.
+(JSON), and ends with status 1 at the first other exception. Memory is limited by the system, time by an alarm, and the
+number of the case is in the file named by FUZZ_CASE, so that a crash can be attributed to its case.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from collections.abc import Callable
 from typing import Any
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MEMORY = 1 << 29  # bytes beyond what the process has when it begins
-SECONDS = 20  # for one file; HDF5's endless loops end sooner
+MEMORY = 1 << 29  # bytes that the process may take beyond its memory at the start
+SECONDS = 20  # time limit of one file; HDF5's endless loops have a shorter one
 HDF5_SECONDS = 2
 
 
@@ -276,7 +276,7 @@ OPCODES = [bytes([c]) for c in b"]}()(.02NQRtueasbhqrcXKJM\x85\x86\x87\x88\x8f\x
 
 
 def damage(data: bytes, draw: random.Random, extra: list[bytes] = HUGE) -> bytes:
-    """The bytes with up to four places changed, which mostly lie where the bytes are not zero."""
+    """The bytes with up to four changes, most of them at bytes that are not zero."""
     changed = bytearray(data)
     for _ in range(draw.randint(1, 4)):
         if not changed:
@@ -301,7 +301,7 @@ def damage(data: bytes, draw: random.Random, extra: list[bytes] = HUGE) -> bytes
 
 
 def damaged_torch(files: list[bytes], draw: random.Random) -> bytes:
-    """A damaged file; often one whose zip archive is sound and whose description is damaged, or made of any opcodes."""
+    """A damaged file; often a sound zip archive with a damaged description, or with a description of random opcodes."""
     way = draw.randrange(4)
     if way == 0:
         return damage(draw.choice(files), draw)
@@ -324,7 +324,7 @@ def damaged_safetensors(files: list[bytes], draw: random.Random) -> bytes:
 
 
 def damaged_json(config: Any, draw: random.Random) -> Any:
-    """A configuration with a part in the place of another, or with a part of another kind."""
+    """A configuration with one part replaced by another part or by a value of another kind."""
     text = json.dumps(config)
     if draw.random() < 0.4:
         return damage(text.encode(), draw, [b"[]", b"{}", b"null", b"1e999", b"9" * 60, b'"' * 3, b"[" * 500])
@@ -366,7 +366,7 @@ READERS: dict[str, Maker] = {
 
 # ------------------------------------------------------------------------------------------------------------ program
 def reader(kind: str) -> Callable[[str], Any]:
-    """What reads a file of this kind. HDF5's own code runs in this process, its result for `keras` is made once."""
+    """The reader of a kind of file. HDF5 runs in this process; for `keras` its result is made once."""
     from fastlstm._readers import hdf5, keras_files, torch_files
     from fastlstm._readers.hdf5_process import Dump
     from fastlstm.files import FileError
@@ -407,7 +407,7 @@ def main(kind: str, first: int, count: int) -> None:
     outcome = {"read": 0, "refused": 0}
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "file")
-        for data in files if kind != "keras" else ():  # sound ones are read; this also imports what the readers import
+        for data in files if kind != "keras" else ():  # sound files are read; that also imports the readers' modules
             with open(path, "wb") as file:
                 file.write(data)
             load(path)

@@ -23,7 +23,7 @@ class Case(NamedTuple):
     loss: losses.Loss
     y: Any
     target: Any
-    features: int  # how many axes of y the rows lack
+    features: int  # number of y's last axes that are not axes of the rows
 
 
 def softmax(z: Any) -> Any:
@@ -56,7 +56,7 @@ def make_cases() -> dict[str, Case]:
 
 CASES = make_cases()
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-# Of time steps and sequences, (4, 3); for losses of single numbers the last axis of y shares them.
+# Mask and weights of time steps and sequences, (4, 3); losses of single numbers use them for the whole last axis of y.
 MASK = np.arange(4)[:, None] < np.array([4, 1, 2])
 WEIGHTS = np.random.default_rng(1).uniform(0.5, 2, (4, 3))
 
@@ -93,7 +93,7 @@ def test_gradient_is_the_difference(case: Case, reduction: str, masked: bool, we
 
 @each_case
 def test_a_mask_is_the_loss_of_the_rest(case: Case) -> None:
-    """Whatever stands in rows that do not count."""
+    """The values of rows that do not count have no effect."""
     expected, d_expected = case.loss(case.y[MASK], case.target[MASK])
     y, target = case.y.copy(), case.target.copy()
     y[~MASK] = np.nan
@@ -218,7 +218,7 @@ def test_values_by_hand() -> None:
 
 
 def test_distributions_that_miss_1_a_little() -> None:
-    """As labels of three digits do: value and gradient are of the target as it is."""
+    """Labels with three digits may add up to 0.999; value and gradient use them unchanged."""
     y, target = np.array([[0.3, -1.0, 0.5]]), np.array([[0.333, 0.333, 0.333]])
     loss = losses.CategoricalCrossentropy(True)
     assert np.abs(loss(y, target)[1] - differences(lambda z: loss(z, target)[0], y)).max() < 1e-9
@@ -240,7 +240,7 @@ def test_extremes_stay_finite() -> None:
 
 @each_case
 def test_nan_in_predictions_passes(case: Case) -> None:
-    """So that a training sees that it diverges; and no further than its row."""
+    """NaN makes the loss NaN, so that training detects divergence, and the gradient of its own row only."""
     y = case.y.copy()
     y[1, 1] = np.nan
     value, dy = case.loss(y, case.target)
@@ -251,7 +251,7 @@ def test_nan_in_predictions_passes(case: Case) -> None:
 
 
 def test_a_last_axis_of_one_may_be_missing() -> None:
-    """A head of one unit gives (N, 1), targets are mostly (N,): never (N, N)."""
+    """Predictions (N, 1) of a head with one unit fit targets (N,); they are never broadcast to (N, N)."""
     y, target = np.arange(4.0), np.array([1.0, 1, 0, 0])
     expected, d = losses.MeanSquaredError()(y, target)
     for p, t in ((y[:, None], target), (y, target[:, None])):
@@ -266,7 +266,7 @@ def test_a_mask_of_single_numbers() -> None:
 
 
 def test_weights_of_sequences_name_their_axis() -> None:
-    """(3,) for (3, 3) rows could be of either axis."""
+    """Weights (3,) for rows (3, 3) are refused: they could belong to either axis."""
     case = CASES["sparse from logits"]
     y, target, per_sequence = case.y[:3], case.target[:3], np.array([1.0, 2.0, 0.0])
     with pytest.raises(ValueError, match=r"\(3,\), expected \(3, 3\).*weights\[:, None\].*weights\[None, :\]"):
@@ -293,7 +293,7 @@ def test_ignored_labels_do_not_count(ignore_index: int) -> None:
 
 
 def test_a_row_counts_where_label_mask_and_weight_say_so() -> None:
-    """Each leaves out a row of its own; what a weight is where the others leave a row out does not matter."""
+    """Label, mask and weight each leave out a row. A weight in a row that the others leave out has no effect."""
     y, target = np.random.default_rng(6).standard_normal((5, 3)), np.array([-100, 0, 1, 2, 1])
     mask, weights = np.array([True, False, True, True, True]), np.array([np.nan, -1, 0, 2, 1])
     value, dy = fl.softmax_cross_entropy(y, target, mask=mask, weights=weights)
@@ -343,7 +343,7 @@ def assert_close(given: Any, expected: Any) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("how", ["ignore_index", "mask", "weights", "all three"])
 def test_head_leaves_rows_out(backend: str, how: str, reduction: str) -> None:
-    """As the unfused path: product, loss, backward; even where the rows left out hold NaN."""
+    """The fused head equals product, loss and backward, also if the rows left out hold NaN."""
     rng = np.random.default_rng(4)
     dense = fl.Dense(6, 5, backend=backend, seed=2)
     x, targets = rng.standard_normal((4, 3, 6)).astype("float32"), rng.integers(0, 5, (4, 3))
@@ -390,7 +390,7 @@ def test_head_without_a_row_that_counts(backend: str) -> None:
 
 
 def test_padding_does_not_change_a_models_loss() -> None:
-    """A padded batch has the mean loss, and so the perplexity, of its sequences one by one."""
+    """A padded batch has the same mean loss, and so the same perplexity, as its sequences one by one."""
     rng = np.random.default_rng(0)
     lengths = np.array([12, 3, 1])
     layer, head = fl.LSTM(7, 8, seed=0), fl.Dense(8, 7, seed=1)

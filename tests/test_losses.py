@@ -1,4 +1,4 @@
-"""Losses and the dense head: against finite differences, at extremes, and with what does not fit."""
+"""Losses and the dense head: finite differences, extreme values, and bad arguments."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_cross_entropy_of_extreme_logits(dtype: str) -> None:
 
 
 def test_cross_entropy_keeps_small_losses() -> None:
-    """A confident prediction's loss is far below float32's steps at 1."""
+    """The loss of a confident prediction is far below float32's step at 1."""
     loss, _ = fl.softmax_cross_entropy(np.array([[30, 0]], "float32"), np.array([0]))
     assert loss == pytest.approx(math.log1p(math.exp(-30)), rel=1e-3)
 
@@ -191,12 +191,14 @@ def test_dense_keeps_forced_choices() -> None:
 
 
 # ---------------------------------------------------------------------------------------- the C backend's exponential
-EXP_ERROR = 1.2e-7  # relative, of exp over all that a softmax gives it; vmath.h refers to this number
+EXP_ERROR = 1.2e-7  # bound of exp's relative error over the arguments of a softmax; vmath.h refers to this number
 
 
 def exponentials(x: Any) -> Any:
-    """What the C backend's softmax makes of exp(x) for x <= 0: logits x and 0 through a layer that changes nothing,
-    where the gradient of the first is exp(x) / (1 + exp(x)), as float32 rounds it."""
+    """The C backend's exp(x) for x <= 0, by the softmax of the logits x and 0, from an identity layer.
+
+    The gradient of the first logit is exp(x) / (1 + exp(x)), rounded to float32.
+    """
     dense = fl.Dense(1, 2, bias=False, backend="c")
     dense.load_state_dict({"weight": np.array([[1.0], [0.0]])})
     _, dx, _ = dense.cross_entropy(x[:, None], np.ones(len(x), int), "sum")
@@ -207,7 +209,7 @@ def test_exponential(compiled: str) -> None:
     x = -np.concatenate([np.geomspace(1e-8, 87.3, 200_000), np.linspace(0, 87.3, 1_000_000)]).astype("float32")
     e = np.exp(x.astype("float64"))
     error = np.abs(exponentials(x) / (e / (1 + e)) - 1)
-    assert error[e < 1e-9].max() <= EXP_ERROR  # there it is the exponential itself
+    assert error[e < 1e-9].max() <= EXP_ERROR  # the gradient is exp(x) there, since 1 + exp(x) rounds to 1
     assert error.max() <= EXP_ERROR + 2 * np.finfo("float32").eps / 2  # two more roundings
 
 
@@ -219,7 +221,7 @@ def test_exponential_at_the_end(compiled: str) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [0, 3, 8, 40])
 def test_head_passes_what_is_not_finite(backend: str, bad: float, place: int) -> None:
-    """As the loss in NumPy does, wherever in a row it stands."""
+    """NaN and infinity pass as in the NumPy loss, at any place of a row."""
     dense = fl.Dense(1, 41, backend=backend, seed=0)
     with dense.update() as params:
         params["bias"][place] = bad

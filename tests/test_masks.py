@@ -1,4 +1,4 @@
-"""Masks: layers run over the valid steps alone, wherever these lie, and leave the others as if they were cut out."""
+"""Masks: layers run over the valid steps alone, in any pattern, as if the other steps were cut out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def one_sequence(state: Any, b: int) -> Any:
 
 
 def run(layer: Any, drawn: Any, every: int | None = None, **given: Any) -> dict[str, Any]:
-    """Everything that comes out of forward and backward, by name."""
+    """All results of forward and backward, by name."""
     y, state, tape = layer.forward(drawn.x, drawn.state, checkpoint_every=every, **given)
     dx, dstate, grads = layer.backward(tape, drawn.dy, drawn.dstate)
     inputs = {} if dx is None else {"dx": dx}
@@ -50,7 +50,7 @@ def run(layer: Any, drawn: Any, every: int | None = None, **given: Any) -> dict[
 
 
 def alone(layer: Any, drawn: Any, mask: Any, every: int | None = None) -> dict[str, Any]:
-    """What the layer gives for each sequence by itself, its valid steps cut out, put together by hand; time first."""
+    """Results of the layer for the valid steps of each sequence by itself, joined into time-major arrays."""
     got: dict[str, Any] = {}
     for b in range(mask.shape[1]):
         valid = mask[:, b]
@@ -69,7 +69,7 @@ def alone(layer: Any, drawn: Any, mask: Any, every: int | None = None) -> dict[s
 
 
 def poisoned(drawn: Any, mask: Any) -> Any:
-    """The same with NaN, or an id that is none, at the steps that are not valid, in a copy."""
+    """A copy of the input with NaN, or the token id -1, at the steps that are not valid."""
     x, dy = drawn.x.copy(), drawn.dy.copy()
     x[~mask] = -1 if x.dtype.kind == "i" else np.nan
     dy[~mask] = np.nan
@@ -168,7 +168,7 @@ def test_masked_steps_have_no_rows() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_random_masks_and_sizes(seed: int, backend: str) -> None:
-    """Down to nothing: without steps, without sequences, without a valid step."""
+    """Also without steps, without sequences, and without valid steps."""
     rng = np.random.default_rng(seed)
     for t, b in ((0, 3), (4, 0), (1, 1), (1, 5), (9, 1), (13, 17)):
         for share in (0.0, 0.2, 0.7, 1.0):
@@ -193,7 +193,7 @@ def test_dropout_falls_on_valid_steps_only(backend: str) -> None:
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, TWO], ids=str)
 @each_kind
 def test_torch_on_the_valid_steps_of_each_sequence(kind: str, options: dict[str, Any], backend: str) -> None:
-    """PyTorch has no masks, so it is given each sequence alone, cut to its valid steps."""
+    """PyTorch has no masks, so its input is each sequence alone, cut to its valid steps."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-peers")
     dtype = "float64" if "float64" in module(backend).DTYPES else "float32"
     case = Case(kind, T, B, I, H, options)

@@ -1,6 +1,6 @@
-"""The compiled backend stays within its memory: every array ends, or begins, at a page that may not be touched.
+"""The compiled backend stays within its memory: every array ends, or begins, at an inaccessible page.
 
-Each case runs in a forked child: a stray access kills it.
+Each case runs in a forked child, which an access to such a page kills.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastlstm.layout import Rows
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
-# One layer in one direction, in all sizes; which activation it is does not change where it lies.
+# One layer in one direction, in all sizes. The activation has no influence on memory accesses.
 GUARDED = [
     case
     for case in CASES
@@ -56,10 +56,10 @@ def guarded(a: Any, at_end: bool) -> Any:
 def exercise(case: Case, at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack, forward, backward and a step, with fences round every array, packed weights and scratch memory too."""
     c = module("c")
-    # The kernels' own memory is promised to begin at a cache line.
+    # The contract promises that scratch memory begins at a cache line.
     for place, name in ((recurrent, "aligned"), (calls, "of_its_own")):
         monkeypatch.setattr(place, name, lambda floats: fence(4 * floats, at_end, align=64).view(np.float32))
-    calls.free_calls.clear()  # what is there has scratch memory without fences
+    calls.free_calls.clear()  # cached calls have scratch memory without fences
 
     def guard(a: Any) -> Any:
         return guarded(a, at_end)
@@ -126,7 +126,7 @@ def test_no_access_beyond_the_arrays(
 
 
 def test_scratch_memory_grows_until_there_is_enough(compiled: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a call needs may change from one attempt to the next: it may have been planned otherwise meanwhile."""
+    """The size that a call needs may change from one attempt to the next, since its plan may."""
     given: list[int] = []
 
     def function(call: Any) -> int:
@@ -143,7 +143,7 @@ def test_scratch_memory_grows_until_there_is_enough(compiled: str, monkeypatch: 
 
 @pytest.mark.parametrize("offset", [-1, 8])
 def test_the_fence_stands(offset: int) -> None:
-    """The check can fail: one byte too far kills the child."""
+    """The check can fail: an access one byte beyond the memory kills the child."""
 
     def stray() -> None:
         a = fence(8, at_end=offset > 0)

@@ -17,7 +17,7 @@ N = 203  # rows; three batches of 80 leave a ragged one of 43
 
 
 class Case(NamedTuple):
-    """A metric, predictions and targets of N rows, and the same by scikit-learn: from (sklearn.metrics, w)."""
+    """A metric, predictions and targets of N rows, and scikit-learn's value, from (sklearn.metrics, weights)."""
 
     metric: metrics.Metric
     y: Any
@@ -130,7 +130,7 @@ WEIGHTS = np.random.default_rng(2).uniform(0.1, 3, N)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_scikit_learn_agrees(case: Case, masked: bool, weighted: bool) -> None:
-    """In one batch and in ragged ones; and with NaN and foreign labels where rows do not count."""
+    """In one batch and in ragged batches, with NaN and unknown labels in rows that do not count."""
     sk = pytest.importorskip("sklearn.metrics")
     mask, weights = MASK if masked else None, WEIGHTS if weighted else None
     w = (WEIGHTS if weighted else np.ones(N)) * (MASK if masked else 1)
@@ -221,7 +221,7 @@ def test_ignored_labels() -> None:
 
 
 def test_the_form_of_accuracy() -> None:
-    """By the shapes, as Keras chooses."""
+    """The shapes choose the form, as in Keras."""
     accuracy, steps = metrics.Accuracy(), np.array([[0.9, 0.1], [0.8, 0.7]])
     assert accuracy(steps[..., None], np.array([[1, 0], [1, 0]])) == 0.75  # (B, T, 1) and (B, T)
     assert accuracy(steps, np.array([0, 1])) == 0.5  # (B, V) and (B,)

@@ -49,13 +49,13 @@ MODULES: dict[str, Any] = {
 
 
 def generator(module: Any) -> Any:
-    """The module whose dropout is drawn."""
+    """The module that draws dropout's factors."""
     inner = getattr(module, "_both", module)
     return getattr(inner, "module", inner) if isinstance(inner, nn.Residual) else inner
 
 
 def worst_difference(module: Any, x: Any, mask: Any) -> float:
-    """How far gradients lie from finite differences, at some places of every array."""
+    """The largest difference between gradients and finite differences, at some places of every array."""
     module.build(x.shape[1:])
     drawn = generator(module)
     state = copy.deepcopy(drawn.rng_state)
@@ -127,7 +127,7 @@ def test_penalties_and_their_gradients() -> None:
 
 
 def test_masked_steps_are_skipped() -> None:
-    """A masked batch gives what each sequence gives alone, without the masked steps."""
+    """A masked batch has the outputs of each sequence alone, without the masked steps."""
     for cls in RECURRENT:
         module = cls(6, seed=1, **F64)
         whole = module(X, MASK)

@@ -1,4 +1,4 @@
-"""How many threads, and why: `fastlstm.num_threads`."""
+"""The number of threads and its origin: `fastlstm.num_threads`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastlstm._backends import backends
 
 @pytest.fixture(autouse=True)
 def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Begin without anything set, and leave nothing behind."""
+    """Run a test with no number of threads set, and reset everything after it."""
     monkeypatch.setattr(cpu, "_in_process", None)
     monkeypatch.delenv("FASTLSTM_NUM_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -130,7 +130,7 @@ def test_good_words_of_others(monkeypatch: pytest.MonkeyPatch, value: str, n: in
 
 @pytest.mark.parametrize("value", ["all", "0", "1.0", "3000000000"])
 def test_layers_run_whatever_omp_num_threads_is(value: str, backend: str) -> None:
-    """In a process of its own, since the variable is read once; its warning is told once, on stderr."""
+    """In a process of its own, since the variable is read once. The warning appears once, on stderr."""
     code = f"""
 import numpy as np, fastlstm as fl
 layer = fl.LSTM(64, 128, backend={backend!r}, seed=0)
@@ -146,7 +146,7 @@ for _ in range(3):
 @pytest.mark.parametrize("name", ["NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER"])
 @pytest.mark.parametrize("value", ["0", "-1", "all", "", "1"])
 def test_what_numba_refuses_makes_its_backend_unusable(name: str, value: str) -> None:
-    """So that "auto" takes another, and a forced "numba" names the variable; what Numba bears is no obstacle."""
+    """ "auto" then takes another backend, and a forced "numba" is an error that names the variable."""
     if why := backends()["numba"]:
         pytest.skip(why)
     refused = name == "NUMBA_THREADING_LAYER" or value in ("0", "-1")
@@ -216,7 +216,7 @@ def test_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("problem", [PermissionError, OSError, None])
 def test_an_affinity_that_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Any) -> None:
-    """Some sandboxes refuse the question, or answer with no core at all."""
+    """In some sandboxes the affinity call raises, or returns no core."""
 
     def refuse(_: int) -> set[int]:
         if problem:

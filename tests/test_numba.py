@@ -1,4 +1,4 @@
-"""What the numba backend promises beyond the contract: late import, threads, forks, the cache, its own exponentials."""
+"""The numba backend beyond the contract: late import, threads, forks, the cache, its own exponentials."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def has(package: str) -> bool:
 
 
 def layers() -> list[str]:
-    """Numba's threading layers that can be had here."""
+    """Numba's threading layers that are installed."""
     if WHY is not None:
         return []
     found = ["tbb"] * has("tbb") + ["workqueue"]
@@ -41,7 +41,7 @@ each_layer = pytest.mark.parametrize("layer", layers() or [pytest.param("none", 
 
 
 def run(script: str, **environment: str) -> str:
-    """What a fresh Python prints that runs the script with two threads."""
+    """The output of a script in a fresh Python with two threads."""
     settings = {"PYTHONPATH": os.pathsep.join(map(str, PATHS)), "FASTLSTM_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -88,7 +88,7 @@ except fl.BackendError as error:
 
 @needs_numba
 def test_a_numba_that_does_not_fit_is_an_error_of_the_backend() -> None:
-    """Numba refuses at its import a NumPy that is too new for it."""
+    """Numba raises at import if NumPy is too new for it."""
     script = """
 import sys
 sys.modules["llvmlite"] = None
@@ -111,7 +111,7 @@ def test_auto_takes_numba_for_float64() -> None:
 @needs_numba
 @pytest.mark.parametrize(("dtype", "ulps"), [("float32", 3), ("float64", 4)])
 def test_sigmoid_and_tanh_are_accurate(dtype: str, ulps: int) -> None:
-    """In units of the last place of the result, small ones included: a rough tanh would spoil small states."""
+    """Errors in units of the last place, also of small results: a rough tanh would spoil small states."""
     k = module("numba").kernels()
     x = np.concatenate([s * np.geomspace(1e-30, 80, 20001) for s in (1, -1)]).astype(dtype)
     exact = x.astype(np.longdouble)
@@ -158,7 +158,7 @@ print(numba.get_num_threads())
 
 @needs_numba
 def test_odd_arrays_compile_nothing_anew() -> None:
-    """A kernel is compiled once for each dtype: a new compilation would take seconds in the midst of a program."""
+    """A kernel is compiled once for each dtype; a compilation takes seconds."""
     layer = fl.RNN(6, 4, backend="numba", bidirectional=True)
     x = np.random.default_rng(0).standard_normal((3, 2, 12)).astype(np.float32)
     layer.backward(layer.forward(x[:, :, :6])[2], np.ones((3, 2, 8), np.float32))
@@ -221,7 +221,7 @@ def forked():
 @needs_fork
 @each_layer
 def test_fork_after_use(layer: str) -> None:
-    """os.fork and multiprocessing, in a process whose threads have started; child and parent go on."""
+    """After os.fork and multiprocessing in a process with running threads, child and parent compute."""
     script = f"""{WORK}
 work(0)
 import numba
@@ -248,7 +248,7 @@ print(numba.threading_layer())
 @needs_fork
 @each_layer
 def test_fork_while_others_call(layer: str) -> None:
-    """What other threads hold at a fork, the child never gets back: so it waits. (Numba may print a warning, in C.)"""
+    """The fork waits for calls of other threads: the child would never get their locks. (Numba may print a warning.)"""
     script = f"""{WORK}
 import ctypes
 done = threading.Event()

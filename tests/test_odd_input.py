@@ -76,7 +76,7 @@ def test_float64_layers_take_lists(backend: str) -> None:
 
 
 def test_one_layer_serves_eight_threads(backend: str) -> None:
-    """Each call gives what it gives alone; also the first, when all of them find the weights unpacked."""
+    """Each call has the same results as alone, also the first calls, when the weights are not packed yet."""
     for case in (Case("lstm", 7, 5, 9, 33, TWO, (7, 0, 3, 7, 1)), Case("gru", 7, 16, 64, 64, {"num_layers": 2})):
         quiet, layer = case.layer("float32", backend), case.layer("float32", backend)
         draws = [case.draw(seed=seed) for seed in range(8)]

@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote (tests/data, by commit b5e0fad) loads with equal values, or says how to convert it."""
+"""Files of version 0.1.0 (tests/data, by commit b5e0fad) load with equal values, or the error says how to convert."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def layers() -> dict[str, Any]:
 
 
 def test_pickled_layers_have_equal_values() -> None:
-    """Every kind, with the options that are kept elsewhere today: specs, biases, activations, generators."""
+    """Every kind, with the options that have other attributes today: specs, biases, activations, generators."""
     loaded, expected = layers(), np.load(DATA / "layers_0.1.0.npz")
     x = expected["x"]
     f = x.astype(np.float32)
@@ -73,5 +73,5 @@ def test_a_model_file_has_equal_values() -> None:
     "name", ["CharModel", "Losses", "Settings", "TextHistory", "TextTraining", "choose_token", "size_of_file"]
 )
 def test_pickles_name_the_classes_of_texts_in_one_module(name: str) -> None:
-    """As long as `fastlstm.text` was one file, pickles named its classes there."""
+    """Pickles name these classes in `fastlstm.text`, which was one file."""
     assert pickle.loads(f"cfastlstm.text\n{name}\n.".encode()).__name__ == name

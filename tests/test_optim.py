@@ -14,7 +14,7 @@ import fastlstm as fl
 from fastlstm.gradients import SparseGradient
 from fastlstm.optim import Optimizer, square_sum
 
-# name -> (ours, arguments, PyTorch's name)
+# name -> (class of fastlstm, arguments, PyTorch's name)
 OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], dict[str, Any], str]] = {
     "sgd": (fl.SGD, {"lr": 0.1}, "SGD"),
     "momentum": (fl.SGD, {"lr": 0.1, "momentum": 0.9}, "SGD"),
@@ -131,7 +131,7 @@ def test_float64(name: str) -> None:
 
 
 def token_gradients(V: int, backend: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """A layer over V token ids, and one gradient of it: all numbers, and those of the ids seen."""
+    """A layer over V token ids, and its gradients twice: dense, and sparse."""
     rng = np.random.default_rng(3)
     layer, ids = fl.LSTM(V, 5, bidirectional=True, backend=backend, seed=0), rng.integers(0, V, (7, 3))
     dy = rng.standard_normal((7, 3, 10)).astype("float32")
@@ -142,9 +142,9 @@ def token_gradients(V: int, backend: str) -> tuple[Any, dict[str, Any], dict[str
     return layer, dense, sparse
 
 
-@pytest.mark.parametrize("V", [10, 1000])  # nearly all are seen; few are
+@pytest.mark.parametrize("V", [10, 1000])  # nearly all ids are seen; few are seen
 def test_gradients_of_token_ids(V: int, backend: str) -> None:
-    """They hold the ids seen only, and mean the same to clipping and to every optimiser."""
+    """Sparse gradients hold the ids seen only; clipping and every optimiser treat them like dense ones."""
     for make, arguments, _ in OPTIMIZERS.values():
         layer, dense, sparse = token_gradients(V, backend)
         for name in ("weight_ih_l0", "weight_ih_l0_reverse"):
@@ -348,7 +348,7 @@ def test_clipping_refuses(clip: Any) -> None:
 
 
 def test_ids_then_numbers_through_one_layer(backend: str) -> None:
-    """Backward of numbers after one of token ids, with the same weights: it needs more of them."""
+    """Backward of numbers after backward of token ids, with the same weights: it needs further panels."""
     layer, fresh = (fl.LSTM(6, 5, backend=backend, seed=0) for _ in range(2))
     ids = np.array([[0, 5], [3, 3]])
     one_hot, dy = np.eye(6, dtype="float32")[ids], np.ones((2, 2, 5), "float32")

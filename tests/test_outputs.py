@@ -1,4 +1,4 @@
-"""Where results are written: nothing of value is replaced unasked; what would fail at the end fails before the work."""
+"""Outputs: no other file is replaced without --force, and what would fail at the end fails before the work."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that runs train-text, demands that it fails before its first step, and returns its one line."""
+    """A function that runs train-text, checks that it fails before its first step, and returns its message."""
 
     def gradients(self: TextTraining, window: Any) -> Any:
         raise AssertionError("training has begun")
@@ -66,7 +66,7 @@ def trains(*arguments: Any) -> None:
     assert fastlstm.cli.main(["train-text", *map(str, arguments)]) == 0
 
 
-# ------------------------------------------------------------------------------------------------- what stands there
+# -------------------------------------------------------------------------------------------- files that are refused
 def make_special(kind: str, path: Path) -> None:
     if kind == "fifo":
         os.mkfifo(path)
@@ -90,7 +90,7 @@ def make_special(kind: str, path: Path) -> None:
 def test_special_files_stay(
     tmp_path: Path, text: Path, refused: Any, monkeypatch: Any, kind: str, said: str, linked: bool
 ) -> None:
-    """By every way of writing: the command's model and picture, a model's save, and any other file."""
+    """Every function that writes refuses them: the command's model and picture, a model's save, `write_atomically`."""
     monkeypatch.chdir(tmp_path)
     special = name = tmp_path / "special.png"
     make_special(kind, special)
@@ -114,7 +114,7 @@ def test_special_files_stay(
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_log_of_the_same_run_is_no_model(tmp_path: Path, text: Path, stream: str) -> None:
-    """`--out run.log > run.log` would leave the messages in a file without a name."""
+    """After `--out run.log > run.log` the messages would be in a file without a name."""
     log = tmp_path / "run.log"
     with open(log, "w") as file:
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: file}
@@ -144,7 +144,7 @@ WAYS = [lambda path: path, other_spelling, linked, hard_linked, os.path.relpath]
 
 @pytest.mark.parametrize("way", WAYS, ids=["itself", "spelling", "link", "hard link", "relative"])
 def test_an_input_is_no_output(tmp_path: Path, refused: Any, way: Any) -> None:
-    text = tmp_path / "book.png"  # with an ending of pictures, that --plot would take
+    text = tmp_path / "book.png"  # an ending that --plot accepts
     text.write_text(TEXT)
     out = way(text)
     assert "the text" in refused("train-text", text, "--out", out, "--force", *SMALL)
@@ -172,11 +172,11 @@ def test_names_that_may_become_one_file(tmp_path: Path) -> None:
     assert not outputs.same_file(tmp_path / "a", tmp_path / "b")
     (tmp_path / "sub").mkdir()
     assert not outputs.same_file(tmp_path / "a", tmp_path / "sub" / "a")
-    (tmp_path / "A").write_text("")  # it exists, and a does not: here case counts
+    (tmp_path / "A").write_text("")  # A exists and a does not if the file system distinguishes case
     assert not outputs.same_file(tmp_path / "a", tmp_path / "A") or (tmp_path / "a").exists()
 
 
-# ------------------------------------------------------------------------------------------- what would be replaced
+# ---------------------------------------------------------------------------------------- files that may be replaced
 def test_a_model_is_replaced_only_when_asked(tmp_path: Path, text: Path, refused: Any) -> None:
     out = tmp_path / "model"
     trains(text, "--out", out, *SMALL)
@@ -287,7 +287,7 @@ def test_permissions_are_kept(tmp_path: Path, text: Path, mode: int) -> None:
 
 
 def test_a_private_file_is_never_open_to_others(tmp_path: Path, monkeypatch: Any) -> None:
-    """Not even the temporary one, while it is written."""
+    """The temporary file is private too while it is written."""
     path, seen = tmp_path / "f", []
     path.touch(0o600)
     monkeypatch.setattr(os, "fsync", lambda handle: seen.append(stat.S_IMODE(os.fstat(handle).st_mode)))
@@ -311,7 +311,7 @@ def test_owner_and_group_are_kept(tmp_path: Path) -> None:
 
 @needs_root
 def test_another_user_s_file_stays_its_owner_s(tmp_path: Path) -> None:
-    """A user without root's rights cannot replace it and leave the owner: refused before the work."""
+    """A user without root's rights cannot replace the file and keep its owner: refused before the work."""
     path = tmp_path / "f"
     path.write_bytes(b"old")
     os.chown(path, 1234, 2345)
@@ -422,7 +422,7 @@ def test_the_estimate_of_the_size(tmp_path: Path, optimizer: str, steps: int) ->
 
 
 def test_kinds_of_pictures_are_tried(tmp_path: Path, text: Path, refused: Any, monkeypatch: Any) -> None:
-    """matplotlib lists kinds whose programs or libraries are not there: drawing then fails, before the training."""
+    """matplotlib lists kinds that need missing programs or libraries: drawing fails then, before the training."""
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
@@ -465,7 +465,7 @@ def test_errors_name_the_file(tmp_path: Path, monkeypatch: Any) -> None:
 
 @needs_root
 def test_a_file_that_is_a_mount_point(tmp_path: Path) -> None:
-    """As a container has it whose user gave `-v model:/work/model`: no rename can replace it."""
+    """No rename can replace a mount point, such as the file of `-v model:/work/model` in a container."""
     source, target = tmp_path / "a b", tmp_path / "é m"
     source.touch()
     target.touch()

@@ -1,4 +1,4 @@
-"""The package as a whole: what imports what, what importing costs, forced choices, forks."""
+"""The package as a whole: order of imports, cost of importing, forced choices, forks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PLACE = {name: (group, at) for group, names in enumerate(ORDER) for at, name in 
 
 
 def place(name: str) -> tuple[int, int]:
-    """A module's place in the order: its own or, inside a sub-package that has one place only, that of the package."""
+    """A module's place in the order: its own or, in a sub-package with one place only, that of the package."""
     assert name in PLACE or name.split(".")[0] in PLACE, (
         f"module {name} has no place in the order of imports: give it one"
     )
@@ -58,7 +58,7 @@ def place(name: str) -> tuple[int, int]:
     return PLACE[name]
 
 
-ROOT_MAY_BE_ASKED_FOR = {"__version__"}  # of the package itself, which stands above all and below all
+ROOT_MAY_BE_ASKED_FOR = {"__version__"}  # names that modules may import from the package itself
 
 
 def modules() -> dict[str, Path]:
@@ -109,7 +109,7 @@ def test_imports_run_one_way() -> None:
 
 
 def test_backends_know_only_what_is_below_them() -> None:
-    """So each can be read, and written, beside the reference alone."""
+    """A backend depends on the modules below it and on the reference only."""
     allowed = {"spec", "num_threads", "forksafe", "memory", "layout", "storage", "_backends.numpy", "_fastlstm_c"}
     for name, path in modules().items():
         if name.startswith("_backends."):
@@ -119,7 +119,7 @@ def test_backends_know_only_what_is_below_them() -> None:
 
 
 def run(script: str, **env: str) -> str:
-    """What a script prints in a fresh interpreter that finds this package."""
+    """The output of a script in a fresh interpreter with this package."""
     path = os.pathsep.join([str(ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTLSTM_")}
     done = subprocess.run(
@@ -146,7 +146,7 @@ print(sorted((heavy - compiled) & set(sys.modules)))
 
 
 def test_importing_is_quick() -> None:
-    """At most 60 ms beyond NumPy. The best of several: the others measure the neighbours."""
+    """At most 60 ms beyond NumPy, the best of several runs: longer runs measure a busy machine."""
     script = """
 import time, numpy
 begin = time.perf_counter()
@@ -166,7 +166,7 @@ def test_every_public_name_is_there() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- forced choices
-OTHERS = [name for name, why in backends().items() if why is None and name != "c"]  # what serves where C does not
+OTHERS = [name for name, why in backends().items() if why is None and name != "c"]  # backends for machines without C
 
 
 def test_a_backend_that_is_missing_says_why_and_is_never_replaced() -> None:

@@ -1,6 +1,6 @@
-"""Readers of other libraries' files on damaged ones: each ends in a result or a FileError, in bounded memory and time.
+"""Readers of other libraries' files on damaged files: each ends in a result or a FileError, in bounded memory and time.
 
-FASTLSTM_FUZZ_CASES says how many of each kind are tried; `make test-all` tries 100,000.
+FASTLSTM_FUZZ_CASES is the number of cases of each kind; `make test-all` tries 100,000.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_a_damaged_file_is_read_or_refused(kind: str, tmp_path: Path) -> None:
 
 @needs_limits
 def test_hdf5_on_damaged_files(tmp_path: Path) -> None:
-    """HDF5's C library may crash or loop; how often is reported, and the process around it is the next test's."""
+    """HDF5's C library may crash or loop: the test counts how often. test_keras_files.py has the process round it."""
     pytest.importorskip("h5py")
     count, at, end = CASES or QUICK["hdf5"], SEED, Counter[str]()
     while at < SEED + count:
@@ -69,7 +69,7 @@ def test_hdf5_on_damaged_files(tmp_path: Path) -> None:
 
 @needs_limits
 def test_the_program_that_is_run_tells_of_an_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The harness itself: what is no FileError fails it."""
+    """The harness can fail: an exception other than FileError is reported."""
     (tmp_path / "sitecustomize.py").write_text(
         "import fastlstm._readers.torch_files as m, itertools\n"
         "whole, calls = m.load, itertools.count()\n"

@@ -14,9 +14,9 @@ from fastlstm.spec import ACTIVATIONS, Activation
 
 STEP = 1e-5  # error of a central difference: STEP^2 f'''/6 from its truncation, 1e-16 f/STEP from rounding
 MARGIN = 1e-4  # a sample may not lie nearer to a kink than this, or a difference would straddle it
-ENTRIES = 24  # of each array; all, where it has no more
+ENTRIES = 24  # entries of each array that are compared; all of a smaller array
 
-# Where an activation or its derivative jumps, as values of its input.
+# Inputs at which an activation or its derivative jumps, by alpha and beta.
 KINKS = {
     "relu": lambda a, b: (0.0,),
     "leaky_relu": lambda a, b: (0.0,),
@@ -29,7 +29,7 @@ KINKS = {
 
 
 class KinkMeter:
-    """Stands in for the reference's `act` and `gate` and remembers how near their inputs came to a kink."""
+    """A replacement of the reference's `act` and `gate` that keeps the least distance of their inputs to a kink."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.nearest = np.inf
@@ -91,7 +91,7 @@ def difference(layer: Any, drawn: Drawn, array: Any, at: tuple[int, ...], params
 
 def check_gradients(case: Case, layer: Any, drawn: Drawn) -> None:
     """Compare every gradient of the case, entry by entry, with differences of the loss."""
-    if drawn.state is None:  # its gradient is given too: by a state of zeros that can be moved
+    if drawn.state is None:  # a state of zeros, so that differences by its entries can be taken
         zeros = Case(case.kind, 0, case.B, case.I, case.H, case.options).draw("float64").run(layer)
         drawn.state = tuple(0 * zeros[f"{n}_n"] for n in "hc") if case.kind == "lstm" else 0 * zeros["h_n"]
     _, tape = drawn.forward(layer)
@@ -115,7 +115,7 @@ def check_gradients(case: Case, layer: Any, drawn: Drawn) -> None:
             )
 
 
-# The sizes cannot matter to the reference; a few larger ones show it.
+# The reference's code does not depend on sizes: a few larger ones are enough.
 LARGE = [case for case in SIZES if case.H == 33 and case.T < 10 and case.B < 20]
 
 
@@ -136,7 +136,7 @@ BREAKABLE = [
 
 @pytest.mark.parametrize(("kind", "function", "result"), BREAKABLE)
 def test_a_broken_gradient_is_seen(kind: str, function: str, result: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison can fail: one entry of one result, off by a hundred-thousandth of the largest, is noticed."""
+    """The comparison can fail: it notices one entry that is off by a hundred-thousandth of the largest."""
     true = getattr(gradients, function)
 
     def broken(*args: Any) -> Any:
@@ -153,7 +153,7 @@ def test_a_broken_gradient_is_seen(kind: str, function: str, result: int, monkey
 
 
 def test_every_activation_has_the_derivative_of_its_function() -> None:
-    """Between the kinks, over the whole range that gates see, with parameters that are not the defaults."""
+    """Between the kinks, over the whole range of pre-activations, with alpha and beta other than the defaults."""
     for name in reference.FUNCTIONS:
         f = Activation(name, 0.7, 0.3)
         x = np.linspace(-6, 6, 999)
@@ -165,7 +165,7 @@ def test_every_activation_has_the_derivative_of_its_function() -> None:
 
 
 def test_activations_are_their_formulas() -> None:
-    """At points worked out by hand, the ends of float64's range among them."""
+    """Values at points worked out by hand, the ends of float64's range among them."""
     big = 1e300
     points = {
         "sigmoid": ((0, 0.5), (2, 0.8807970779778823), (-2, 0.11920292202211755), (big, 1), (-big, 0)),

@@ -48,7 +48,7 @@ OURS = {name: make for name, make in contenders.ours(isas=True).items() if name 
 
 
 def wrong(case: Case, threads: int) -> measure.Contender:
-    """A contender that forgets a hundredth of the last output."""
+    """A contender with an error of a hundredth in the last output."""
     right = OURS["numpy"](case, threads)
 
     def values() -> dict[str, Any]:
@@ -201,7 +201,7 @@ def test_differences_are_told(got: dict[str, Any], said: str) -> None:
 
 # ----------------------------------------------------------------------------------------------------------- statistics
 def test_ratio_and_its_interval() -> None:
-    """Twice as slow, with noise that both share in a round: the pairing takes it out."""
+    """A contender twice as slow, with noise that both share in a round: the ratio within rounds cancels it."""
     rng = np.random.default_rng(0)
     neighbours = rng.lognormal(0, 1, 25)
     ours = measure.Result("ours", rounds=[[n * rng.normal(1, 0.02) for _ in range(5)] for n in neighbours])
@@ -267,7 +267,7 @@ def test_a_tiny_run_writes_everything(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_cells_are_compared_with_the_lstm_of_their_shape() -> None:
-    """In a chart, where it was measured too; the table has parameters and operations of all."""
+    """The chart compares a cell with the LSTM of its shape if that was measured; the table has all cells."""
     pytest.importorskip("matplotlib")
     every = [Case(mode, kind, 4, 4, B=2, T=3) for mode in cases.CALLS for kind in cases.KINDS]
     entries = [report.Entry("cells", c, 1, {"c": measure.Result("c", rounds=[[1.0], [2.0]])}, ()) for c in every]
@@ -320,7 +320,7 @@ def test_a_tiny_run_beside_neighbours(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(neighbours, "PARTS", two_parts())
     monkeypatch.setattr(contenders, "peers", lambda: {"onnxruntime": OURS["numpy"], "wrong": wrong})
     arguments = ["bench", "--neighbours", "--peers", "--rounds", "2", "--out", str(tmp_path)]
-    assert main(arguments) == 1  # for one of them was wrong
+    assert main(arguments) == 1  # one contender had wrong values
     raw = json.loads((tmp_path / "neighbours.json").read_text())
     assert [entry["surroundings"] for entry in raw["entries"]] == ["quiet", "1 busy", *["quiet", "busy thread"] * 2]
     for entry in raw["entries"]:
@@ -364,7 +364,7 @@ def test_neighbours_are_busy_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "Popen", noted)
     with neighbours.busy_processes(2):
-        assert [one.poll() for one in begun] == [None, None]  # they compute, and do not end by themselves
+        assert [one.poll() for one in begun] == [None, None]  # the processes are still running
     assert all(one.returncode == -signal.SIGKILL for one in begun)
     before = threading.active_count()
     with neighbours.busy_thread():

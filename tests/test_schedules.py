@@ -67,7 +67,7 @@ def test_sequence_as_torch() -> None:
 
     one, other = built(fl, ours), built(schedulers, theirs_)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PyTorch, about its own way of beginning a part
+        warnings.simplefilter("ignore")  # PyTorch's SequentialLR warns about its own calls
         for _ in range(100):
             assert ours.lr == pytest.approx(lr_of(theirs_), rel=1e-9, abs=1e-12)
             theirs_.step()

@@ -279,7 +279,7 @@ def test_best_model_log_and_learning_rate(tmp_path: Path) -> None:
 
 
 class StopAt(Callback):
-    """Interrupts after so many steps, as Ctrl-C does."""
+    """Stops the run after `step` steps, as Ctrl-C does."""
 
     def __init__(self, step: int) -> None:
         self.step = step

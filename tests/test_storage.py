@@ -1,4 +1,4 @@
-"""Storage is not dtype: what matrices are kept as, in the reference end to end; what other backends refuse."""
+"""Storage is not dtype: stored matrices in the reference, end to end, and storages that other backends refuse."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_table_says_what_numpy_does() -> None:
 
 
 def test_float16_rounds_to_nearest_even() -> None:
-    """Between 1 and 2 a float16's step is 1/1024: half a step goes to the even neighbour."""
+    """Between 1 and 2 the step of float16 is 1/1024; half a step rounds to the even neighbour."""
     step = 1 / 1024
     w = np.array([[1 + 0.5 * step, 1 + 1.5 * step, 1 + 0.51 * step, -1 - 0.5 * step, 65504.0]])
     assert STORAGES["float16"].keep(w)[0].tolist() == [1, 1 + 2 * step, 1 + step, -1, 65504]
@@ -68,7 +68,7 @@ END_TO_END = [
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", END_TO_END, ids=str)
 def test_a_layer_with_float16_weights_is_one_with_rounded_matrices(case: Case, dtype: str) -> None:
-    """Outputs, states and gradients: against weights that were rounded by hand. Biases and peepholes stay."""
+    """Outputs, states and gradients equal those of matrices rounded by hand. Biases and peepholes are not rounded."""
     layer, by_hand = case.layer(dtype, "numpy"), case.layer(dtype, "numpy")
     with layer.update() as params:
         for name, p in params.items():

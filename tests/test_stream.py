@@ -1,4 +1,4 @@
-"""Streams: step by step what one call gives."""
+"""Streams: their steps have the outputs of one call."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_a_bad_state_changes_nothing(backend: str) -> None:
 
 
 def test_many_streams_share_a_layer(backend: str) -> None:
-    """Interleaved at will: each has its own state and its own scratch memory."""
+    """Steps of several streams in any order: each stream has its own state and scratch memory."""
     layer = fl.LSTM(I, H, 2, backend=backend, seed=1)
     x = np.random.default_rng(0).standard_normal((5, T, I)).astype(F32)
     streams = [layer.stream() for _ in x]

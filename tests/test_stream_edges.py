@@ -1,4 +1,4 @@
-"""What streams are reset by, set to and copied as: right words have their effect, wrong ones none but a message."""
+"""Reset, assignment of states, and copies of streams: good arguments, and bad ones, which only raise."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stream_of(kind: str = "lstm", backend: str = "auto", batch_size: int = B, la
 
 
 def zeroed(s: Any) -> list[bool]:
-    """Which sequences of a stream are at the zero state."""
+    """For each sequence of a stream whether its state is zero."""
     parts = [part.any(axis=(0, 2)) for part in named("{}", s.state).values()]
     assert all((part == parts[0]).all() for part in parts)
     return [not on for on in parts[0].tolist()]
@@ -110,7 +110,7 @@ def test_a_bad_reset_resets_nothing(rows: Any, error: type[Exception], message: 
 
 
 def test_two_small_integers_are_not_guessed() -> None:
-    """[0, 1] may be both of two sequences or a mask of the second: as C++ hands over bools, it is refused."""
+    """An int8 array [0, 1] may be the indices of both sequences or a mask from C++ for the second: it is refused."""
     s = stream_of(batch_size=2)
     with pytest.raises(
         TypeError, match=re.escape("rows of dtype uint8 may be a mask or indices: [0, 1]. Is it a mask?")
@@ -155,7 +155,7 @@ def test_a_bad_state_is_not_taken_in_part(kind: str, state: Any, error: type[Exc
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_no_state_is_the_zero_state(kind: str) -> None:
-    """As in a call of a layer."""
+    """None means zeros, as in a call of a layer."""
     s = stream_of(kind)
     s.state = None
     assert zeroed(s) == [True] * B
@@ -193,7 +193,7 @@ def test_a_stream_that_is_pickled_names_the_way(backend: str) -> None:
 
 @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
 def test_a_tape_is_not_copied(make: Any, backend: str) -> None:
-    """Backward writes to a tape: two tapes with the same arrays would give wrong gradients without a word."""
+    """Backward writes to a tape: two tapes with the same arrays would give wrong gradients without an error."""
     for layer in (fl.LSTM(I, H, backend=backend, seed=1), fl.Dense(I, H, seed=1)):
         *_, tape = layer.forward(np.ones((2, B, I), F32))
         with pytest.raises(
@@ -220,7 +220,7 @@ def test_copies_of_an_optimiser_have_moments_of_their_own(make: Any) -> None:
 
 @pytest.mark.parametrize("make", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
 def test_a_training_copied_as_a_whole_stays_one(make: Any) -> None:
-    """Layer, optimiser and schedules refer to one another, and their copies to each other."""
+    """Layer, optimiser and schedules refer to one another; copied together, the copies refer to one another too."""
     layer = fl.RNN(I, H, seed=1)
     optimizer = fl.SGD(layer, lr=1.0)
     parts = (layer, optimizer, fl.SequentialLR(optimizer, [fl.LinearLR(optimizer), fl.StepLR(optimizer, 2)], [3]))

@@ -1,6 +1,6 @@
 """The thread pool under stress, from Python: eight threads, changing thread counts, forks in between; and gunicorn.
 
-`make test-stress` runs it for a minute; otherwise it takes five seconds (FASTLSTM_STRESS_SECONDS says how many).
+`make test-stress` runs it for a minute; otherwise it takes five seconds (FASTLSTM_STRESS_SECONDS).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent, Path(fl.__file__).parent.parent))),
 }
-HUNG = 30  # seconds after which a fork or a thread that has not answered hangs
+HUNG = 30  # seconds after which a child or thread without an answer counts as hung
 
 pytestmark = [
     pytest.mark.skipif(backends()["c"] is not None, reason=f"c: {backends()['c']}"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
 ]
 
-# From one that never leaves its own thread to those that are split by rows, hidden units and directions.
+# A case for one thread, and cases that are split by rows, hidden units and directions.
 CASES = (
     Case("gru", 3, 2, 5, 9),
     Case("lstm", 6, 64, 64, 128),
@@ -77,10 +77,10 @@ class Work:
 
 
 def fork_and_check(work: Work, seed: int) -> None:
-    """A child uses the pool, and its own child does, while this process's other threads are busy with it."""
+    """A child and its own child use the pool, while other threads of this process use it too."""
     child = os.fork()
     if child == 0:
-        signal.alarm(HUNG)  # a child that hangs says where, and dies
+        signal.alarm(HUNG)  # a hung child prints its stack and dies
         code = 1
         try:
             work.keep_checking(seed, time.monotonic() + 0.05)
@@ -94,7 +94,7 @@ def fork_and_check(work: Work, seed: int) -> None:
 
 
 def stress(seconds: float) -> None:
-    """Ends the process with a message where something is wrong."""
+    """Run the threads and forks for so many seconds; raise the first error of any thread."""
     faulthandler.register(signal.SIGALRM, chain=True)
     work = Work()
     until = time.monotonic() + seconds
@@ -123,7 +123,7 @@ def stress(seconds: float) -> None:
 
 
 def run_this(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """This file as a program, in a process of its own: forks and threads do not meet pytest's."""
+    """Run this file as a program in a process of its own, without pytest's threads."""
     return subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", __file__, *arguments],
         env=ENVIRONMENT,
@@ -140,7 +140,7 @@ def test_threads_and_forks() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ gunicorn
-# Warms the pool when it is imported, so before gunicorn forks its workers; each request then uses it again.
+# An application that uses the pool at import, before gunicorn forks its workers, and again in each request.
 APPLICATION = """
 import os
 import numpy as np
@@ -166,7 +166,7 @@ def application(environ, start_response):
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[str]:
-    """The address of the application behind gunicorn with two workers that share what was loaded before the fork."""
+    """The address of the application in gunicorn, with two workers that are forked after the import."""
     (tmp_path / "application.py").write_text(APPLICATION, encoding="utf-8")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

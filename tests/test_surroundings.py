@@ -1,4 +1,4 @@
-"""The command in surroundings that were made for other programs: terminals, locales, environment variables."""
+"""The command with terminals, locales and environment variables that were set for other programs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def command(*arguments: str, **env: str) -> subprocess.CompletedProcess[bytes]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds a text and a model of it."""
+    """A folder with a text and a model of it."""
     path = tmp_path_factory.mktemp("surroundings")
     (path / "t.txt").write_text(TEXT, encoding="utf-8")
     done = command("train-text", str(path / "t.txt"), "--out", str(path / "m"), *SMALL)
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=str,
 )
 def test_what_a_terminal_lacks_is_replaced(folder: Path, env: dict[str, str]) -> None:
-    """Each character by one question mark, and none is lost."""
+    """One question mark for each character."""
     codec = env.get("PYTHONIOENCODING", "ascii").removesuffix(":strict")
     arguments = ["sample", str(folder / "m"), "--length", "60", "--seed", "1", "--prefix", "h"]
     right = command(*arguments, PYTHONIOENCODING="utf-8").stdout.decode().replace("\r", "")
@@ -101,7 +101,7 @@ def test_words_that_change_nothing(folder: Path, env: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", ["TQDM_NCOLS", "TQDM_MININTERVAL"])
 def test_variables_of_the_progress_bar_that_are_refused(name: str) -> None:
-    """The bar, which only a terminal shows, is made without them, and they are there again afterwards."""
+    """The progress bar is made without these variables, and they are set again afterwards."""
     code = f"""
 import os, fastlstm.terminal
 print(fastlstm.terminal.load("tqdm", "TQDM_").tqdm(total=3, disable=True).total, os.environ[{name!r}])
@@ -124,7 +124,7 @@ print(fastlstm.terminal.load("tqdm", "TQDM_").tqdm(total=3, disable=True).total,
     ids=str,
 )
 def test_pictures(folder: Path, env: dict[str, str], warns: bool | None) -> None:
-    """The same picture, whatever backend or style the user's own pictures have."""
+    """The picture does not depend on the user's matplotlib backend and style."""
     pytest.importorskip("matplotlib")
     (folder / "rc").write_text("text.usetex: True\nsavefig.dpi: 5\naxes.facecolor: red\nbackend: TkAgg\n")
     env = {k: str(folder / v) if v == "rc" else v for k, v in env.items()}
@@ -150,7 +150,7 @@ def test_numba_that_may_not_compile_is_unusable() -> None:
     if why := fl.backends()["numba"]:
         pytest.skip(why)
     code = "import fastlstm as fl\ntry: fl.LSTM(2, 3, backend='numba')\nexcept fl.BackendError as error: print(error)"
-    for value, refused in (("1", True), ("0", False), ("yes", False)):  # numba itself passes over what is no number
+    for value, refused in (("1", True), ("0", False), ("yes", False)):  # numba itself ignores values that are no number
         env = os.environ | {"NUMBA_DISABLE_JIT": value}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
         assert ("NUMBA_DISABLE_JIT keeps Numba from compiling: unset it" in done.stdout) == refused, done.stderr

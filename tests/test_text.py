@@ -1,4 +1,4 @@
-"""The program: it learns, stops and goes on bit for bit, writes, and says what is wrong in one line."""
+"""The text program: learning, resuming with the same bits, sampling, and one-line errors."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def train(path: Path, stop: int = 0, **settings: Any) -> TextTraining:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file whose training was never interrupted."""
+    """A model file of an uninterrupted training."""
     path = tmp_path_factory.mktemp("trained") / "model.safetensors"
     train(path)
     return path
@@ -88,7 +88,7 @@ def test_streams_are_the_text_in_order() -> None:
 # ---------------------------------------------------------------------------------------------------------- learning
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_it_learns(tmp_path: Path, backend: str, optimizer: str) -> None:
-    """The text repeats itself, so a model can come to know it: perplexity below 2, from some 30 at first."""
+    """The text is periodic, so a model can learn it: perplexity falls from some 30 to below 2."""
     larger = {"layers": 1, "hidden": 48, "seq_len": 24, "dropout": 0.0, "decay": 0.0}
     job = train(tmp_path / "m", optimizer=optimizer, backend=backend, steps=250, **larger)
     assert job.history["loss"][0] > 3.2
@@ -97,7 +97,7 @@ def test_it_learns(tmp_path: Path, backend: str, optimizer: str) -> None:
 
 
 def test_windows_carry_the_state(tmp_path: Path) -> None:
-    """Two windows give the losses of one window twice as long, as long as nothing is learnt."""
+    """Without learning, two windows have the losses of one window twice as long."""
     short = TextTraining(TEXT, Settings(**SMALL | {"dropout": 0.0, "lr": 0.0}), tmp_path / "m")
     long = TextTraining(TEXT, Settings(**SMALL | {"dropout": 0.0, "lr": 0.0, "seq_len": 24}), tmp_path / "m")
     assert (short.step() + short.step()) / 2 == pytest.approx(long.step(), rel=1e-6)
@@ -221,7 +221,7 @@ def test_divergence_keeps_the_last_checkpoint(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ writing
 def test_sampling_is_what_the_model_says(trained: Path) -> None:
-    """The streaming path draws what whole calls would."""
+    """Sampling by a stream draws the same characters as sampling by whole calls."""
     model = CharModel.load(trained)
     text = "the " + "".join(model.sample("the ", 20, 0))
     y, _ = model.lstm(encode(text, model.vocabulary))
@@ -290,7 +290,7 @@ def test_saved_model_is_the_same(tmp_path: Path, trained: Path) -> None:
 
 
 def test_damaged_files_are_refused(tmp_path: Path, trained: Path) -> None:
-    """Cut anywhere, or with bytes changed: an error for people, or a model; nothing else."""
+    """A file that is cut anywhere, or has changed bytes, is read as a model or raises FileError."""
     good, path, rng = trained.read_bytes(), tmp_path / "bad", np.random.default_rng(0)
     header = int.from_bytes(good[:8], "little")
     damaged = [good[:n] for n in (0, 7, 8, 50, header, header + 8, len(good) - 1)]
@@ -312,7 +312,7 @@ def test_damaged_files_are_refused(tmp_path: Path, trained: Path) -> None:
 
 
 def change(name: str, value: Any) -> Any:
-    """Spoils one entry of a file's configuration: ``training.position`` and the like."""
+    """A function that changes one entry of a file's configuration, such as ``training.position``."""
 
     def spoil(arrays: dict[str, Any], config: dict[str, Any]) -> None:
         *way, last = name.split(".")
@@ -359,7 +359,7 @@ def test_false_checkpoints_are_refused(tmp_path: Path, trained: Path, spoil: Any
 
 # ------------------------------------------------------------------------------------------------------- command line
 def fails(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    """The one line in which a command says what is wrong; exit status 2."""
+    """The one-line error of a command with exit status 2."""
     assert fastlstm.cli.main([str(a) for a in arguments]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("fastlstm: ")
@@ -379,7 +379,7 @@ def test_train_and_sample_commands(
     assert "held-out perplexity" in said.out
     assert "tok/s" in said.err and "loss=" in said.err and "perplexity=" in said.err
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert out.read_bytes() == trained.read_bytes()  # the command is the library
+    assert out.read_bytes() == trained.read_bytes()  # the command's file equals the library's
     assert sorted(os.listdir(tmp_path)) == ["loss.png", "model.safetensors", "text.txt"]
 
     sample = ["sample", str(out), "--prefix", "the q", "--length", "30", "--temperature", "0.5", "--seed", "3"]
@@ -391,7 +391,7 @@ def test_train_and_sample_commands(
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In short: ten steps, and the table, in which the backends' losses agree."""
+    """Ten steps, and the table, in which the backends' losses agree."""
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     assert fastlstm.cli.main(["demo", "--seconds", "0"]) == 0

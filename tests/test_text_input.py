@@ -1,4 +1,4 @@
-"""Texts as they come: encodings, marks, unknown characters, small texts, memory; settings that have no effect."""
+"""Input texts: encodings, marks, unknown characters, small texts, memory; settings without effect."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_named_encoding(tmp_path: Path, codec: str) -> None:
 @pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "cp1252"])
 @pytest.mark.parametrize("text", [FRENCH, ENGLISH, "при по ном кн ло\n" * 60], ids=["french", "english", "russian"])
 def test_the_cure_in_the_message_cures(tmp_path: Path, codec: str, text: str) -> None:
-    """UTF-16 of English or Russian without a mark is even valid UTF-8, full of NUL characters."""
+    """English in UTF-16 without a mark is valid UTF-8, with many NUL characters."""
     if codec == "cp1252" and not text.startswith("café"):
         pytest.skip("it is UTF-8, or has no such characters")
     path = written(tmp_path / "t", text.encode(codec))
@@ -97,7 +97,7 @@ def test_the_byte_that_is_wrong_is_named_by_its_place_in_the_file(
 
 @pytest.mark.parametrize("codec", ["utf-8", "utf-16", "utf-32"])
 def test_pieces_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
-    """Characters of several bytes, line ends of two and marks may lie across the pieces' borders."""
+    """Characters of several bytes, line ends of two and marks may lie across the borders of pieces."""
     text = "a€\r\nb😀\rc\n\r\né"
     path = written(tmp_path / "t", text.encode(codec))
     for piece in (4, 5, 6, 7, 9, 1000):
@@ -132,7 +132,7 @@ def test_odd_characters_warn(tmp_path: Path, data: bytes, encoding: str | None, 
 
 
 def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A text by a pipe trains the same model as by a file."""
+    """A text from a pipe trains the same model as one from a file."""
     path, models = written(tmp_path / "t", FRENCH.encode("cp1252")), (tmp_path / "a", tmp_path / "b")
     assert command("train-text", path, "--encoding", "cp1252", "--out", models[0], **TINY) == 0
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(path.read_bytes())))
@@ -179,7 +179,7 @@ def test_false_vocabularies_are_refused(vocabulary: str) -> None:
 
 
 def test_the_vocabulary_of_the_model_numbers_the_text(tmp_path: Path) -> None:
-    """A model that goes on with a text of fewer characters reads it as `encode` with its own vocabulary does."""
+    """A model that is trained further on a text with fewer characters numbers it by its own vocabulary."""
     model = CharModel(vocabulary_of(FRENCH + ENGLISH), 5, seed=0)
     job = TextTraining(ENGLISH, Settings(**TINY | {"hidden": 5, "backend": "auto"}), tmp_path / "m", model)
     ids = encode(ENGLISH, model.vocabulary)
@@ -218,7 +218,7 @@ def test_bytes_are_no_text(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------- nothing left out
 @pytest.mark.parametrize("length", [1000, 1100, 3000])
 def test_every_character_is_trained_on(tmp_path: Path, length: int) -> None:
-    """Of streams of S steps, windows of T: the last one has what is left, and the state begins anew after it."""
+    """Windows of T steps of streams with S steps: the last window is shorter, and the state is zero after it."""
     text = "".join(chr(0x4E00 + i) for i in range(length))
     job = TextTraining(text, Settings(**TINY | {"seq_len": 100}), tmp_path / "m")
     kept = length - int(length * 0.05)
@@ -268,7 +268,7 @@ def test_targets_that_do_not_count_are_not_in_the_mean() -> None:
 # ------------------------------------------------------------------------------------------------------------- memory
 @pytest.mark.parametrize("line", ["the quick brown fox\n", "naïve “café”, quick fox\n"], ids=["ascii", "quotes"])
 def test_memory_of_a_character(tmp_path: Path, line: str) -> None:
-    """In bytes a character: at most 8 at the peak; 3 kept, the text itself (1 or 2) among them."""
+    """Bytes a character: at most 8 at the peak; at most 3 kept, the text itself (1 or 2) included."""
     N = 3_000_000
     path = written(tmp_path / "t", (line * (N // len(line))).encode())
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""PyTorch's results, from PyTorch's weights: the same names and shapes, so a state_dict goes straight across."""
+"""PyTorch's results, from PyTorch's weights: state_dicts have the same names and shapes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TORCH_CELLS = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell, "rnn": torch.
 
 
 def random_case(seed: int) -> Case:
-    """A configuration from the whole range of the constructors that both libraries have."""
+    """A random configuration with the arguments that both libraries have."""
     rng = np.random.default_rng(seed)
 
     def one(*choices: Any) -> Any:
@@ -51,7 +51,7 @@ def torch_state(state: Any, grad: bool = False) -> Any:
 
 
 def run_torch(case: Case, weights: dict[str, Any], drawn: Drawn) -> dict[str, Any]:
-    """Everything that comes out of PyTorch's forward and backward, by the names of `Drawn.run`."""
+    """All results of PyTorch's forward and backward, by the names of `Drawn.run`."""
     layer = TORCH[case.kind](case.I, case.H, **case.options).double()
     layer.load_state_dict({name: torch.tensor(p) for name, p in weights.items()})
     batch_first = case.options["batch_first"]
@@ -77,7 +77,7 @@ def run_torch(case: Case, weights: dict[str, Any], drawn: Drawn) -> dict[str, An
 
 
 def without_state(values: dict[str, Any], case: Case) -> dict[str, Any]:
-    """PyTorch has no gradient for a state that was not given; ours then has."""
+    """The values without the initial state's gradient if no state was given, since PyTorch has none then."""
     return {name: a for name, a in values.items() if case.state or name not in ("dh_0", "dc_0")}
 
 
@@ -90,7 +90,7 @@ def test_random_configurations_agree(seed: int, backend: str) -> None:
 def assert_torch_agrees(case: Case, backend: str) -> None:
     double, drawn = case.layer("float64", "numpy"), case.draw("float64")
     expected = run_torch(case, double.state_dict(), drawn)
-    # A gradient that reaches nothing: PyTorch says None, we say zeros.
+    # The gradient of a parameter without influence is None in PyTorch and zeros in fastlstm.
     expected = {n: np.zeros_like(drawn.run(double)[n]) if a is None else a for n, a in expected.items()}
     if backend == "numpy":
         got = without_state(drawn.run(double), case)
@@ -168,7 +168,7 @@ def test_unbatched_agrees(backend: str) -> None:
 
 
 def test_constructors_and_state_dicts_are_torchs() -> None:
-    """The same arguments in the same order; the same parameters in name, order and shape, and they go both ways."""
+    """Equal arguments in equal order; parameters of equal name, order and shape, which load both ways."""
     for seed in range(30):
         case = random_case(seed)
         options = dict(case.options)
@@ -193,7 +193,7 @@ def test_initial_parameters_have_torchs_spread() -> None:
 
 
 def test_the_comparison_can_fail() -> None:
-    """GRU's other equation is not PyTorch's."""
+    """GRU with reset_after=False is not PyTorch's equation: the comparison fails."""
     case = Case("gru", 5, 3, 4, 7, {"batch_first": False})
     other = Case("gru", 5, 3, 4, 7, {"reset_after": False})
     drawn = case.draw("float64")

@@ -208,7 +208,7 @@ TOUCH = "touch executed"
 
 
 def attacks() -> dict[str, tuple[Any, str]]:
-    """What a pickle can try, with what the error says."""
+    """Attacks by a pickle, each with a part of the error's message."""
     Code = hostile.Code
     touch = code(TOUCH)
     plain = {"__setstate__": OS}
@@ -282,7 +282,7 @@ def test_attacks_are_refused(attack: str, form: str, tmp_path: Path, monkeypatch
 
 
 def test_the_same_attack_runs_in_a_pickle() -> None:
-    """The attacks are real: Python's own pickle calls what the first of them names."""
+    """The attacks are real: Python's own pickle makes the call of the first one."""
     assert pickle.loads(whole(call(name("builtins", "int"), "7"))) == 7
     called = pickle.loads(b"\x80\x02" + call(name("builtins", "abs"), -3) + b".")
     assert called == 3
@@ -293,7 +293,7 @@ def nested(depth: int) -> hostile.Code:
 
 
 def doubled(times: int) -> hostile.Code:
-    """Tuples of the same tuple twice: two bytes for each level, and 2 ** times leaves."""
+    """A tuple of the same tuple twice, nested: two bytes for each level, and 2 ** times leaves."""
     return hostile.Code(b")" + b"2\x86" * times)
 
 
@@ -398,7 +398,7 @@ def test_archives_that_are_made_to_look_larger(tmp_path: Path) -> None:
 
 
 def test_entries_inside_one_another_are_refused(tmp_path: Path) -> None:
-    """The way of the densest zip bombs: many entries whose bytes are the same."""
+    """Many entries with the same bytes, as in the densest zip bombs."""
     inner = archive(tensor(storage("0", 4), (4,)), s0=bytes(16))
     entry = inner[inner.rindex(b"PK\x03\x04", 0, inner.index(b"archive/data/0")) :][: 30 + len("archive/data/0") + 16]
     outer = bytearray(torch_zip(whole(1), {"9": entry, "0": bytes(16)}))
@@ -445,7 +445,7 @@ def test_missing_files_and_folders_are_oserrors(tmp_path: Path) -> None:
 
 
 def test_the_allow_list_calls_nothing_of_torch_or_numpy() -> None:
-    """Each function in it is the reader's own."""
+    """Each function in `CALLS` is defined in the reader."""
     for function in torch_values.CALLS.values():
         assert function.__module__ == torch_values.__name__, function
     source = Path(unpickle.__file__).read_text() + Path(torch_values.__file__).read_text()

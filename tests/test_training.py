@@ -1,4 +1,4 @@
-"""Training as a whole: the same bits whatever the threads, constant memory on long texts, and the small example."""
+"""Training as a whole: equal bits for all numbers of threads, constant memory on long texts, the small example."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def random_text(length: int) -> str:
 
 
 def trained(path: Path, threads: int, cut: int = 0, **settings: Any) -> dict[str, Any]:
-    """All arrays of a model after 12 steps with so many threads; with `cut`, after stopping there and going on."""
+    """All arrays of a model after 12 steps with so many threads; with `cut`, after a stop and a resumption there."""
     text = random_text(30_000)
     with fl.threads(threads):
         job = TextTraining(text, Settings(hidden=72, layers=2, dropout=0.3, batch=20, seq_len=30, **settings), path)
@@ -47,8 +47,8 @@ def test_the_same_bits_for_every_number_of_threads_and_resumed(tmp_path: Path, o
 
 
 def test_long_texts_take_constant_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Truncated back-propagation keeps one window's tape: ten times as many windows, over a million characters, have
-    the peak of the first hundred. What may grow is the list of losses."""
+    """Truncated back-propagation keeps one window's tape: a thousand windows, over a million characters, have the peak
+    memory of the first hundred. Only the list of losses may grow."""
     settings = Settings(hidden=32, batch=32, seq_len=25, optimizer="sgd")
     job = TextTraining(random_text(1_000_000), settings, tmp_path / "model")
     windows = len(job._inputs) // settings.seq_len
@@ -60,7 +60,7 @@ def test_long_texts_take_constant_memory(tmp_path: Path, monkeypatch: pytest.Mon
             job.step()
         return tracemalloc.get_traced_memory()[1]
 
-    monkeypatch.setattr(buffers, "_pieces", [])  # what earlier tests left there would not be counted
+    monkeypatch.setattr(buffers, "_pieces", [])  # memory of earlier tests in the pool would not be counted
     tracemalloc.start()
     try:
         peak(10)
@@ -69,7 +69,7 @@ def test_long_texts_take_constant_memory(tmp_path: Path, monkeypatch: pytest.Mon
         tracemalloc.stop()
     a_tape = settings.seq_len * settings.batch * 6 * settings.hidden * 4
     losses = 1000 * 40
-    assert few > a_tape  # it is measured
+    assert few > a_tape  # the measurement sees the tape
     assert many - few < losses + a_tape / 20
     assert np.mean(job.history["loss"][-50:]) < np.mean(job.history["loss"][:5])
 

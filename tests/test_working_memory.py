@@ -22,7 +22,7 @@ from fastlstm._backends import backends
 from fastlstm.spec_layer import RecurrentTape
 
 MIB = 1 << 20
-CACHED = 4 * MIB  # what a call may take beside its outputs: what stays in cache
+CACHED = 4 * MIB  # memory that a call may take beside its outputs: it stays in cache
 
 needs_linux = pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="this system's processes cannot set their peak memory back"
@@ -38,14 +38,14 @@ each_backend = pytest.mark.parametrize(
 
 # ----------------------------------------------------------------------------------- measuring, in a process of its own
 def resident(name: str = "VmRSS") -> int:
-    """Bytes of memory in use now or, VmHWM, at the peak."""
+    """Bytes of resident memory now (VmRSS), at the peak (VmHWM), or of address space (VmSize)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(name)))
 
 
 def peak(work: Callable[[], object]) -> int:
     """Bytes by which memory in use rises at most while `work` runs."""
-    ctypes.CDLL(None).malloc_trim(0)  # what lies free could be used again, and would then not be counted
+    ctypes.CDLL(None).malloc_trim(0)  # malloc's free memory would be used again and not counted
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is in use now
     before = resident()
     work()
@@ -53,7 +53,7 @@ def peak(work: Callable[[], object]) -> int:
 
 
 def in_a_process(task: str, *arguments: object, **environment: str) -> Any:
-    """What a function of this file returns in a process of its own."""
+    """The result of a function of this file, run in a process of its own."""
     done = subprocess.run(
         [sys.executable, __file__, task, json.dumps(arguments)],
         env={
@@ -70,7 +70,7 @@ def in_a_process(task: str, *arguments: object, **environment: str) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------------ inference
-# malloc gives large blocks back at once, so that what is no longer needed does not count.
+# malloc returns large blocks to the system at once, so freed memory does not count.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
 
 T, B, I, H = 1024, 64, 16, 64  # noqa: E741
@@ -84,7 +84,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-COPY = 4 * T * B * I  # of the input, where its rows have to move
+COPY = 4 * T * B * I  # a copy of the input, if its rows have to move
 
 
 def rise_of_a_call(backend: str, kind: str, form: str) -> tuple[int, int]:
@@ -101,7 +101,7 @@ def rise_of_a_call(backend: str, kind: str, form: str) -> tuple[int, int]:
 @pytest.mark.parametrize("form", FORMS)
 @each_backend
 def test_a_call_takes_twice_its_widest_output_at_most(backend: str, form: str) -> None:
-    """One layer takes it once. So nothing like all steps' gates, four times an LSTM's output, is ever kept."""
+    """One layer takes it once. The gates of all steps, four times an LSTM's output, are never kept."""
     rise, widest = in_a_process("rise_of_a_call", backend, "LSTM", form, **EXACT)
     most = 2 * widest if "layers" in form else widest + COPY  # one layer writes where its result belongs
     assert widest <= rise <= most + CACHED  # the output itself is among it
@@ -109,14 +109,14 @@ def test_a_call_takes_twice_its_widest_output_at_most(backend: str, form: str) -
 
 @needs_linux
 @pytest.mark.parametrize("kind", ["GRU", "RNN"])
-def test_so_do_the_other_cells(kind: str) -> None:
+def test_a_call_of_other_cells_takes_twice_its_widest_output_at_most(kind: str) -> None:
     rise, widest = in_a_process("rise_of_a_call", "auto", kind, "one layer", **EXACT)
     assert widest <= rise <= widest + CACHED
 
 
 # ------------------------------------------------------------------------------------------------------ ever new shapes
 def growth_over_shapes(backend: str, train: bool, calls: int) -> int:
-    """Bytes by which the process is larger after so many calls of changing shapes than after the largest ones."""
+    """Bytes by which the process grows in `calls` calls of changing shapes, after calls of the largest shapes."""
     longest, most = 1000, 24
     layer = fl.LSTM(8, 32, backend=backend, seed=0)
     rng = np.random.default_rng(0)
@@ -150,7 +150,7 @@ def test_ever_new_shapes_do_not_grow_the_process(backend: str, train: bool) -> N
 
 # ----------------------------------------------------------------------------------------------------- large vocabulary
 def rises_with_a_million_tokens(backend: str) -> dict[str, int]:
-    """Bytes that a call, a training step and dense gradients take, V being 1,000,000; and what others would take."""
+    """Bytes that a call, a training step and dense gradients take for V = 1,000,000, and limits for comparison."""
     import resource
 
     V, T, B, H = 1_000_000, 100, 32, 8
@@ -188,8 +188,8 @@ def rises_with_a_million_tokens(backend: str) -> dict[str, int]:
 def test_a_large_vocabulary_costs_no_memory(backend: str) -> None:
     """One-hot rows, (T, B, V), would be 12.8 GB; a dense gradient of the input matrix, 32 MB here.
 
-    Neither is ever made, by calls nor by training steps on ids. `backward` makes the dense gradient, for that is what
-    it promises; and this is how the measure is known to see it.
+    Calls and training steps on ids make neither. `backward` without `sparse` makes the dense gradient, which shows that
+    the measurement can see it.
     """
     rises = in_a_process("rises_with_a_million_tokens", backend, **EXACT)
     assert rises["dense"] >= rises["weights"]
@@ -244,7 +244,7 @@ def test_the_tape_is_as_large_as_promised(
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_the_tape_of_checkpoints_is_a_fraction(kind: str, backend: str) -> None:
-    """Each layer's input, and its states every so many steps; the gradients are compared in test_checkpoint."""
+    """The tape has each layer's input and its states every so many steps. test_checkpoint.py compares the gradients."""
     T, B, I, H, every = 300, 4, 7, 24, 50  # noqa: E741
     layer = getattr(fl, kind)(I, H, 2, backend=backend)
     _, _, tape = layer.forward(np.zeros((T, B, I), np.float32), checkpoint_every=every)

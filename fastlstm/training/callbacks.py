@@ -1,4 +1,4 @@
-"""Callbacks of the training loop: the hooks, and those callbacks that every training wants."""
+"""Callbacks of the training loop: the base with its hooks, and callbacks that record, evaluate, save and stop."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ class Callback:
         """Before the first batch of a run."""
 
     def on_train_end(self, loop: Loop) -> None:
-        """However a run has ended; `loop.error` is the exception, if one ended it."""
+        """After the run, however it has ended; `loop.error` is the exception, if one ended it."""
 
     def on_epoch_begin(self, loop: Loop) -> None:
-        """Before the first batch of an epoch, or the first one after a resumption within an epoch."""
+        """Before the first batch of an epoch or, if a run resumes within an epoch, before its first batch."""
 
     def on_epoch_end(self, loop: Loop) -> None:
-        """After the last batch of an epoch; not where the run ends within one."""
+        """After the last batch of an epoch; not called if the run ends within the epoch."""
 
     def on_batch_begin(self, loop: Loop) -> None:
         """Before the gradients of a batch are computed."""
 
     def on_gradients(self, loop: Loop, gradients: Any) -> None:
-        """Between gradients and step: they may be changed in place."""
+        """Between gradients and step. The hook may change the gradients in place."""
 
     def on_batch_end(self, loop: Loop) -> None:
-        """After a step, which `loop.steps` counts already; `loop.figures` are those of its batch."""
+        """After a step; `loop.steps` counts it, and `loop.figures` are the figures of its batch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a continued run needs of this callback: arrays, and what JSON can hold."""
+        """The state from which a later run continues: arrays and values of JSON's types."""
         return {}
 
     def load_state_dict(self, d: Mapping[str, Any]) -> None:
-        """Take up a `state_dict`."""
+        """Continue from a `state_dict`."""
 
 
 class Record(Callback):
@@ -64,15 +64,16 @@ class Evaluation(Callback):
     measure : function
         Returns the figures, by column.
     every : int
-        In steps, counted from the very first one, so that a resumed run keeps the rhythm; 0 for never.
+        Steps between measurements, counted from the first step of all runs, so that a resumed run measures at the same
+        steps; 0: never.
     at_end : bool
-        Whether a run that reaches its end measures once more there. A checkpoint has been written by then, so that no
-        continuation finds a measurement that an uninterrupted run would not have made.
+        Whether a complete run measures once more at its end. The checkpoint is written before that: a continuation must
+        not contain a measurement that an uninterrupted run would not have made.
     """
 
     def __init__(self, measure: Callable[[], Mapping[str, float]], every: int, at_end: bool = False) -> None:
         self.measure, self.every, self.at_end = measure, every, at_end
-        self._measured: int | None = None  # the step after which it was done last
+        self._measured: int | None = None  # the step of the last measurement
 
     def on_batch_end(self, loop: Loop) -> None:
         """See `Callback`."""
@@ -90,26 +91,26 @@ class Evaluation(Callback):
 
 
 class SaveError(RuntimeError):
-    """The last save of a run failed: what was trained since the last good file is lost."""
+    """The last save of a run failed: the training since the last good file is lost."""
 
 
 class Checkpoint(Callback):
-    """Saves in regular intervals and at the end of a run, also one that a signal or an error ends.
+    """Saves at regular intervals and at the end of a run, also if a signal or an error ends it.
 
-    A save that fails is reported, and training goes on with the last good file in place. Weights are not saved within a
-    step that was cut off, nor at a divergence, since a run with a lower learning rate begins better at the last
-    checkpoint.
+    A save that fails is reported, and training goes on with the last good file in place. Weights are not saved within
+    an interrupted step, nor after a divergence: a run with a lower learning rate begins better at the last checkpoint.
 
     Parameters
     ----------
     save : function
         Writes a file, atomically.
     path : path
-        That file, for messages.
+        The file's path, for messages.
     every : int
-        In steps, counted from the very first one, so that a resumed run keeps the rhythm; 0 for the end alone.
+        Steps between saves, counted from the first step of all runs, so that a resumed run saves at the same steps;
+        0: at the end only.
     report : function, optional
-        Takes the message on a save that failed; a warning unless given.
+        Called with the message of a failed save; None: a warning.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Checkpoint(Callback):
         report: Callable[[str], None] = warnings.warn,
     ) -> None:
         self.save, self.path, self.every, self.report = save, path, every, report
-        self.saved: int | None = None  # the step whose weights the file has
+        self.saved: int | None = None  # the step of the weights in the file
 
     def on_train_begin(self, loop: Loop) -> None:
         """See `Callback`."""
@@ -153,25 +154,24 @@ class Checkpoint(Callback):
 
 
 class StopOnSignal(Callback):
-    """Ends a run after the step at hand when a signal asks to stop, instead of being cut off within it.
+    """Ends a run after the present step when a signal arrives, instead of within the step.
 
-    The signals are those of Ctrl-C, of a request to terminate, of a terminal that closes and of a spent CPU time limit,
-    except those that are ignored, as by nohup. A second one, a second later or more, is an exception of the kind of
-    Ctrl-C wherever that leaves weights that can be saved.
+    The signals are SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal closes) and SIGXCPU, except those that are ignored,
+    as by nohup. A second signal, a second later or more, raises KeyboardInterrupt unless the run is within a step.
     """
 
     SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU")
-    PAUSE = 1.0  # seconds; a process and its parent may each send the same signal to a group
+    PAUSE = 1.0  # seconds in which a repeated signal does not count: one event may send it to the group and the process
 
     def __init__(self) -> None:
-        self.number: int | None = None  # of the signal that came first
+        self.number: int | None = None  # number of the first signal
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, loop: Loop) -> None:
         """See `Callback`."""
         self.number = None
-        if threading.current_thread() is not threading.main_thread():  # Python lets only that one handle signals
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
             return
 
         def note(number: int, frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""What `fit`, `evaluate` and `predict` take: arrays, lists of ragged sequences, or an iterable of batches."""
+"""The data of `fit`, `evaluate` and `predict`: arrays, lists of ragged sequences, or an iterable of batches."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from ..layout import Array
 from ..validation import positive
 
-CHECKED_AT_ONCE = 1 << 22  # numbers of an array that are looked at in one go: bounds the memory of a check
-WINDOW = 32  # batches whose sequences are sorted by length together, so that a batch's are about equally long
+CHECKED_AT_ONCE = 1 << 22  # numbers of an array that are checked at once: bounds the memory of a check
+WINDOW = 32  # batches of ragged sequences that are sorted by length together: each batch has about equal lengths
 
 
 class Batch(NamedTuple):
-    """One batch: what the model takes, and what is known of it.
+    """One batch: the model's input, targets, mask and weights.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class Data:
         self._check_steps()
 
     def _beside(self, given: Any, name: str) -> Any:
-        """Targets or weights, as many as there are samples."""
+        """Targets or weights, or an error unless there is one for each sample."""
         ragged = self.ragged and isinstance(given, (list, tuple)) and len(given) > 0 and np.ndim(given[0]) > 0
         values: Any = sequences(given, name) if ragged else _array(given, name)
         if len(values) != self.count:
@@ -85,9 +85,9 @@ class Data:
                         raise ValueError(f"{name}[{at}] has {len(one)} steps, x[{at}] has {length}")
 
     def order(self, batch_size: int, rng: np.random.Generator | None) -> list[Array]:
-        """The samples of each batch: in order, or drawn anew where `rng` is given.
+        """The indices of each batch's samples: in order, or in random order if `rng` is given.
 
-        Ragged sequences come together with others of about their length, so that little is padded.
+        Ragged sequences of about equal length share a batch, so that there is little padding.
         """
         at = np.arange(self.count) if rng is None else rng.permutation(self.count)
         if self.lengths is not None and rng is not None:
@@ -114,14 +114,14 @@ class Data:
         return Batch(padded([self.x[i] for i in at], T), y, None if mask.all() else mask, weights)
 
     def split(self, share: float) -> tuple[Data, Data]:
-        """The first samples, and the last ones, which are `share` of all."""
+        """(the first samples, the last ones): the last ones are `share` of all."""
         kept = self.count - round(self.count * share)
         if not 0 < kept < self.count:
             raise ValueError(f"validation_split={share:g} of {self.count} samples leaves one side empty")
         return self.part(slice(None, kept)), self.part(slice(kept, None))
 
     def part(self, at: slice) -> Data:
-        """Some of the samples."""
+        """The samples of a slice."""
         new = object.__new__(Data)
         new.ragged = self.ragged
         for name in ("x", "y", "weights", "mask", "lengths"):
@@ -138,8 +138,7 @@ class Feed:
     ----------
     batches : iterable
     steps : int, optional
-        Batches of an epoch; all that there are unless given. An iterator, which cannot begin again, needs it where
-        there are several epochs.
+        Batches of an epoch; None: all. An iterator, which cannot begin again, needs it for several epochs.
     """
 
     def __init__(self, batches: Iterable[Any], steps: int | None = None) -> None:
@@ -183,7 +182,7 @@ def sequences(given: Sequence[Any], name: str) -> list[Array]:
 
 
 def padded(arrays: Sequence[Array], T: int) -> Array:
-    """Arrays (T_i, ...) as one (B, T, ...), with zeros behind each."""
+    """Arrays (T_i, ...) as one (B, T, ...), padded with zeros at the end."""
     whole = np.zeros((len(arrays), T, *arrays[0].shape[1:]), arrays[0].dtype)
     for row, one in zip(whole, arrays, strict=True):
         row[: len(one)] = one
@@ -202,7 +201,7 @@ def _array(given: Any, name: str) -> Any:
 
 
 def _check_finite(array: Array, name: str) -> None:
-    """Raise ValueError where there is NaN or infinity, and say where; a memory-mapped array is read in pieces."""
+    """Raise ValueError with the place of the first NaN or infinity; a memory-mapped array is read in pieces."""
     if array.dtype.kind != "f" or not array.size:
         return
     rows = max(1, CHECKED_AT_ONCE // max(1, array[0].size))

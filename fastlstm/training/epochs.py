@@ -1,4 +1,4 @@
-"""How far `fit` is: a bar for each epoch in a terminal, a line for each in a file or a pipe."""
+"""The progress of `fit`: a bar for each epoch in a terminal, a line for each in a file or a pipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .callbacks import Callback
 if TYPE_CHECKING:
     from .loop import Loop
 
-INTERVAL = 10.0  # seconds: epochs that end sooner after the last line have none, but for the last one
+INTERVAL = 10.0  # least seconds between two lines; the last epoch always has one
 
 
 class EpochProgress(Callback):
@@ -23,9 +23,9 @@ class EpochProgress(Callback):
     results : function
         The epoch's figures so far, by name.
     steps : int, optional
-        Batches of an epoch, where that is known.
+        Batches of an epoch, if known.
     epochs : int
-        In all.
+        Total number of epochs.
     """
 
     def __init__(self, results: Callable[[], Mapping[str, float]], steps: int | None, epochs: int) -> None:

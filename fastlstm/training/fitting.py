@@ -28,21 +28,21 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "rmsprop": RMSprop,
     "adagrad": Adagrad,
 }
-VALIDATION = "val_"  # before the names of validation columns
+VALIDATION = "val_"  # prefix of the names of validation columns
 
 
 @dataclass
 class Compiled:
-    """What `Sequential.compile` was given."""
+    """The arguments of `Sequential.compile`, checked."""
 
     optimizer: Callable[..., Optimizer]
     objective: Objective
     clip_norm: float | None
     clip_value: float | None
-    made: Optimizer | None = None  # the optimiser, once the model has parameters
+    made: Optimizer | None = None  # the optimiser; None before the model has parameters
 
     def optimizer_of(self, model: Sequential) -> Optimizer:
-        """The optimiser of the model's trainable parameters; made anew where modules were frozen or thawed."""
+        """The optimiser of the model's trainable parameters; a new one after modules were frozen or unfrozen."""
         layers = [module.core for module in model.trained_modules]
         if self.made is None or [id(one) for one in self.made.layers] != [id(one) for one in layers]:
             if not layers:
@@ -61,7 +61,7 @@ def optimizer_maker(given: Any) -> Callable[..., Optimizer]:
     Raises
     ------
     TypeError, ValueError
-        It is none of these; the message lists the names.
+        The argument is none of these; the message lists the names.
     """
     known = ", ".join(OPTIMIZERS)
     if isinstance(given, str):
@@ -86,7 +86,7 @@ def optimizer_maker(given: Any) -> Callable[..., Optimizer]:
 def compiled(
     model: Sequential, optimizer: Any, loss: Any, metrics: Sequence[Any], clip_norm: Any, clip_value: Any
 ) -> Compiled:
-    """What `fit` needs of the arguments of `compile`, checked."""
+    """The arguments of `compile` in the form that `fit` needs, or an error."""
     if isinstance(metrics, (str, Mapping)):
         metrics = [metrics]
     return Compiled(
@@ -98,7 +98,7 @@ def compiled(
 
 
 class Fit:
-    """A model in training on data: a `fastlstm.training.Task`.
+    """The training of a model on data: a `fastlstm.training.Task`.
 
     Parameters
     ----------
@@ -115,20 +115,20 @@ class Fit:
         self.objective = self.compiled.objective
         self.optimizer = self.compiled.optimizer_of(model)
         self.rng = np.random.default_rng(np.random.SeedSequence(model.seed).spawn(3)[2])
-        self.position = 0  # batches of this epoch that were trained on
+        self.position = 0  # number of this epoch's batches that were trained on
         self._order_rng: Any = None  # the generator's state before this epoch's order was drawn
         self._trained = {id(module) for module in model.trained_modules}
-        self.loss_sum = self.counted = 0.0  # of this epoch
+        self.loss_sum = self.counted = 0.0  # sums over this epoch: losses, weights of the rows that count
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """How many batches an epoch has; None where only the end tells."""
+        """Batches of an epoch; None if unknown before its end."""
         if isinstance(self.source, Feed):
             return self.source.steps
         return math.ceil(self.source.count / self.batch_size)
 
     def batches(self) -> Iterator[Batch]:
-        """The batches from where training stands to the end of the epoch."""
+        """The batches from `position` to the end of the epoch."""
         if self.position == 0:
             self.loss_sum = self.counted = 0.0
             self.objective.reset()
@@ -151,12 +151,12 @@ class Fit:
         self.position, self._order_rng = 0, None
 
     def order_state(self) -> dict[str, Any]:
-        """State of the generator that drew this epoch's order or, between epochs, draws the next one's."""
+        """State of the generator before this epoch's order was drawn; between epochs, its present state."""
         state: dict[str, Any] = {**(self._order_rng or self.rng.bit_generator.state)}
         return state
 
     def restore_order(self, state: dict[str, Any]) -> None:
-        """Take up an `order_state`, with `position` already restored."""
+        """Restore an `order_state`, after `position` was restored."""
         self.rng.bit_generator.state = state
         self._order_rng = state if self.position else None
 
@@ -173,7 +173,7 @@ class Fit:
         return {"loss": step.loss}, grads
 
     def update(self, gradients: list[dict[str, Array]]) -> None:
-        """Take the step."""
+        """Take the optimiser's step."""
         self.optimizer.step(gradients)
 
     def results(self) -> dict[str, float]:
@@ -183,7 +183,7 @@ class Fit:
 
 
 class Epochs(Callback):
-    """Writes each epoch's figures into the history, those of the validation data too."""
+    """Records each epoch's figures in the history, on the training and the validation data."""
 
     def __init__(self, task: Fit, validation: Data | None) -> None:
         self.task, self.validation = task, validation
@@ -265,11 +265,11 @@ def data_of(x: Any, y: Any, options: Mapping[str, Any]) -> Data | Feed:
 
 
 def prepare(model: Sequential, data: Data, batch_size: int, class_weight: Any) -> None:
-    """Build the model for the data and check the targets, before anything is trained."""
+    """Build the model for the data and check the targets, before training."""
     first = data.take(np.arange(min(1, data.count)))
     model.build(first.x.shape[1:])
     if isinstance(first.x, np.ndarray):
-        model(first.x, first.mask)  # raises where x is nothing for the first module
+        model(first.x, first.mask)  # raises unless x fits the first module
     for module in stateful(model):
         module.reset_state()  # type: ignore[attr-defined]
         if data.count % batch_size:

@@ -1,4 +1,4 @@
-"""What a training has measured: columns by name, each value with the step or epoch at which it was measured."""
+"""`History`: the figures of a training in columns by name, each value with its step or epoch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class History:
-    """Columns of figures: ``history["loss"]`` is a list of floats. A column may have gaps, another may have none.
+    """Columns of figures: ``history["loss"]`` is a list of floats. Columns may have values at different steps.
 
     Values take 16 bytes each, so that every step of a long run can be kept.
     """
@@ -24,12 +24,12 @@ class History:
         self._columns: dict[str, tuple[array[int], array[float]]] = {}
 
     def record(self, at: int, **values: float) -> None:
-        """Add a value to each of the columns named, which begin where they do not exist yet.
+        """Add a value to each named column; new names begin new columns.
 
         Parameters
         ----------
         at : int
-            The step or epoch, not less than that of the column's last value.
+            The step or epoch, not before that of the column's last value.
         **values : float
 
         Raises
@@ -54,16 +54,16 @@ class History:
         return name in self._columns
 
     def __getitem__(self, name: str) -> list[float]:
-        """All values of a column; KeyError where nothing has been recorded by that name."""
+        """All values of a column; KeyError if there is none of that name."""
         return self._columns[name][1].tolist()
 
     def points(self, name: str) -> list[tuple[int, float]]:
-        """(step or epoch, value) of a column; none where nothing has been recorded by that name."""
+        """(step or epoch, value) of each value of a column; [] if there is no column of that name."""
         when, figures = self._columns.get(name, ((), ()))
         return list(zip(when, figures, strict=True))
 
     def last(self, name: str, count: int = 1) -> list[float]:
-        """The last values of a column, `count` of them or all that there are."""
+        """The last `count` values of a column, or all if there are fewer."""
         return self._columns[name][1][-count:].tolist() if name in self._columns and count else []
 
     def length(self, name: str) -> int:
@@ -71,7 +71,7 @@ class History:
         return len(self._columns[name][0]) if name in self._columns else 0
 
     def rows(self) -> list[dict[str, float]]:
-        """The same by rows: for each step or epoch a dict with ``at`` and the values measured there."""
+        """The history by rows: for each step or epoch a dict with ``at`` and the values measured there."""
         found: dict[int, dict[str, float]] = {}
         for name in self._columns:
             for at, value in self.points(name):
@@ -89,7 +89,7 @@ class History:
 
     # ---------------------------------------------------------------------------------------------------------- files
     def to_arrays(self) -> dict[str, Array]:
-        """For a checkpoint: each column (values, 2), float64: at, value."""
+        """Arrays for a checkpoint: each column as (values, 2) float64, rows of (step or epoch, value)."""
         return {
             name: np.column_stack([np.array(when, np.float64), np.array(figures, np.float64)])
             for name, (when, figures) in self._columns.items()
@@ -97,7 +97,7 @@ class History:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Self:
-        """What `to_arrays` gave.
+        """The history of arrays that `to_arrays` made.
 
         Raises
         ------

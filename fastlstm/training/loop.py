@@ -1,4 +1,4 @@
-"""The training loop: epochs, batches, hooks at their beginnings and ends, and a way out that callbacks always see.
+"""The training loop: epochs, batches, hooks at their beginnings and ends, and an end of the run for every callback.
 
 The loop knows no layers. A `Task` supplies batches and takes steps; callbacks do everything else: record, evaluate,
 save, show, stop. `fastlstm.text.TextTraining` is such a task.
@@ -23,9 +23,10 @@ class Task(Protocol):
     """What is trained."""
 
     def batches(self) -> Iterator[Any]:
-        """The batches from where training stands to the end of its epoch.
+        """The batches from the present place in the epoch to its end.
 
-        The next one is asked for after the step on the last one. A task that is resumed within an epoch goes on there.
+        The loop takes a batch after the step on the batch before. A task that was resumed within an epoch continues
+        there.
         """
 
     def gradients(self, batch: Any) -> tuple[Mapping[str, float], Any]:
@@ -34,11 +35,11 @@ class Task(Protocol):
         Raises
         ------
         Diverged
-            They are not finite.
+            The loss or the gradients are not finite.
         """
 
     def update(self, gradients: Any) -> None:
-        """Take the step."""
+        """Take the optimiser's step."""
 
 
 class Loop:
@@ -48,25 +49,25 @@ class Loop:
     ----------
     task : Task
     callbacks : sequence of Callback
-        Hooks at the beginning of something are called in this order, those at its end too; `on_train_end` is called in
-        the reverse order, so that the first callback encloses all others.
+        Hooks are called in this order, but `on_train_end` in the reverse order: the first callback begins first and
+        ends last.
     history : History, optional
-        Is continued.
+        The history to continue.
     steps, epochs : int
-        Taken before, by a run that this one continues.
+        Steps and epochs of the runs that this one continues.
 
     Attributes
     ----------
     steps, epochs : int
         Batches trained on, and epochs completed, in all.
     figures : dict
-        Of the last batch.
+        Figures of the last batch.
     stopping : bool
         Whether a stop was requested.
     reason : str
-        Why, in words.
+        The reason of the stop.
     error : BaseException or None
-        What ended the run, for `on_train_end`.
+        The exception that ended the run, for `on_train_end`.
     whole : bool
         False within a step: weights and optimiser do not belong together then, and must not be saved.
     """
@@ -89,19 +90,19 @@ class Loop:
         self.error: BaseException | None = None
 
     def stop(self, reason: str = "") -> None:
-        """Request an end after the step at hand; any callback or thread may. The first reason counts."""
+        """Request an end after the present step, from any callback or thread. The first reason is kept."""
         if not self.stopping:
             self.stopping, self.reason = True, reason
 
     def run(self, *, steps: int | None = None, epochs: int | None = None) -> Loop:
-        """Train until so many steps or epochs have been completed in all, the earlier of both.
+        """Train until `steps` steps or `epochs` epochs have been completed in all, whichever is earlier.
 
-        However the run ends, `on_train_end` is called for every callback whose `on_train_begin` was.
+        However the run ends, `on_train_end` is called for every callback whose `on_train_begin` was called.
 
         Raises
         ------
         Diverged
-            And whatever the task or a callback raises.
+            The loss or the gradients are no longer finite. Exceptions of the task and of callbacks pass too.
         """
         self.last_step, self.stopping, self.reason, self.error = steps, False, "", None
         begun: list[Callback] = []
@@ -151,7 +152,7 @@ class Loop:
             getattr(callback, hook)(self)
 
     def _end(self, begun: list[Callback]) -> None:
-        """Call `on_train_end` of all, whatever some of them raise; then raise the first of that."""
+        """Call `on_train_end` of all callbacks, even if some raise; then raise the first exception."""
         first: BaseException | None = None
         for callback in reversed(begun):
             try:
@@ -169,7 +170,7 @@ class Loop:
         return {"steps": self.steps, "epochs": self.epochs, "callbacks": states}
 
     def load_state_dict(self, d: Mapping[str, Any]) -> None:
-        """Take up a `state_dict`.
+        """Continue from a `state_dict`.
 
         Raises
         ------

@@ -23,7 +23,7 @@ FUSED = {
 
 
 class Step(NamedTuple):
-    """What one training step computes: the mean loss, how much counted in it, and a gradient dict for each module."""
+    """Results of one training step: the mean loss, the sum of its weights, and a gradient dict for each module."""
 
     loss: float
     counted: float
@@ -105,7 +105,7 @@ class Objective:
 
     # ------------------------------------------------------------------------------------------------------ evaluation
     def reset(self) -> None:
-        """Begin to count the metrics anew."""
+        """Reset the metrics."""
         for metric in self.metrics:
             metric.reset()
 
@@ -114,7 +114,7 @@ class Objective:
         return {m.name: m.result() for m in self.metrics}
 
     def total(self, batch: Batch) -> tuple[float, float]:
-        """(sum of the losses, how much counted) of a batch in inference; the metrics are kept up to date."""
+        """(sum of the losses, sum of the weights) of a batch in inference; updates the metrics."""
         y, mask = self.model._enter(batch.x), batch.mask
         for module in self.model.modules[: -1 if self.fused else None]:
             y, mask = module(y, mask), module.output_mask(y, mask)
@@ -130,7 +130,7 @@ class Objective:
 
     # ---------------------------------------------------------------------------------------------------------- checks
     def check(self, data: Data, name: str = "y") -> None:
-        """Raise before anything is trained where targets cannot be those of the model's output.
+        """Raise, before training, if targets do not fit the model's output.
 
         Raises
         ------
@@ -161,7 +161,7 @@ class Objective:
 
 
 def class_weights(given: Mapping[Any, float] | None, data: Data) -> None:
-    """Multiply the samples' weights by those of their classes; `data` is changed.
+    """Multiply the samples' weights in `data` by the weights of their classes.
 
     Raises
     ------

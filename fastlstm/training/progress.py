@@ -1,4 +1,4 @@
-"""How far a training is: a bar in a terminal, a plain line every ten seconds in a file or a pipe."""
+"""The progress of a training: a bar in a terminal, a line every ten seconds in a file or a pipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .loop import Loop
 
 INTERVAL = 10.0  # seconds between lines
-SHOWN = 20  # how many of the last steps are averaged
+SHOWN = 20  # figures are means over so many last steps
 
 
 class Progress(Callback):
@@ -24,9 +24,9 @@ class Progress(Callback):
     Parameters
     ----------
     figures : function
-        From the loop to what is shown, by name, as text.
+        Takes the loop and returns the figures to show, by name, as text.
     per_step : int
-        How many units a step gets through.
+        Units of a step, such as tokens.
     unit : str
         The unit's name.
     """
@@ -34,8 +34,8 @@ class Progress(Callback):
     def __init__(self, figures: Callable[[Loop], Mapping[str, str]], per_step: int = 1, unit: str = "steps") -> None:
         self.figures, self.per_step, self.unit = figures, per_step, unit
         self._bar: Any = None
-        self._shown = self._began = 0.0  # seconds
-        self._at_shown = self._first = 0  # steps
+        self._shown = self._began = 0.0  # times of the last line and of the beginning, in seconds
+        self._at_shown = self._first = 0  # steps at the last line and at the beginning
 
     def on_train_begin(self, loop: Loop) -> None:
         """See `Callback`."""
@@ -51,14 +51,14 @@ class Progress(Callback):
                 unit=f" {self.unit}",
                 unit_scale=True,
                 dynamic_ncols=columns > 0,
-                ncols=None if columns else 80,  # a terminal that does not tell its width
+                ncols=None if columns else 80,  # default for a terminal of unknown width
                 file=messages,
             )
 
     def on_batch_end(self, loop: Loop) -> None:
         """See `Callback`."""
         if self._bar is not None:
-            if self._bar.update(self.per_step):  # drawn, as now and then it is: the next drawing says what holds now
+            if self._bar.update(self.per_step):  # true if the bar was drawn: its next drawing shows these figures
                 self._describe(loop)
         elif time.monotonic() - self._shown >= INTERVAL:
             self._line(loop, self._shown, self._at_shown)

@@ -34,14 +34,14 @@ def find(version: str) -> str | None:
     """A Python of this version that runs: on the path, or among pyenv's."""
     pyenv = os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv"))
     for candidate in (f"python{version}", *sorted(glob.glob(f"{pyenv}/versions/{version}.*/bin/python{version}"))):
-        found = shutil.which(candidate)  # there may be a command that does not work
+        found = shutil.which(candidate)  # the command may exist and not run
         if found and subprocess.run([found, "-c", "import venv, ensurepip"], capture_output=True).returncode == 0:
             return found
     return None
 
 
 def smoke(python: str, wheel: Path, folder: Path) -> None:
-    """Install the wheel, with what it needs and nothing else, and let it work."""
+    """Install the wheel with its dependencies only, and run smoke.py."""
     subprocess.run([python, "-m", "venv", "--clear", str(folder)], check=True)
     inside = folder / "bin" / "python"
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}

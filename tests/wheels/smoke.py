@@ -1,4 +1,4 @@
-"""What an installed wheel must do, in a Python that has nothing but it: `make test-wheels` runs this."""
+"""A check of an installed wheel, in a Python with nothing but it: `make test-wheels` runs this."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import fastlstm as fl
 
 
 def trained() -> fl.LSTM:
-    """A layer after some steps of training, which must have brought the loss down."""
+    """A layer after some steps of training; they must have reduced the loss."""
     rng = np.random.default_rng(0)
     x, answers = rng.standard_normal((12, 8, 5)).astype(np.float32), rng.integers(0, 3, (12, 8))
     lstm, head = fl.LSTM(5, 16, seed=0), fl.Dense(16, 3, seed=1)
@@ -28,14 +28,14 @@ def trained() -> fl.LSTM:
 
 
 def streamed(lstm: fl.LSTM) -> None:
-    """Step by step it gives what one call gives."""
+    """A stream's steps have the outputs of one call."""
     x = np.random.default_rng(1).standard_normal((9, 1, 5)).astype(np.float32)
     stream = lstm.stream()
     assert np.array_equal(np.stack([stream.step(x_t) for x_t in x]), lstm(x)[0])
 
 
 def forked(lstm: fl.LSTM) -> None:
-    """A child of a process whose threads have worked computes the same."""
+    """A child of a process with a used thread pool computes the same."""
     x = np.random.default_rng(2).standard_normal((50, 64, 5)).astype(np.float32)
     with fl.threads(2):
         expected = lstm(x)[0]
