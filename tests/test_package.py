@@ -41,7 +41,7 @@ ORDER = [
         "_onnx_weights",
     ],
     ["training", "callbacks"],
-    ["text", "torch", "keras", "onnx", "report", "plot"],
+    ["text", "torch", "keras", "onnx", "sklearn", "report", "plot"],
     ["cli"],
     ["__main__"],
 ]
