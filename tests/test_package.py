@@ -28,7 +28,6 @@ ORDER = [
     [
         "losses",
         "metrics",
-        "forecast",
         "optim",
         "schedules",
         "dense",
@@ -40,7 +39,7 @@ ORDER = [
         "_keras_weights",
         "_onnx_weights",
     ],
-    ["training", "callbacks"],
+    ["training", "callbacks", "forecast"],
     ["text", "torch", "keras", "onnx", "sklearn", "report", "plot"],
     ["cli"],
     ["__main__"],
