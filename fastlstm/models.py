@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,7 +100,18 @@ def save(layer: Layer, path: str | os.PathLike[str]) -> None:
     if getattr(layer, "_shape", ()) is None:
         raise ValueError(f"{layer!r} has no parameters to save yet: call it on an input, build it or fit it first")
     config = {"format": FORMAT, "version": VERSION, "layer": config_of(layer)}
-    files.save(path, {name: np.asarray(p) for name, p in layer.state_dict().items()}, config)
+    arrays = {name: np.asarray(p) for name, p in layer.state_dict().items()}
+    files.save(path, arrays, config | {"crc32": checksum(config, arrays)})
+
+
+def checksum(config: Mapping[str, Any], arrays: Mapping[str, Array]) -> int:
+    """The CRC-32 of a file's configuration and arrays, by which a changed byte is noticed."""
+    found = zlib.crc32(json.dumps(config, ensure_ascii=False, sort_keys=True).encode())
+    for name in sorted(arrays):
+        a = arrays[name]
+        found = zlib.crc32(f"{name} {a.dtype.str.lstrip('<>=')} {a.shape}".encode(), found)
+        found = zlib.crc32(np.ascontiguousarray(a, a.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data, found)
+    return found
 
 
 def load(path: str | os.PathLike[str], backend: str = "auto") -> Any:
@@ -149,6 +162,10 @@ def load(path: str | os.PathLike[str], backend: str = "auto") -> Any:
         MemoryError,
     ) as error:
         raise files.FileError(f"{path} does not fit: {files.one_line(error)}") from error
+    rest = {name: value for name, value in config.items() if name != "crc32"}
+    early = set(config) == {"format", "version", "layer"}  # files of before the checksum
+    if not early and config.get("crc32") != checksum(rest, arrays):
+        raise files.FileError(f"{path} was changed or damaged after it was written: its checksum does not agree")
     return layer
 
 
