@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from . import losses as losses
     from . import metrics as metrics
     from . import nn as nn
+    from . import sklearn as sklearn
     from . import torch as torch
     from . import training as training
     from .arrays import from_arrays as from_arrays
@@ -97,11 +99,13 @@ _HOME = {
 }
 # Public submodules, loaded in the same way.
 _SUBMODULES = ("callbacks", "files", "forecast", "losses", "metrics", "nn", "torch", "training")
+# Those that cannot be loaded without an installed library of the same name; `from fastlstm import *` leaves them out.
+_WITH_LIBRARY = ("sklearn",)
 __all__ = ["BackendError", "__version__", "backends", *_HOME, *_SUBMODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
+    if name in _SUBMODULES or name in _WITH_LIBRARY:
         return importlib.import_module(f".{name}", __name__)  # which makes it an attribute of the package
     home = _HOME.get(name)
     if home is None:
@@ -112,4 +116,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *filter(find_spec, _WITH_LIBRARY)])

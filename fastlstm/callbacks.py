@@ -31,6 +31,8 @@ MODES = ("min", "max")
 class _Watching(Callback):
     """The base of the callbacks that compare a column of the history with its best value."""
 
+    WATCHES = True  # `fit` refuses a column of a validation that it was not given
+
     def __init__(self, monitor: str, mode: str, min_delta: float) -> None:
         if mode not in MODES:
             raise ValueError(f"mode {mode!r} is not known; expected one of {', '.join(MODES)}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,7 @@ CLASSES = {
     **dict.fromkeys(("LSTMCell", "GRUCell", "RNNCell"), "cell"),
     "Dense": "dense",
     "Sequential": "sequential",
+    "Forecaster": "forecast",
     **{
         f"nn.{name}": "nn"
         for name in ("Embedding", "Dense", "Dropout", "LSTM", "GRU", "SimpleRNN", "Bidirectional", "Residual")
@@ -94,8 +97,21 @@ def _argument(value: Any, backend: str) -> Any:
 
 def save(layer: Layer, path: str | os.PathLike[str]) -> None:
     """Write a layer or a model to one safetensors file, atomically. See `Layer.save`."""
+    if getattr(layer, "_shape", ()) is None:
+        raise ValueError(f"{layer!r} has no parameters to save yet: call it on an input, build it or fit it first")
     config = {"format": FORMAT, "version": VERSION, "layer": config_of(layer)}
-    files.save(path, {name: np.asarray(p) for name, p in layer.state_dict().items()}, config)
+    arrays = {name: np.asarray(p) for name, p in layer.state_dict().items()}
+    files.save(path, arrays, config | {"crc32": checksum(config, arrays)})
+
+
+def checksum(config: Mapping[str, Any], arrays: Mapping[str, Array]) -> int:
+    """The CRC-32 of a file's configuration and arrays, by which a changed byte is noticed."""
+    found = zlib.crc32(json.dumps(config, ensure_ascii=False, sort_keys=True).encode())
+    for name in sorted(arrays):
+        a = arrays[name]
+        found = zlib.crc32(f"{name} {a.dtype.str.lstrip('<>=')} {a.shape}".encode(), found)
+        found = zlib.crc32(np.ascontiguousarray(a, a.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data, found)
+    return found
 
 
 def load(path: str | os.PathLike[str], backend: str = "auto") -> Any:
@@ -135,8 +151,21 @@ def load(path: str | os.PathLike[str], backend: str = "auto") -> Any:
     try:
         layer = from_config(config.get("layer"), backend)
         layer.load_state_dict(arrays)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError, OverflowError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        RecursionError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise files.FileError(f"{path} does not fit: {files.one_line(error)}") from error
+    rest = {name: value for name, value in config.items() if name != "crc32"}
+    early = set(config) == {"format", "version", "layer"}  # files of before the checksum
+    if not early and config.get("crc32") != checksum(rest, arrays):
+        raise files.FileError(f"{path} was changed or damaged after it was written: its checksum does not agree")
     return layer
 
 
@@ -144,12 +173,13 @@ def _check_size(path: Any, config: Any, arrays: Mapping[str, Array]) -> None:
     """Raise FileError where a configuration asks for layers larger than the file's arrays, before memory is taken."""
     largest = max((n for a in arrays.values() for n in a.shape), default=0)
     numbers = [(name, value) for name, value in _numbers(config) if name in SIZES]
+    numbers += [("built for", width) for width in _widths(config)] if numbers else []
     for name, value in numbers:
         if value > max(largest, 1):
             raise files.FileError(f"{path} does not fit: it says {name} {value}, its largest array has {largest}")
 
 
-SIZES = ("input_size", "hidden_size", "units", "num_layers", "proj_size", "input_dim", "output_dim")
+SIZES = ("input_size", "hidden_size", "units", "num_layers", "proj_size", "input_dim", "output_dim", "horizon")
 
 
 def _numbers(config: Any, depth: int = 0) -> list[tuple[str, int]]:
@@ -158,5 +188,22 @@ def _numbers(config: Any, depth: int = 0) -> list[tuple[str, int]]:
         return []
     if isinstance(config, Mapping):
         own = [(name, v) for name, v in config.items() if isinstance(v, int) and not isinstance(v, bool)]
+        lists = [(name, v) for name, given in config.items() if isinstance(given, list) for v in given]
+        own += [(name, v) for name, v in lists if isinstance(v, int) and not isinstance(v, bool)]
         return own + [pair for v in config.values() for pair in _numbers(v, depth + 1)]
     return [pair for v in config for pair in _numbers(v, depth + 1)] if isinstance(config, list) else []
+
+
+def _widths(config: Any, depth: int = 0) -> list[int]:
+    """The widths of the samples that the layers of a configuration were built for, at most some levels deep."""
+    if depth > 20 or not isinstance(config, (Mapping, list)):
+        return []
+    found: list[int] = []
+    if isinstance(config, Mapping):
+        shape = config.get("built for")
+        if isinstance(shape, list):
+            whole = [n for n in shape if isinstance(n, int)]
+            # A sample of one axis is ids, whose number is no width, unless a Dense takes it.
+            found = whole[-1:] if len(shape) > 1 or config.get("class") == "nn.Dense" else []
+    inner = config.values() if isinstance(config, Mapping) else config
+    return found + [width for one in inner for width in _widths(one, depth + 1)]

@@ -191,14 +191,20 @@ def test_it_is_public() -> None:
     assert fl.forecast is forecast and "forecast" in fl.__all__
 
 
-PAGE = Path(__file__).parents[1] / "docs" / "forecast.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "forecast.md"
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="docs/ is not beside the tests")
-def test_the_pages_example_forecasts_better_than_the_last_value() -> None:
+def test_the_pages_example_forecasts_better_than_the_last_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    block, of_forecaster = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     exec(block, names)
     last = forecast.fold_windows(names["series"], names["fold"], 24, 6, targets=0)
     naive = np.abs(last.x_test[:, -1:, :1] - last.y_test).mean() * last.scaler.scale[0]  # type: ignore[index]
     assert len(names["errors"]) == 3 and 0 < max(names["errors"]) < 0.5 * naive
+    exec(of_forecaster, names)
+    judged = names["judged"]
+    assert judged.mae < 0.8 * judged.seasonal_mae < judged.naive_mae and names["quantiles"].shape == (6, 1, 3)

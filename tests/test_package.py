@@ -28,7 +28,6 @@ ORDER = [
     [
         "losses",
         "metrics",
-        "forecast",
         "optim",
         "schedules",
         "dense",
@@ -40,8 +39,8 @@ ORDER = [
         "_keras_weights",
         "_onnx_weights",
     ],
-    ["training", "callbacks"],
-    ["text", "torch", "keras", "onnx", "report", "plot"],
+    ["training", "callbacks", "forecast"],
+    ["text", "torch", "keras", "onnx", "sklearn", "report", "plot"],
     ["cli"],
     ["__main__"],
 ]

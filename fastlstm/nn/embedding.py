@@ -106,13 +106,17 @@ class Embedding(Module):
 
     def _ids(self, x: Any) -> Array:
         ids = self._enter(x)
+        self.check_ids(ids)
+        return np.array(ids, np.int64)
+
+    def check_ids(self, ids: Array) -> None:
+        """Raise TypeError or ValueError unless all are rows of the table."""
         if ids.dtype.kind not in "iu":
             raise TypeError(f"Embedding takes token ids, which are integers, got dtype {ids.dtype}: x.astype('int64')")
         if ids.size and (ids.min() < 0 or ids.max() >= self.input_dim):
             raise ValueError(
                 f"token ids must lie between 0 and input_dim - 1 = {self.input_dim - 1}, got {ids.min()} to {ids.max()}"
             )
-        return np.array(ids, np.int64)
 
     def __call__(self, x: Any, mask: Any = None) -> Array:
         """(B, T) ids -> (B, T, E)."""

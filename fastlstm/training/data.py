@@ -66,6 +66,20 @@ class Data:
             )
         self.lengths = np.array([len(one) for one in self.x]) if self.ragged else None
         self._check_steps()
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        """Raise TypeError or ValueError unless weights are finite, at least 0, and one for each sample or step."""
+        if self.weights is None:
+            return
+        for at, one in enumerate(self.weights if isinstance(self.weights, list) else [self.weights]):
+            name = f"sample_weight[{at}]" if isinstance(self.weights, list) else "sample_weight"
+            axes = (1,) if isinstance(self.weights, list) else (1, 2)
+            if one.ndim not in axes or (one.ndim == 2 and (self.ragged or one.shape[1] != np.shape(self.x)[1])):
+                form = "a list of (T_i,)" if self.ragged else f"({self.count}, T) for targets per step"
+                raise ValueError(f"{name} has shape {one.shape}, expected ({self.count},) or {form}")
+            if one.size and one.min() < 0:
+                raise ValueError(f"{name} must be at least 0, got {one.min()}: 0 leaves a sample out")
 
     def _beside(self, given: Any, name: str) -> Any:
         """Targets or weights, or an error unless there is one for each sample."""
@@ -79,8 +93,8 @@ class Data:
         """Raise ValueError where ragged targets or weights have another number of steps than their sequence."""
         for name in ("y", "weights"):
             values = getattr(self, name)
-            if isinstance(values, list):
-                for at, (one, length) in enumerate(zip(values, self.lengths or (), strict=False)):
+            if isinstance(values, list) and self.lengths is not None:
+                for at, (one, length) in enumerate(zip(values, self.lengths, strict=True)):
                     if len(one) != length:
                         raise ValueError(f"{name}[{at}] has {len(one)} steps, x[{at}] has {length}")
 
@@ -98,6 +112,13 @@ class Data:
         if self.lengths is not None and rng is not None:
             batches = [batches[i] for i in rng.permutation(len(batches))]
         return batches
+
+    def by_length(self, batch_size: int) -> list[Array]:
+        """The samples of each batch, ragged ones sorted by length, so that hardly anything is padded."""
+        if self.lengths is None:
+            return self.order(batch_size, None)
+        at = np.argsort(self.lengths, kind="stable")
+        return [at[i : i + batch_size] for i in range(0, self.count, batch_size)]
 
     def take(self, at: Array) -> Batch:
         """The batch of these samples."""
@@ -145,6 +166,16 @@ class Feed:
         self.batches = batches
         self.steps = None if steps is None else positive(steps, "steps_per_epoch")
         self._running: Iterator[Any] | None = iter(batches) if isinstance(batches, Iterator) else None
+        self._ahead: list[Any] = []  # the next batch of an iterator, where it was taken to see whether there is one
+        self.exhausted = False  # an iterator that has no further batch
+
+    def check(self, epochs: int) -> None:
+        """Raise ValueError where the batches cannot last for so many epochs."""
+        if self._running is not None and self.steps is None and epochs > 1:
+            raise ValueError(
+                f"an iterator of batches cannot begin again, and epochs={epochs}: say with steps_per_epoch how many "
+                "batches an epoch has, or give an iterable that begins anew for each epoch (a class with __iter__)"
+            )
 
     def epoch(self) -> Iterator[Batch]:
         """The batches of one epoch."""
@@ -152,11 +183,16 @@ class Feed:
         taken = 0
         while self.steps is None or taken < self.steps:
             try:
-                given = next(source)
+                given = self._ahead.pop() if self._ahead else next(source)
             except StopIteration:
-                return
+                break
             taken += 1
             yield self._batch(given)
+        if self._running is not None and not self._ahead:
+            try:
+                self._ahead.append(next(source))
+            except StopIteration:
+                self.exhausted = True
 
     @staticmethod
     def _batch(given: Any) -> Batch:
@@ -210,4 +246,7 @@ def _check_finite(array: Array, name: str) -> None:
         if not fine.all():
             at = np.argwhere(~fine)[0]
             place = ", ".join(map(str, (int(at[0]) + begin, *at[1:].tolist())))
-            raise ValueError(f"{name} holds NaN or infinity, first at [{place}]: leave such samples out, or mask them")
+            raise ValueError(
+                f"{name} holds NaN or infinity, first at [{place}]: leave such samples out, "
+                "or put a number there and say with mask= that the step does not count"
+            )

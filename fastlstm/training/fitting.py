@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from .. import losses
+from .. import metrics as metrics_
 from ..layout import Array
+from ..nn.embedding import Embedding
 from ..optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, clip_by_norm, clip_by_value
 from ..sequential import Sequential
 from ..validation import flag, number, positive
@@ -89,12 +93,25 @@ def compiled(
     """The arguments of `compile` in the form that `fit` needs, or an error."""
     if isinstance(metrics, (str, Mapping)):
         metrics = [metrics]
+    loss = losses.get(loss)
     return Compiled(
         optimizer_maker(optimizer),
-        Objective(model, loss, metrics),
+        Objective(model, loss, [aligned(metric, loss) for metric in metrics]),
         None if clip_norm is None else number(clip_norm, "clip_norm"),
         None if clip_value is None else number(clip_value, "clip_value"),
     )
+
+
+def aligned(metric: Any, loss: losses.Loss) -> Any:
+    """A metric that is given by its name, for the predictions that the loss takes: logits or probabilities."""
+    if not isinstance(metric, str) or metric not in metrics_.METRICS or not getattr(loss, "from_logits", False):
+        return metric
+    options = metrics_.get(metric).options()
+    if "from_logits" in options:
+        return metrics_.METRICS[metric](from_logits=True)
+    if "threshold" in options and isinstance(loss, losses.BinaryCrossentropy):
+        return metrics_.METRICS[metric](threshold=0.0)  # the logit of the probability 0.5
+    return metric
 
 
 class Fit:
@@ -185,8 +202,8 @@ class Fit:
 class Epochs(Callback):
     """Records each epoch's figures in the history, on the training and the validation data."""
 
-    def __init__(self, task: Fit, validation: Data | None) -> None:
-        self.task, self.validation = task, validation
+    def __init__(self, task: Fit, validation: Data | None, epochs: int) -> None:
+        self.task, self.validation, self.epochs = task, validation, epochs
 
     def on_epoch_end(self, loop: Loop) -> None:
         """See `Callback`."""
@@ -196,6 +213,13 @@ class Epochs(Callback):
             found = evaluated(self.task.model, objective, self.validation, self.task.batch_size)
             values |= {VALIDATION + name: value for name, value in found.items()}
         loop.history.record(loop.epochs, lr=self.task.optimizer.lr, **values)
+        source = self.task.source
+        if isinstance(source, Feed) and source.exhausted and loop.epochs < self.epochs:
+            warnings.warn(
+                f"the iterator of batches ended in epoch {loop.epochs} of {self.epochs}, and so does the training",
+                stacklevel=2,
+            )
+            loop.stop("the iterator of batches has ended")
 
 
 def fit(
@@ -224,16 +248,19 @@ def fit(
         source, validation = source.split(share)
     if isinstance(source, Data):
         prepare(model, source, batch_size, options["class_weight"])
-        if validation is not None:
-            model._compiled.objective.check(validation, "validation_data's y")
     elif not model.built:
         raise ValueError(
             "a model that is fed by an iterable must be built before: model.build(shape of a sample), "
             "or call it on a batch"
         )
+    else:
+        source.check(epochs)
+    if validation is not None:
+        check_inputs(model, validation, batch_size, "validation_data's x")
+        model._compiled.objective.check(validation, "validation_data's y")
     task = Fit(model, source, batch_size, shuffle)
-    given = sorted(callbacks, key=lambda c: getattr(c, "LAST", False))
-    own: list[Callback] = [Epochs(task, validation), *given]
+    given = sorted(checked_callbacks(callbacks, model, validation), key=lambda c: getattr(c, "LAST", False))
+    own: list[Callback] = [Epochs(task, validation, epochs), *given]
     if flag(verbose, "verbose"):
         own.append(EpochProgress(task.results, task.steps_per_epoch, epochs))
     signals = StopOnSignal()
@@ -268,31 +295,72 @@ def prepare(model: Sequential, data: Data, batch_size: int, class_weight: Any) -
     """Build the model for the data and check the targets, before training."""
     first = data.take(np.arange(min(1, data.count)))
     model.build(first.x.shape[1:])
-    if isinstance(first.x, np.ndarray):
-        model(first.x, first.mask)  # raises unless x fits the first module
+    states = begin_anew(model)
+    try:
+        model(first.x, first.mask)  # raises where x is nothing for the first module
+    finally:
+        restore(states)
+    check_inputs(model, data, batch_size, "x")
     for module in stateful(model):
         module.reset_state()  # type: ignore[attr-defined]
-        if data.count % batch_size:
-            raise ValueError(
-                f"a stateful model takes batches of one size: {data.count} samples are no multiple of {batch_size}"
-            )
     model._compiled.objective.check(data)
     class_weights(class_weight, data)
+
+
+def check_inputs(model: Sequential, data: Data, batch_size: int, name: str) -> None:
+    """Raise ValueError where samples have token ids outside the table, or make no full batches of a stateful model."""
+    if stateful(model) and data.count % batch_size:
+        raise ValueError(
+            f"a stateful model takes batches of one size: {name} has {data.count} samples, no multiple of {batch_size}"
+        )
+    first = model.modules[0]
+    if isinstance(first, Embedding):
+        for begin in range(0, data.count, 1024):
+            part = data.x[begin : begin + 1024]
+            first.check_ids(np.concatenate([np.asarray(one).reshape(-1) for one in part]))
+
+
+def checked_callbacks(given: Any, model: Sequential, validation: Data | None) -> list[Callback]:
+    """The callbacks as a list, or an error: something is none, or watches a validation that there is not."""
+    callbacks = [given] if isinstance(given, Callback) else list(given)
+    for one in callbacks:
+        if not isinstance(one, Callback):
+            raise TypeError(f"callbacks must be objects of fastlstm.callbacks.Callback, got {one!r}")
+        monitor = getattr(one, "monitor", "")
+        watched = [VALIDATION + name for name in model._compiled.objective.names()]
+        if validation is None and monitor in watched and getattr(one, "WATCHES", False):
+            raise ValueError(
+                f"{type(one).__name__} watches {monitor}, and there is no validation: give validation_data, "
+                f"validation_split or monitor={monitor.removeprefix(VALIDATION)!r}"
+            )
+    return callbacks
 
 
 def evaluated(model: Sequential, objective: Objective, data: Data, batch_size: int) -> dict[str, float]:
     """Mean loss and metrics over all samples, in inference."""
     own = Objective(model, objective.loss, [type(m)(**_options(m)) for m in objective.metrics])
-    states = [(m, m._states) for m in stateful(model)]  # type: ignore[attr-defined]
-    for module, _ in states:
-        module.reset_state()  # type: ignore[attr-defined]
+    states = begin_anew(model)
     total = counted = 0.0
-    for at in data.order(batch_size, None):
+    for at in data.order(batch_size, None) if states else data.by_length(batch_size):
         one, of_one = own.total(data.take(at))
         total, counted = total + one, counted + of_one
-    for module, state in states:
-        module._states = state  # type: ignore[attr-defined]
+    restore(states)
     return {"loss": total / counted if counted else math.nan} | own.results()
+
+
+def begin_anew(model: Sequential) -> list[tuple[Any, Any]]:
+    """Reset the modules that carry a state; what `restore` takes to give it back to them."""
+    modules: list[Any] = stateful(model)
+    states = [(module, module._states) for module in modules]
+    for module in modules:
+        module.reset_state()
+    return states
+
+
+def restore(states: list[tuple[Any, Any]]) -> None:
+    """Give the modules the states that `begin_anew` found."""
+    for module, state in states:
+        module._states = state
 
 
 def _options(metric: Any) -> dict[str, Any]:
@@ -301,14 +369,17 @@ def _options(metric: Any) -> dict[str, Any]:
 
 def predict(model: Sequential, x: Any, batch_size: int, mask: Any) -> Any:
     """See `fastlstm.Sequential.predict`."""
-    data = Data(x, mask=mask)
-    outputs: list[Array] = []
-    lists: list[Any] = [None] * data.count
-    for at in data.order(positive(batch_size, "batch_size"), None):
+    data, batch_size = Data(x, mask=mask), positive(batch_size, "batch_size")
+    outputs: Any = None
+    for at in data.order(batch_size, None) if stateful(model) else data.by_length(batch_size):
         batch = data.take(at)
         y = model(batch.x, batch.mask)
-        if data.ragged and y.ndim == 3:
+        per_step = data.ragged and y.ndim == 3
+        if outputs is None:
+            outputs = [None] * data.count if per_step else np.empty((data.count, *y.shape[1:]), y.dtype)
+        if per_step:
             for row, i in zip(y, at, strict=True):
-                lists[i] = row[: len(data.x[i])].copy()
-        outputs.append(y)
-    return lists if data.ragged and outputs[0].ndim == 3 else np.concatenate(outputs)
+                outputs[i] = row[: len(data.x[i])].copy()
+        else:
+            outputs[at] = y
+    return outputs

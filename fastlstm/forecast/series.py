@@ -11,9 +11,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from .layout import Array
-from .named import Named, find
-from .validation import as_array, float_dtype, is_real, positive
+from ..layout import Array
+from ..named import Named, find
+from ..validation import as_array, float_dtype, is_real, positive
 
 Columns = Sequence[int | str] | int | str | None
 
@@ -49,6 +49,11 @@ def values_of(series: Any, dtype: Any = None) -> Array:
         dtype = np.dtype("float64")
     x = x if dtype is None else x.astype(dtype, copy=False)
     return x[:, None] if x.ndim == 1 else x
+
+
+def rows_of(series: Any, rows: slice) -> Any:
+    """Some rows of a series, as a series of the same kind."""
+    return series.iloc[rows] if hasattr(series, "iloc") else series[rows]
 
 
 def columns_of(series: Any, columns: Columns) -> list[int]:
