@@ -30,7 +30,7 @@ from .corpus import read_text
 from .metrics import perplexity
 from .num_threads import threads
 from .terminal import shown, typed
-from .text import CharModel, Settings, TextTraining, size_of_file
+from .text import Settings, TextModel, TextTraining, size_of_file
 from .training import Callback, Diverged, Loop, Progress, Record, SaveError, StopOnSignal
 from .training.progress import SHOWN, mean_of_last
 from .validation import number
@@ -184,7 +184,7 @@ def train_text(options: argparse.Namespace) -> int:
 
 def sample(options: argparse.Namespace) -> int:
     """Write text, character by character as it is drawn."""
-    model = CharModel.load(options.model, options.backend)
+    model = TextModel.load(options.model, options.backend)
     prefix = typed(options.prefix)
     drawn = model.sample(prefix, options.length, options.temperature, options.seed)
     if options.temperature == 0 and options.seed is not None:
@@ -290,7 +290,7 @@ def describe(job: TextTraining) -> None:
     model = job.model
     size = sum(p.size for p in model.to_arrays().values())
     console.say(
-        f"{model.lstm!r} on backend {model.lstm.backend}, {size:,} parameters, {len(model.vocabulary)} characters"
+        f"{model.lstm!r} on backend {model.lstm.backend}, {size:,} parameters, {len(model.tokens)} {model.tokens.unit}s"
     )
 
 

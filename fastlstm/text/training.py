@@ -1,4 +1,4 @@
-"""A character model in training on one text.
+"""A language model in training on one text.
 
 Training cuts the text into parallel streams and walks along all of them at once; back-propagation is truncated to a
 window, and the state is carried from one window to the next (Williams & Peng 1990; Mikolov et al. 2010).
@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import files
 from .._backends import choose
-from ..corpus import encode, fingerprint, named, side_by_side, vocabulary_of
+from ..corpus import fingerprint, named, side_by_side, vocabulary_of
 from ..layout import Array
 from ..optim import Optimizer, clip_by_norm
 from ..schedules import LambdaLR
@@ -24,15 +24,16 @@ from ..spec_layer import State
 from ..training import Callback, Checkpoint, Diverged, Evaluation, Loop, Record
 from ..validation import flag, positive
 from .history import TextHistory, read_history
-from .model import CharModel, below, explained
+from .model import TextModel, below, explained, text_model
 from .settings import OPTIMIZERS, Settings, changed, fitted, without_effect
+from .vocabulary import Characters, Vocabulary, Words
 
 HELD_OUT = 0.05  # share of the text, at its end, that is not trained on
 HEADER = 1 << 16  # bytes, about, of a file's configuration and names
 
 
 class TextTraining:
-    """A character model in training on one text: a `fastlstm.training.Task`, and `run` trains it.
+    """A language model in training on one text: a `fastlstm.training.Task`, and `run` trains it.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ class TextTraining:
     settings : Settings
     path : path
         Where `save` writes: a model file that also holds all that is needed to go on.
-    model : CharModel, optional
+    model : TextModel, optional
         To be trained; a fresh one unless given. Its vocabulary numbers the text; its sizes and backend count where the
         settings have their defaults, and so does its dropout.
 
@@ -64,31 +65,31 @@ class TextTraining:
     """
 
     def __init__(
-        self, text: str, settings: Settings, path: str | os.PathLike[str], model: CharModel | None = None
+        self, text: str, settings: Settings, path: str | os.PathLike[str], model: TextModel | None = None
     ) -> None:
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, got {type(text).__name__}: bytes become one by text.decode('utf-8')")
         self._begin(text, settings if model is None else fitted(settings, model), path, model)
         self._warn(without_effect(self.settings, self.model))
 
-    def _begin(self, text: str, settings: Settings, path: str | os.PathLike[str], model: CharModel | None) -> None:
+    def _begin(self, text: str, settings: Settings, path: str | os.PathLike[str], model: TextModel | None) -> None:
         self.settings, self.path = settings, path
-        held_out = int(len(text) * HELD_OUT)
-        kept, window = len(text) - held_out, settings.seq_len * settings.batch
+        tokens = model.tokens if model else vocabulary_for(text, settings)
+        ids = tokens.encode(text)
+        held_out = int(len(ids) * HELD_OUT)
+        kept, window = len(ids) - held_out, settings.seq_len * settings.batch
         if kept <= window or held_out < 2:
             least = math.ceil(max((window + 1) / (1 - HELD_OUT), 2 / HELD_OUT))
             raise ValueError(
-                f"the text has {len(text)} characters, but batch {settings.batch} times seq_len {settings.seq_len} "
+                f"the text has {len(ids)} {tokens.unit}s, but batch {settings.batch} times seq_len {settings.seq_len} "
                 f"needs at least {least}: give a longer text, or lower batch or seq_len"
             )
-        vocabulary = model.vocabulary if model else vocabulary_of(text)
-        ids = encode(text, vocabulary)
         self.fingerprint = fingerprint(text)
         self._inputs, self._targets = side_by_side(ids[:kept], settings.batch)
         # Few streams there, for each begins without memory.
         self._held_out = side_by_side(ids[kept:], max(1, min(16, held_out // 256)))
-        self.model = model or CharModel(
-            vocabulary, settings.hidden, settings.layers, backend=settings.backend, seed=settings.seed
+        self.model = model or text_model(
+            tokens, settings.hidden, settings.layers, backend=settings.backend, seed=settings.seed
         )
         self.model.lstm.dropout = settings.dropout
         self.optimizer: Optimizer = OPTIMIZERS[settings.optimizer](self.model.layers, settings.base_lr)
@@ -250,11 +251,11 @@ class TextTraining:
         if trained_on != fingerprint(text):
             raise ValueError(
                 f"{path} was trained on another text, or on this one in another encoding; going on needs the same. "
-                "To train its model on a new text: TextTraining(text, settings, out, model=CharModel.load(path))"
+                "To train its model on a new text: TextTraining(text, settings, out, model=TextModel.load(path))"
             )
         choose(settings.backend, "float32")  # its errors are not the file's
         with explained(path):
-            model = CharModel.from_arrays(arrays, config, settings.backend)
+            model = TextModel.from_arrays(arrays, config, settings.backend)
             if not short_window:
                 check_numbering(text, model)
             job = cls.__new__(cls)
@@ -279,6 +280,13 @@ class TextTraining:
         self.model.lstm.rng_state = training["rng"]
 
 
+def vocabulary_for(text: str, settings: Settings) -> Vocabulary:
+    """The vocabulary of a model that is trained on this text."""
+    if settings.level == "word":
+        return Words.of(text, settings.words, settings.min_count)
+    return Characters(vocabulary_of(text or "\n"))  # an empty text is refused for its length
+
+
 def arrays_of(job: TextTraining) -> dict[str, Array]:
     """All arrays of a checkpoint: the model's, the optimiser's, the history's and the carried state's."""
     optimizer = {f"optimizer.{name}": a for name, a in job.optimizer.state_dict().items()}
@@ -296,7 +304,7 @@ def size_of_file(job: TextTraining) -> int:
     return kept + state + 16 * (max(0, s.steps - job.steps) + measurements) + HEADER
 
 
-def check_numbering(text: str, model: CharModel) -> None:
+def check_numbering(text: str, model: TextModel) -> None:
     """Earlier versions numbered a text by its own characters, whatever model it trained."""
     if vocabulary_of(text) != model.vocabulary:
         missing = "".join(sorted(set(model.vocabulary) - set(text)))
