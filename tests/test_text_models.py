@@ -284,6 +284,6 @@ def test_settings_of_words(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="words 50 has no effect: it is for words, and level is char"):
         TextTraining(text, Settings(words=50, seq_len=8, batch=4), tmp_path / "m")
     with pytest.raises(ValueError, match="level word, but the model has char"):
-        TextTraining(text, Settings(**WORDS), tmp_path / "m", CharModel("ab", 4))
+        TextTraining(text, Settings(**WORDS), tmp_path / "m", CharModel("ab", 24, backend="numpy"))
     with pytest.raises(ValueError, match="words 50 has no effect on a model that exists"):
         TextTraining(text, Settings(words=50, seq_len=8, batch=4), tmp_path / "m", WordModel(Words(["a"]), 4))
