@@ -92,10 +92,20 @@ def _argument(value: Any, backend: str) -> Any:
     return tuple(_argument(one, backend) for one in value) if isinstance(value, list) else value
 
 
-def save(layer: Layer, path: str | os.PathLike[str]) -> None:
-    """Write a layer or a model to one safetensors file, atomically. See `Layer.save`."""
+def save(layer: Layer, path: str | os.PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
+    """Write a layer or a model to one safetensors file, atomically. See `Layer.save`.
+
+    `notes` are kept beside the layer, as JSON can hold them; `notes_of` gives them back.
+    """
     config = {"format": FORMAT, "version": VERSION, "layer": config_of(layer)}
+    config |= {"notes": dict(notes)} if notes else {}
     files.save(path, {name: np.asarray(p) for name, p in layer.state_dict().items()}, config)
+
+
+def notes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The notes in a file's configuration; empty where there are none."""
+    notes = config.get("notes")
+    return dict(notes) if isinstance(notes, Mapping) else {}
 
 
 def load(path: str | os.PathLike[str], backend: str = "auto") -> Any:
@@ -123,7 +133,7 @@ def load(path: str | os.PathLike[str], backend: str = "auto") -> Any:
     arrays, config = files.load(path)
     if config.get("format") != FORMAT:
         raise files.FileError(
-            f"{path} holds no layer that was saved by save(): a text model is read by fastlstm.text.CharModel.load, "
+            f"{path} holds no layer that was saved by save(): a text model is read by fastlstm.text.TextModel.load, "
             "PyTorch's files by fastlstm.from_torch"
         )
     version = config.get("version")

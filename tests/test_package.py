@@ -37,11 +37,12 @@ ORDER = [
         "models",
         "arrays",
         "corpus",
+        "tables",
         "_keras_weights",
         "_onnx_weights",
     ],
     ["training", "callbacks"],
-    ["text", "torch", "keras", "onnx", "report", "plot"],
+    ["text", "recipes", "trace", "gates_page", "torch", "keras", "onnx", "report", "plot"],
     ["cli"],
     ["__main__"],
 ]

@@ -44,7 +44,7 @@ class Settings:
     clip: float = setting(1.0, "largest norm of all gradients together; 0 for no clipping")
     steps: int = setting(2000, "steps in all, those before --resume included")
     seed: int = setting(0, "seed of weights and dropout")
-    backend: str = setting("auto", "backend; see `fastlstm config`")
+    backend: str = setting("auto", "backend; see `fastlstm info`")
     evaluate_every: int = setting(250, "steps between measurements of held-out perplexity; 0 for none")
     checkpoint_every: int = setting(500, "steps between checkpoints; 0 for one at the end")
 

@@ -18,8 +18,8 @@ UNKNOWN = "<unk>"  # the word that stands for all words outside a vocabulary, in
 # A token of a text as words: a line end, the unknown word, a number, a word with its apostrophes and hyphens, a dash,
 # or any other character that is no blank.
 TOKEN = re.compile(rf"\n|{UNKNOWN}|\d+(?:[.,]\d+)+|\w+(?:['’-]\w+)*|-{{2,}}|[^\s]")
-BLANK_AFTER = frozenset("([{“‘$£€\n")  # no blank is written after these,
-BLANK_BEFORE = frozenset(")]}”’.,;:!?%'\n")  # nor before these
+NO_BLANK_AFTER = frozenset("([{“‘$£€\n")
+NO_BLANK_BEFORE = frozenset(")]}”’.,;:!?%'\n")
 
 
 class Vocabulary(ABC):
@@ -237,7 +237,7 @@ class Words(Vocabulary):
         """See `Vocabulary`: words with a blank between them, but none before a comma and the like."""
         last = before[-1:]
         for token in tokens:
-            apart = last != "" and not last.isspace() and last not in BLANK_AFTER and token not in BLANK_BEFORE
+            apart = last != "" and not last.isspace() and last not in NO_BLANK_AFTER and token not in NO_BLANK_BEFORE
             yield " " + token if apart else token
             last = token[-1]
 
