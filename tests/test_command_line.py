@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import fastlstm as fl
+import fastlstm.cli.demo
 from fastlstm import files
 from fastlstm.cli import main
 from fastlstm.cli.common import as_json
@@ -319,6 +320,23 @@ def test_json_of_training_and_sampling(tmp_path: Path, capsys: Any) -> None:
     assert found["prefix"] == "on" and len(found["text"]) == 7 and plain == f"on{found['text']}\n"
     said = ran(capsys, *sample, "--temperature", 0)[1]
     assert "--top-k has no effect at --temperature 0" in said and "--top-p has no effect" in said
+
+
+def test_json_of_the_demo(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    small = {"hidden": 4, "seq_len": 4, "batch": 4, "evaluate_every": 0}
+    monkeypatch.setattr(fastlstm.cli.demo, "DEMO", small)
+    monkeypatch.setattr(CharModel, "loss", lambda self, x, targets: math.log(7))
+    out = ["--out", tmp_path / "m", "--plot", tmp_path / "p.png"]
+    found = json.loads(ran(capsys, "demo", "--seconds", 0, *out, "--json")[0])
+    assert found["held_out_perplexity"] == pytest.approx(7) and len(found["text"]) == 300 and found["steps"] == 11
+    assert [row["backend"] for row in found["backends"]] == list(fl.backends())
+
+
+def test_every_command_has_json() -> None:
+    for command in COMMANDS:
+        words = shlex.split(command.EXAMPLES[0], comments=True)[1:]
+        assert parser().parse_args([*words, "--json"]).json is True
 
 
 def test_json_has_no_nan() -> None:

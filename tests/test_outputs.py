@@ -221,7 +221,7 @@ def test_the_demo_runs_twice_and_keeps_other_models(
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fastlstm.cli.demo, "DEMO", {"hidden": 4, "seq_len": 4, "batch": 4, "evaluate_every": 0})
-    monkeypatch.setattr(fastlstm.cli.demo, "comparison", lambda text, settings: "")
+    monkeypatch.setattr(fastlstm.cli.demo, "comparison", lambda text, settings: [])
     monkeypatch.setattr(CharModel, "loss", lambda self, x, targets: 1.0)
     for _ in range(2):
         assert fastlstm.cli.main(["demo", "--seconds", "0"]) == 0

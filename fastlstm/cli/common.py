@@ -19,7 +19,7 @@ def complain(message: str, status: int) -> int:
     return status
 
 
-def give(options: argparse.Namespace, text: str, **figures: Any) -> None:
+def give(options: argparse.Namespace, text: str, /, **figures: Any) -> None:
     """Print a command's result: the text, or with ``--json`` one JSON object of the figures."""
     console.tell(as_json(figures) if options.json else text)
 

@@ -16,7 +16,7 @@ from ..num_threads import threads
 from ..text import Settings, TextTraining, size_of_file
 from ..training import Callback, Loop, Record
 from ..validation import number
-from .common import INTERRUPTED, check_outputs
+from .common import INTERRUPTED, add_json, check_outputs, give
 from .train_text import describe, train
 from .train_text import left as left
 
@@ -39,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", default="demo-loss.png", metavar="PICTURE", help="(default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace files that an earlier demo has not made")
     parser.add_argument("--seconds", type=float, default=60.0, help="of training (default: %(default)s)")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -54,13 +55,26 @@ def run(options: argparse.Namespace) -> int:
     describe(job)
     job.plan(steps_within(options.seconds, job))
     stopped_by = train(job, options.plot)
-    reached = "".join(f"; held-out perplexity {perplexity(loss):.2f}" for loss in job.history.last("held_out"))
-    console.tell(f"\nAfter {job.steps} steps it writes{reached}:\n")
-    console.tell("".join(job.model.sample("", 300, 0.7, seed=1)))
-    console.tell(f"\nloss curve in {options.plot}, model in {options.out}\n")
+    reached = [perplexity(loss) for loss in job.history.last("held_out")]
+    written = "".join(job.model.sample("", 300, 0.7, seed=1))
+    if not options.json:
+        console.tell(
+            f"\nAfter {job.steps} steps it writes{''.join(f'; held-out perplexity {p:.2f}' for p in reached)}:\n"
+        )
+        console.tell(f"{written}\n\nloss curve in {options.plot}, model in {options.out}\n")
     if stopped_by is not None:
         return INTERRUPTED + stopped_by
-    console.tell(comparison(text, settings))
+    rows = comparison(text, settings)
+    give(
+        options,
+        table(rows),
+        model=options.out,
+        picture=options.plot,
+        steps=job.steps,
+        held_out_perplexity=reached[0] if reached else None,
+        text=written,
+        backends=[{name: value for name, value in row.items() if name != "losses"} for row in rows],
+    )
     return 0
 
 
@@ -103,24 +117,32 @@ def steps_within(seconds: float, job: TextTraining) -> int:
     return max(len(taken) + 1, round(seconds / (sum(taken[2:]) / len(taken[2:]))))
 
 
-def comparison(text: str, settings: Settings) -> str:
-    """A table of tokens/s and perplexity after the same steps on every usable backend, with one thread each."""
+def comparison(text: str, settings: Settings) -> list[dict[str, Any]]:
+    """Of every backend tokens/s and perplexity after the same steps, with one thread; or why it is not usable."""
     with threads(1):
-        return "\n".join(compared(text, settings))
+        return [compared(name, reason, text, settings) for name, reason in backends().items()]
 
 
-def compared(text: str, settings: Settings) -> list[str]:
-    losses: dict[str, list[float]] = {}
-    rows = [f"{'backend':<10}{'tokens/s':>12}{'perplexity':>14}   after the same {COMPARED_STEPS} steps, one thread"]
-    for name, reason in backends().items():
-        if reason is not None:
-            rows.append(f"{name:<10}not usable here: {reason}")
-            continue
-        job = TextTraining(text, replace(settings, backend=name), os.devnull)
-        seconds = sorted(timed_steps(job, COMPARED_STEPS))[COMPARED_STEPS // 2]
-        losses[name] = job.history["loss"]
-        shown = perplexity(losses[name][-1])
-        rows.append(f"{name:<10}{job.tokens_per_step / seconds:>12,.0f}{shown:>14.4f}")
-    apart = max(max(step) - min(step) for step in zip(*losses.values(), strict=True))
-    rows.append(f"largest difference between the backends' losses at any step: {apart:.1e}")
-    return rows
+def compared(name: str, reason: str | None, text: str, settings: Settings) -> dict[str, Any]:
+    """The figures of one backend."""
+    if reason is not None:
+        return {"backend": name, "not usable": reason}
+    job = TextTraining(text, replace(settings, backend=name), os.devnull)
+    seconds = sorted(timed_steps(job, COMPARED_STEPS))[COMPARED_STEPS // 2]
+    losses = job.history["loss"]
+    speed = job.tokens_per_step / seconds
+    return {"backend": name, "tokens/s": speed, "perplexity": perplexity(losses[-1]), "losses": losses}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The comparison for people."""
+    lines = [f"{'backend':<10}{'tokens/s':>12}{'perplexity':>14}   after the same {COMPARED_STEPS} steps, one thread"]
+    for row in rows:
+        if "not usable" in row:
+            lines.append(f"{row['backend']:<10}not usable here: {row['not usable']}")
+        else:
+            lines.append(f"{row['backend']:<10}{row['tokens/s']:>12,.0f}{row['perplexity']:>14.4f}")
+    losses = [row["losses"] for row in rows if "losses" in row]
+    apart = max((max(step) - min(step) for step in zip(*losses, strict=True)), default=0.0)
+    lines.append(f"largest difference between the backends' losses at any step: {apart:.1e}")
+    return "\n".join(lines)
