@@ -64,11 +64,21 @@ test: $(VENV)/installed
 test-peers: $(VENV_PEERS)/installed
 	$(VENV_PEERS)/bin/python $(PYTEST) "peers and not slow"
 
+## test-browser: the pages of `fastlstm plot` in Debian's chromium, which root gets installed; half a minute
+.PHONY: test-browser
+test-browser: $(VENV)/installed
+	@{ command -v chromium && command -v chromedriver; } >/dev/null || { [ "$$(id -u)" = 0 ] \
+	    && { apt-get -qq update; apt-get -qq --yes --no-install-recommends install chromium chromium-driver \
+	    fonts-dejavu-core; } >/dev/null; } || true
+	@$(call need,chromium=chromium chromedriver=chromium-driver)
+	$(VENV)/bin/python -m pip install --quiet --group browser
+	FASTLSTM_REQUIRE_BROWSER=1 $(VENV)/bin/python -m pytest -q tests/test_browser.py
+
 ## test-all: everything: slow tests, ARM and AVX-512 under emulation, sanitizers, wheels, a longer stress; an hour
 .PHONY: test-all
 test-all: $(VENV_PEERS)/installed
 	FASTLSTM_FUZZ_CASES=100000 $(VENV_PEERS)/bin/python -m pytest -q tests
-	$(MAKE) check test-c test-sanitize test-arm test-avx512 test-wheels test-stress
+	$(MAKE) check test-browser test-c test-sanitize test-arm test-avx512 test-wheels test-stress
 
 ## check: lint, types and format, of Python and C
 .PHONY: check

@@ -335,7 +335,7 @@ class LossCurve(Callback):
         from . import plot
 
         self.path = path
-        plot.figure()  # raises before the training if matplotlib is missing
+        plot.check(path, replace=True)  # what would fail after the training is to fail before it
 
     def on_train_end(self, loop: Loop) -> None:
         """See `Callback`."""
@@ -343,17 +343,7 @@ class LossCurve(Callback):
             return
         from . import plot
 
-        figure = plot.figure()
-        axes = figure.add_subplot()
-        for name in ("loss", "val_loss"):
-            points = loop.history.points(name)
-            if points:
-                axes.plot(*zip(*points, strict=True), label=name)
-        axes.set(xlabel="epoch", ylabel="loss")
-        axes.legend()
-        memory = io.BytesIO()
-        figure.savefig(memory, format=os.path.splitext(os.fspath(self.path))[1].lstrip(".") or "png")
-        files.write_atomically(self.path, memory.getvalue())
+        plot.epoch_curve(loop.history, self.path)
 
 
 def _model(loop: Loop) -> Sequential:

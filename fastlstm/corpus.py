@@ -195,16 +195,22 @@ def named(characters: str) -> str:
     return shown if len(characters) <= NAMED else f"{shown} and {len(characters) - NAMED} more"
 
 
-def encode(text: str, vocabulary: str) -> Array:
+def encode(text: str, vocabulary: str, unknown: int | None = None) -> Array:
     """Token ids of a text: (N,), in the smallest unsigned integers that hold every id of the vocabulary.
+
+    Parameters
+    ----------
+    text, vocabulary : str
+    unknown : int, optional
+        The id of all characters that the vocabulary lacks.
 
     Raises
     ------
     ValueError
-        The text has characters outside the vocabulary; the message lists and counts them.
+        Characters that the vocabulary has not, without an id for them; the message names them and counts them.
     """
     strange = "".join(sorted(set(text) - set(vocabulary)))
-    if strange:
+    if strange and unknown is None:
         places = sum(map(text.count, strange)) if len(strange) <= NAMED else sum(c in set(strange) for c in text)
         raise ValueError(
             f"the model does not know the character{'s' * (len(strange) > 1)} {named(strange)}, which "
@@ -213,11 +219,12 @@ def encode(text: str, vocabulary: str) -> Array:
         )
     dtype = np.min_scalar_type(max(0, len(vocabulary) - 1))
     known = code_points(vocabulary)
-    id_of = np.zeros(int(known.max(initial=0)) + 1, dtype)  # by code point
+    id_of = np.full(int(known.max(initial=0)) + 2, unknown or 0, dtype)  # by code point; the last: of all higher ones
     id_of[known] = np.arange(len(known))
     ids = np.empty(len(text), dtype)
     for at, piece in pieces_of(text):
-        ids[at : at + len(piece)] = id_of[code_points(piece)]
+        points = code_points(piece)
+        ids[at : at + len(piece)] = id_of[points if unknown is None else np.minimum(points, len(id_of) - 1)]
     return ids
 
 

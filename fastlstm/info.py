@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from typing import Any
 
 from . import __version__, num_threads
 from ._backends import NAMES, backends, module
@@ -14,20 +15,36 @@ def show_config() -> None:
     print("\n".join(lines()))
 
 
-def lines() -> Iterator[str]:
-    """The lines that `show_config` prints."""
+def config() -> dict[str, Any]:
+    """What `show_config` prints, as data: of what cannot be used, why; None for what can."""
     import numpy as np
 
-    yield f"fastlstm {__version__} (Python {platform.python_version()}, NumPy {np.__version__}, {platform.machine()})"
-    yield "backends, best first:"
-    for name, why in backends().items():
-        yield f"  {name:8} {'usable: ' + ', '.join(module(name).DTYPES) if why is None else 'not usable: ' + why}"
     c = module("c")
+    return {
+        "fastlstm": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "backends": {name: {"why not": why} for name, why in backends().items()},
+        "isas": {name: {"why not": why, "active": name == c.active_isa()} for name, why in c.isas().items()},
+        "threads": num_threads.get_num_threads(),
+        "threads from": num_threads.origin(),
+    }
+
+
+def lines() -> Iterator[str]:
+    """What `show_config` prints."""
+    known = config()
+    yield "fastlstm {fastlstm} (Python {python}, NumPy {numpy}, {machine})".format_map(known)
+    yield "backends, best first:"
+    for name, state in known["backends"].items():
+        why = state["why not"]
+        yield f"  {name:8} {'usable: ' + ', '.join(module(name).DTYPES) if why is None else 'not usable: ' + why}"
     yield "instruction sets of backend c, best first:"
-    for name, why in c.isas().items():
-        state = f"not usable: {why}" if why else "active" if name == c.active_isa() else "usable"
-        yield f"  {name:8} {state}"
-    yield f"threads: {num_threads.get_num_threads()} ({num_threads.origin()})"
+    for name, state in known["isas"].items():
+        why = state["why not"]
+        yield f"  {name:8} {f'not usable: {why}' if why else 'active' if state['active'] else 'usable'}"
+    yield f"threads: {known['threads']} ({known['threads from']})"
 
 
 def table() -> str:

@@ -95,11 +95,15 @@ def _argument(value: Any, backend: str) -> Any:
     return tuple(_argument(one, backend) for one in value) if isinstance(value, list) else value
 
 
-def save(layer: Layer, path: str | os.PathLike[str]) -> None:
-    """Write a layer or a model to one safetensors file, atomically. See `Layer.save`."""
+def save(layer: Layer, path: str | os.PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
+    """Write a layer or a model to one safetensors file, atomically. See `Layer.save`.
+
+    `notes` are kept beside the layer, as JSON can hold them; `notes_of` returns them.
+    """
     if getattr(layer, "_shape", ()) is None:
         raise ValueError(f"{layer!r} has no parameters to save yet: call it on an input, build it or fit it first")
     config = {"format": FORMAT, "version": VERSION, "layer": config_of(layer)}
+    config |= {"notes": dict(notes)} if notes else {}
     arrays = {name: np.asarray(p) for name, p in layer.state_dict().items()}
     files.save(path, arrays, config | {"crc32": checksum(config, arrays)})
 
@@ -112,6 +116,12 @@ def checksum(config: Mapping[str, Any], arrays: Mapping[str, Array]) -> int:
         found = zlib.crc32(f"{name} {a.dtype.str.lstrip('<>=')} {a.shape}".encode(), found)
         found = zlib.crc32(np.ascontiguousarray(a, a.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data, found)
     return found
+
+
+def notes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The notes in a file's configuration; empty where there are none."""
+    notes = config.get("notes")
+    return dict(notes) if isinstance(notes, Mapping) else {}
 
 
 def load(path: str | os.PathLike[str], backend: str = "auto") -> Any:
@@ -139,7 +149,7 @@ def load(path: str | os.PathLike[str], backend: str = "auto") -> Any:
     arrays, config = files.load(path)
     if config.get("format") != FORMAT:
         raise files.FileError(
-            f"{path} holds no layer that was saved by save(): a text model is read by fastlstm.text.CharModel.load, "
+            f"{path} holds no layer that was saved by save(): a text model is read by fastlstm.text.TextModel.load, "
             "PyTorch's files by fastlstm.from_torch"
         )
     version = config.get("version")

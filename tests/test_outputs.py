@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import fastlstm.cli
+import fastlstm.cli.demo
 from fastlstm import files, outputs, plot
 from fastlstm.text import CharModel, Settings, TextTraining, size_of_file
 from fastlstm.training import History
@@ -220,8 +220,8 @@ def test_the_demo_runs_twice_and_keeps_other_models(
 ) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fastlstm.cli, "DEMO", {"hidden": 4, "seq_len": 4, "batch": 4, "evaluate_every": 0})
-    monkeypatch.setattr(fastlstm.cli, "comparison", lambda text, settings: "")
+    monkeypatch.setattr(fastlstm.cli.demo, "DEMO", {"hidden": 4, "seq_len": 4, "batch": 4, "evaluate_every": 0})
+    monkeypatch.setattr(fastlstm.cli.demo, "comparison", lambda text, settings: [])
     monkeypatch.setattr(CharModel, "loss", lambda self, x, targets: 1.0)
     for _ in range(2):
         assert fastlstm.cli.main(["demo", "--seconds", "0"]) == 0

@@ -36,11 +36,12 @@ ORDER = [
         "models",
         "arrays",
         "corpus",
+        "tables",
         "_keras_weights",
         "_onnx_weights",
     ],
     ["training", "callbacks", "forecast"],
-    ["text", "torch", "keras", "onnx", "sklearn", "report", "plot"],
+    ["text", "recipes", "trace", "gates_page", "torch", "keras", "onnx", "sklearn", "report", "plot"],
     ["cli"],
     ["__main__"],
 ]

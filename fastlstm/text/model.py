@@ -1,37 +1,41 @@
-"""A character-level language model: an LSTM on token ids and a softmax over the next character."""
+"""Language models of texts: an LSTM on token ids and a softmax over the next token, a character or a word."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from .. import files
 from .._backends import choose
-from ..corpus import check_characters, encode, vocabulary_of
 from ..dense import Dense
 from ..layout import Array
 from ..losses import softmax_cross_entropy
+from ..metrics import perplexity
 from ..recurrent import LSTM
 from ..spec_layer import State
-from ..validation import number, positive, probability
+from ..validation import positive, probability
 from ..weighting import IGNORE_INDEX
+from .sampling import Draw
+from .vocabulary import Characters, Vocabulary, Words
 
-KIND = "character model"  # the kind in the configuration of a model file
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 EVALUATION_STEPS = 128  # steps of one call in evaluation: bounds its memory
 
 
-class CharModel:
-    """An LSTM over characters and a dense head that predicts the next one.
+class TextModel:
+    """An LSTM over the tokens of a text and a dense head that tells the next one.
 
     Parameters
     ----------
-    vocabulary : str
-        All characters, sorted, as `corpus.vocabulary_of` makes it.
+    tokens : Vocabulary
+        `Characters` or `Words`.
     hidden_size, num_layers : int
     dropout : float
         Between the layers, in training.
@@ -39,15 +43,19 @@ class CharModel:
     seed : int, optional
         Seed of the initial weights and of dropout.
 
-    Raises
-    ------
-    ValueError
-        The vocabulary is empty, unsorted, or has a character twice.
+    Attributes
+    ----------
+    tokens : Vocabulary
+    lstm : LSTM
+    head : Dense
     """
+
+    KIND: ClassVar[str] = ""  # in the configuration of a model file
+    TOKENS: ClassVar[type[Vocabulary]]
 
     def __init__(
         self,
-        vocabulary: str,
+        tokens: Vocabulary,
         hidden_size: int,
         num_layers: int = 1,
         dropout: float = 0.0,
@@ -55,16 +63,23 @@ class CharModel:
         backend: str = "auto",
         seed: int | None = None,
     ) -> None:
-        check_characters(vocabulary)
-        if not vocabulary or vocabulary_of(vocabulary) != vocabulary:
-            raise ValueError(
-                f"a vocabulary has every character once, sorted, got {vocabulary[:40]!r}: give vocabulary_of(text)"
+        if not self.KIND:
+            raise TypeError("a TextModel is a CharModel or a WordModel: make one of these, or text_model(tokens, ...)")
+        if not isinstance(tokens, self.TOKENS):
+            raise TypeError(
+                f"the vocabulary of a {type(self).__name__} is of class {self.TOKENS.__name__}, "
+                f"got {type(tokens).__name__}: give {self.TOKENS.__name__}.of(text)"
             )
-        self.vocabulary = vocabulary
-        V = len(vocabulary)
+        self.tokens = tokens
+        V = len(tokens)
         lstm_seed, head_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
         self.lstm = LSTM(V, hidden_size, num_layers, dropout=dropout, backend=backend, seed=lstm_seed)
         self.head = Dense(hidden_size, V, backend=backend, seed=head_seed)
+
+    @property
+    def vocabulary(self) -> Sequence[str]:
+        """All tokens; a token's place is its id."""
+        return self.tokens.entries
 
     @property
     def layers(self) -> list[LSTM | Dense]:
@@ -89,19 +104,58 @@ class CharModel:
         counted = np.count_nonzero(targets != IGNORE_INDEX)
         return total / counted if counted else math.nan
 
+    def perplexity(self, text: str) -> float:
+        """exp of the mean loss of every token of a text after the first, each predicted from all tokens before it.
+
+        Parameters
+        ----------
+        text : str
+
+        Returns
+        -------
+        perplexity : float
+            Between 1, where the model is always certain and right, and infinity; the vocabulary's size where the model
+            knows nothing. With an unknown token, all unknown tokens count as that one.
+
+        Raises
+        ------
+        ValueError
+            The text has fewer than two tokens, or characters outside a vocabulary without an unknown one.
+        """
+        ids = self.tokens.encode(text)
+        if len(ids) < 2:
+            raise ValueError(f"the text has {len(ids)} {self.tokens.unit}s, and perplexity needs at least 2")
+        return perplexity(self.loss(ids[:-1, None], ids[1:, None]))
+
     # ------------------------------------------------------------------------------------------------------- sampling
-    def sample(self, prefix: str, length: int, temperature: float = 1.0, seed: int | None = None) -> Iterator[str]:
-        """Characters after `prefix`, one by one, each drawn from the model's probabilities after all characters before.
+    def sample(
+        self,
+        prefix: str,
+        length: int,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> Iterator[str]:
+        """Text that may follow `prefix`, token by token, each drawn from what the model expects after all before it.
 
         Parameters
         ----------
         prefix : str
             If empty, the text begins as after a line's end, if the vocabulary has one.
         length : int
-            Number of characters to draw, without the prefix.
+            How many tokens to give; the prefix is not among them.
         temperature : float
             Divides the logits: probabilities are sharper below 1 and flatter above. 0 always takes the likeliest.
         seed : int, optional
+        top_k, top_p : int and float, optional
+            See `Draw`.
+
+        Returns
+        -------
+        pieces : iterator of str
+            What each token adds to the text; words come with the blank before them. The unknown token is never drawn.
 
         Raises
         ------
@@ -109,18 +163,26 @@ class CharModel:
             Raised by the call itself, before the first character: the prefix has characters outside the vocabulary, or
             a number is out of its range.
         """
-        ids = encode(prefix or ("\n" if "\n" in self.vocabulary else ""), self.vocabulary)
-        length, temperature = positive(length, "length", 0), number(temperature, "temperature")
+        ids = self.tokens.encode(prefix or self.tokens.start)
+        length, draw = positive(length, "length", 0), Draw(temperature, top_k, top_p)
         rng = np.random.default_rng(None if seed is None else positive(seed, "seed", 0))
-        return self._draw(ids, length, temperature, rng)
+        drawn = (self.vocabulary[token] for token in self._drawn(ids, length, draw, rng))
+        return self.tokens.spelled(drawn, prefix)
 
-    def _draw(self, ids: Array, length: int, temperature: float, rng: np.random.Generator) -> Iterator[str]:
-        stream = self.lstm.stream()
-        # The output before the first character is that of the zero state: zeros.
+    def predict_prefix(self, prefix: str, n: int) -> str:
+        """`prefix` and the `n` tokens that follow, each the likeliest after all before it. Errors as `sample`."""
+        return prefix + "".join(self.sample(prefix, n, temperature=0))
+
+    def _drawn(self, ids: Array, length: int, draw: Draw, rng: np.random.Generator) -> Iterator[int]:
+        stream, unknown = self.lstm.stream(), self.tokens.unknown_id
+        # Before the first token the output is that of the zero state: zeros.
         y = stream.run(ids)[-1] if len(ids) else np.zeros(self.lstm.hidden_size, self.lstm.dtype)
         for _ in range(length):
-            token = choose_token(self.head(y), temperature, rng)
-            yield self.vocabulary[token]
+            logits = self.head(y)
+            if unknown is not None:
+                logits[unknown] = -np.inf
+            token = draw.token(logits, rng)
+            yield token
             y = stream.step(token)
 
     # ---------------------------------------------------------------------------------------------------------- files
@@ -130,46 +192,49 @@ class CharModel:
         return {f"{part}.{name}": p for part, layer in parts.items() for name, p in layer.state_dict().items()}
 
     def to_config(self) -> dict[str, Any]:
-        """The configuration that belongs to `to_arrays`: kind, vocabulary, dropout."""
-        return {"kind": KIND, "vocabulary": self.vocabulary, "dropout": self.lstm.dropout}
+        """What `to_arrays` does not tell."""
+        return {"kind": self.KIND, **self.tokens.to_config(), "dropout": self.lstm.dropout}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Array], config: Mapping[str, Any], backend: str = "auto") -> CharModel:
-        """A model from the results of `to_arrays` and `to_config`.
+    def from_arrays(cls, arrays: Mapping[str, Array], config: Mapping[str, Any], backend: str = "auto") -> Self:
+        """A model from what `to_arrays` and `to_config` gave; `TextModel.from_arrays` gives one of the kind they name.
 
         Raises
         ------
         KeyError, ValueError, TypeError, RuntimeError
-            They do not fit together. Sizes come from the arrays, so a false number in a file cannot claim memory.
+            They do not make a model of this class. Sizes come from the arrays, so that no false number can claim
+            memory.
         """
-        vocabulary = config.get("vocabulary")
-        if config.get("kind") != KIND or not isinstance(vocabulary, str) or vocabulary_of(vocabulary) != vocabulary:
-            raise ValueError("it holds no character model")
+        kind, kinds = config.get("kind"), {name: one for name, one in KINDS.items() if issubclass(one, cls)}
+        if kind not in kinds:
+            other = kind in KINDS and f", but a {kind}: TextModel.load reads both"
+            raise ValueError(f"it holds no {' and no '.join(kinds)}{other or ''}")
+        kept = kinds[kind].TOKENS.from_config(config)
         lstm, head = below(arrays, "lstm."), below(arrays, "head.")
-        V, H = len(vocabulary), lstm["weight_hh_l0"].shape[-1]
+        V, H = len(kept), lstm["weight_hh_l0"].shape[-1]
         if lstm["weight_hh_l0"].shape != (4 * H, H) or lstm["weight_ih_l0"].shape != (4 * H, V):
-            raise ValueError(f"the matrices of its first layer do not fit {V} characters and {H} hidden units")
+            raise ValueError(f"the matrices of its first layer do not fit {V} {kept.unit}s and {H} hidden units")
         layers = sum(name.startswith("weight_hh_l") and a.shape == (4 * H, H) for name, a in lstm.items())
-        model = cls(vocabulary, H, layers, backend=backend, seed=0)
+        model: Any = kinds[kind](kept, H, layers, backend=backend, seed=0)
         model.lstm.dropout = probability(config["dropout"], "dropout")
         model.lstm.load_state_dict(lstm)
         model.head.load_state_dict(head)
-        return model
+        return model  # type: ignore[no-any-return]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to a safetensors file, atomically; OSError if it cannot be written."""
         files.save(path, self.to_arrays(), self.to_config())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], backend: str = "auto") -> CharModel:
-        """Read a model, or the model of a checkpoint.
+    def load(cls, path: str | os.PathLike[str], backend: str = "auto") -> Self:
+        """Read a model, or the model of a checkpoint; `TextModel.load` gives one of the kind that the file holds.
 
         Raises
         ------
         OSError
             The file is missing or cannot be read.
         FileError
-            It is damaged, or holds no character model.
+            It is damaged, or holds no model of this class.
         """
         choose(backend, "float32")  # raises before the file is read: the backend's errors are not the file's
         arrays, config = files.load(path)
@@ -177,15 +242,62 @@ class CharModel:
             return cls.from_arrays(arrays, config, backend)
 
 
-def choose_token(logits: Array, temperature: float, rng: np.random.Generator) -> int:
-    """A token drawn from softmax(logits / temperature), (V,); the likeliest one at temperature 0."""
-    if temperature == 0:
-        return int(np.argmax(logits))
-    shifted = logits.astype(np.float64) - logits.max()
-    with np.errstate(over="ignore", under="ignore"):  # near temperature 0 logits become -inf: probability 0
-        cumulated = np.cumsum(np.exp(shifted / temperature))
-    drawn = np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right")
-    return min(int(drawn), len(logits) - 1)  # rounding may reach the end of the cumulative sum
+class CharModel(TextModel):
+    """A language model over characters.
+
+    Parameters
+    ----------
+    vocabulary : str or Characters
+        Of `corpus.vocabulary_of`, or `Characters` with an unknown character.
+    hidden_size, num_layers, dropout, backend, seed
+        See `TextModel`.
+
+    Raises
+    ------
+    ValueError
+        The vocabulary is empty, unsorted, or has a character twice.
+    """
+
+    KIND = "character model"
+    TOKENS = Characters
+
+    def __init__(self, vocabulary: str | Characters, *sizes: Any, **options: Any) -> None:
+        super().__init__(Characters(vocabulary) if isinstance(vocabulary, str) else vocabulary, *sizes, **options)
+
+    @property
+    def vocabulary(self) -> str:
+        """All characters, sorted: a character's place is its id."""
+        return "".join(self.tokens.entries)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also that of a pickle from before models had vocabularies of several kinds."""
+        if "tokens" not in state:
+            state = {**state, "tokens": Characters(state["vocabulary"])}
+            del state["vocabulary"]
+        self.__dict__.update(state)
+
+
+class WordModel(TextModel):
+    """A language model over words.
+
+    Parameters
+    ----------
+    tokens : Words
+    hidden_size, num_layers, dropout, backend, seed
+        See `TextModel`.
+    """
+
+    KIND = "word model"
+    TOKENS = Words
+
+
+KINDS: dict[str, type[TextModel]] = {CharModel.KIND: CharModel, WordModel.KIND: WordModel}
+
+
+def text_model(tokens: Vocabulary, *sizes: Any, **options: Any) -> TextModel:
+    """A `CharModel` or a `WordModel`, as the vocabulary says."""
+    kind = next(one for one in KINDS.values() if isinstance(tokens, one.TOKENS))
+    return kind(tokens, *sizes, **options)
 
 
 def below(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:

@@ -8,9 +8,11 @@ from typing import Any
 
 from ..optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from ..validation import number, positive, probability
-from .model import CharModel
+from .model import TextModel
+from .vocabulary import Words
 
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "rmsprop": RMSprop, "adagrad": Adagrad, "sgd": SGD}
+LEVELS = ("char", "word")
 LEARNING_RATES = {"adam": 2e-3, "adamw": 2e-3, "rmsprop": 2e-3, "adagrad": 2e-2, "sgd": 1.0}
 
 
@@ -28,10 +30,13 @@ class Settings:
         A value is out of its range; the message names it.
     """
 
+    level: str = setting("char", "what the text is cut into: char or word")
+    words: int = setting(10_000, "with level word: entries of the vocabulary at most, the most frequent words")
+    min_count: int = setting(2, "with level word: words that the text has less often count as the unknown word")
     hidden: int = setting(256, "hidden units of each layer")
     layers: int = setting(1, "layers")
     dropout: float = setting(0.0, "share of outputs dropped between layers")
-    seq_len: int = setting(64, "characters through which gradients flow back")
+    seq_len: int = setting(64, "tokens through which gradients flow back")
     batch: int = setting(32, "streams into which the text is cut")
     optimizer: str = setting("adam", f"one of {', '.join(OPTIMIZERS)}")
     lr: float | None = setting(None, f"learning rate; by optimizer {LEARNING_RATES} unless given", float)
@@ -39,12 +44,15 @@ class Settings:
     clip: float = setting(1.0, "largest norm of all gradients together; 0 for no clipping")
     steps: int = setting(2000, "steps in all, those before --resume included")
     seed: int = setting(0, "seed of weights and dropout")
-    backend: str = setting("auto", "backend; see `fastlstm config`")
+    backend: str = setting("auto", "backend; see `fastlstm info`")
     evaluate_every: int = setting(250, "steps between measurements of held-out perplexity; 0 for none")
     checkpoint_every: int = setting(500, "steps between checkpoints; 0 for one at the end")
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "layers", "seq_len", "batch", "steps"):
+        if self.level not in LEVELS:
+            raise ValueError(f"level must be one of {', '.join(LEVELS)}, got {self.level!r}")
+        positive(self.words, "words", 2)
+        for name in ("hidden", "layers", "seq_len", "batch", "steps", "min_count"):
             positive(getattr(self, name), name)
         for name in ("seed", "evaluate_every", "checkpoint_every"):
             positive(getattr(self, name), name, 0)
@@ -71,24 +79,29 @@ class Settings:
 CHANGEABLE = frozenset({"lr", "decay", "clip", "steps", "backend", "evaluate_every", "checkpoint_every"})
 
 
-def fitted(settings: Settings, model: CharModel) -> Settings:
-    """The settings with an existing model's sizes and backend, or ValueError if the settings contradict the model."""
+def fitted(settings: Settings, model: TextModel) -> Settings:
+    """The settings of the training of a model that exists, or ValueError where they ask for another one."""
     default = {f.name: f.default for f in fields(Settings)}
+    level = "word" if isinstance(model.tokens, Words) else "char"
     has = {"hidden": model.lstm.hidden_size, "layers": model.lstm.num_layers, "backend": model.lstm.backend}
+    has |= {"level": level}
     for name, value in has.items():
         if getattr(settings, name) not in (default[name], value):
             raise ValueError(
                 f"the settings have {name} {getattr(settings, name)}, but the model has {value}: "
                 f"leave {name} out of the settings, or give no model"
             )
-    if settings.seed != default["seed"]:
-        raise ValueError(f"seed {settings.seed} has no effect on a model that exists: give it to CharModel instead")
-    sizes = replace(settings, hidden=model.lstm.hidden_size, layers=model.lstm.num_layers)
+    for name in ("seed", "words", "min_count"):
+        if getattr(settings, name) != default[name]:
+            raise ValueError(
+                f"{name} {getattr(settings, name)} has no effect on a model that exists: give it to the model instead"
+            )
+    sizes = replace(settings, hidden=model.lstm.hidden_size, layers=model.lstm.num_layers, level=level)
     return sizes if settings.dropout != default["dropout"] else replace(sizes, dropout=model.lstm.dropout)
 
 
-def without_effect(s: Settings, model: CharModel, taken: int = 0) -> Iterator[str]:
-    """A sentence for each setting without effect on the steps after the first `taken`."""
+def without_effect(s: Settings, model: TextModel, taken: int = 0) -> Iterator[str]:
+    """A sentence for each setting that has no effect on the steps that follow so many taken."""
     if taken >= s.steps:
         yield f"nothing was left to do: {taken} steps have been taken, and steps is {s.steps}. Give more to go on"
         return
@@ -106,8 +119,11 @@ def without_effect(s: Settings, model: CharModel, taken: int = 0) -> Iterator[st
         chosen = every and every != Settings.__dataclass_fields__[name].default
         if chosen and s.steps // every == taken // every:
             yield f"{name} {every} has no effect: no such step lies between steps {taken} and {s.steps}"
-    if len(model.vocabulary) == 1:
-        yield f"the text has only the character {model.vocabulary!r}, so that there is nothing to learn"
+    for name in ("words", "min_count"):
+        if s.level == "char" and getattr(s, name) != Settings.__dataclass_fields__[name].default:
+            yield f"{name} {getattr(s, name)} has no effect: it is for words, and level is char. Give level word"
+    if len(model.tokens.known) == 1:
+        yield f"the text has only the {model.tokens.unit} {model.tokens.known[0]!r}, so that there is nothing to learn"
 
 
 def changed(before: Settings, given: Mapping[str, Any]) -> Settings:

@@ -1,4 +1,4 @@
-"""A character model in training on one text.
+"""A language model in training on one text.
 
 Training cuts the text into parallel streams and goes through all of them at once; back-propagation is truncated to a
 window, and the state is carried from one window to the next (Williams & Peng 1990; Mikolov et al. 2010).
@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import files
 from .._backends import choose
-from ..corpus import encode, fingerprint, named, side_by_side, vocabulary_of
+from ..corpus import fingerprint, named, side_by_side, vocabulary_of
 from ..layout import Array
 from ..optim import Optimizer, clip_by_norm
 from ..schedules import LambdaLR
@@ -24,25 +24,26 @@ from ..spec_layer import State
 from ..training import Callback, Checkpoint, Diverged, Evaluation, Loop, Record
 from ..validation import flag, positive
 from .history import TextHistory, read_history
-from .model import CharModel, below, explained
+from .model import TextModel, below, explained, text_model
 from .settings import OPTIMIZERS, Settings, changed, fitted, without_effect
+from .vocabulary import Characters, Vocabulary, Words
 
 HELD_OUT = 0.05  # share of the text, at its end, that is held out
 HEADER = 1 << 16  # approximate bytes of a file's configuration and names
 
 
 class TextTraining:
-    """A character model in training on one text: a `fastlstm.training.Task`, and `run` trains it.
+    """A language model in training on one text: a `fastlstm.training.Task`, and `run` trains it.
 
     Parameters
     ----------
     text : str
     settings : Settings
     path : path
-        The file that `save` writes: the model and the state of the training.
-    model : CharModel, optional
-        The model to train; None: a new one. Its vocabulary numbers the text. Its sizes, backend and dropout hold where
-        the settings have their defaults.
+        Where `save` writes: a model file that also holds all that is needed to go on.
+    model : TextModel, optional
+        To be trained; a fresh one unless given. Its vocabulary numbers the text; its sizes and backend count where the
+        settings have their defaults, and so does its dropout.
 
     Raises
     ------
@@ -63,31 +64,31 @@ class TextTraining:
     """
 
     def __init__(
-        self, text: str, settings: Settings, path: str | os.PathLike[str], model: CharModel | None = None
+        self, text: str, settings: Settings, path: str | os.PathLike[str], model: TextModel | None = None
     ) -> None:
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, got {type(text).__name__}: bytes become one by text.decode('utf-8')")
         self._begin(text, settings if model is None else fitted(settings, model), path, model)
         self._warn(without_effect(self.settings, self.model))
 
-    def _begin(self, text: str, settings: Settings, path: str | os.PathLike[str], model: CharModel | None) -> None:
+    def _begin(self, text: str, settings: Settings, path: str | os.PathLike[str], model: TextModel | None) -> None:
         self.settings, self.path = settings, path
-        held_out = int(len(text) * HELD_OUT)
-        kept, window = len(text) - held_out, settings.seq_len * settings.batch
+        tokens = model.tokens if model else vocabulary_for(text, settings)
+        ids = tokens.encode(text)
+        held_out = int(len(ids) * HELD_OUT)
+        kept, window = len(ids) - held_out, settings.seq_len * settings.batch
         if kept <= window or held_out < 2:
             least = math.ceil(max((window + 1) / (1 - HELD_OUT), 2 / HELD_OUT))
             raise ValueError(
-                f"the text has {len(text)} characters, but batch {settings.batch} times seq_len {settings.seq_len} "
+                f"the text has {len(ids)} {tokens.unit}s, but batch {settings.batch} times seq_len {settings.seq_len} "
                 f"needs at least {least}: give a longer text, or lower batch or seq_len"
             )
-        vocabulary = model.vocabulary if model else vocabulary_of(text)
-        ids = encode(text, vocabulary)
         self.fingerprint = fingerprint(text)
         self._inputs, self._targets = side_by_side(ids[:kept], settings.batch)
         # Few evaluation streams: each begins with the zero state, which raises the loss of its first characters.
         self._held_out = side_by_side(ids[kept:], max(1, min(16, held_out // 256)))
-        self.model = model or CharModel(
-            vocabulary, settings.hidden, settings.layers, backend=settings.backend, seed=settings.seed
+        self.model = model or text_model(
+            tokens, settings.hidden, settings.layers, backend=settings.backend, seed=settings.seed
         )
         self.model.lstm.dropout = settings.dropout
         self.optimizer: Optimizer = OPTIMIZERS[settings.optimizer](self.model.layers, settings.base_lr)
@@ -251,11 +252,11 @@ class TextTraining:
         if trained_on != fingerprint(text):
             raise ValueError(
                 f"{path} was trained on another text, or on this one in another encoding; going on needs the same. "
-                "To train its model on a new text: TextTraining(text, settings, out, model=CharModel.load(path))"
+                "To train its model on a new text: TextTraining(text, settings, out, model=TextModel.load(path))"
             )
         choose(settings.backend, "float32")  # raises here: the backend's errors are not the file's
         with explained(path):
-            model = CharModel.from_arrays(arrays, config, settings.backend)
+            model = TextModel.from_arrays(arrays, config, settings.backend)
             if not short_window:
                 check_numbering(text, model)
             job = cls.__new__(cls)
@@ -280,6 +281,13 @@ class TextTraining:
         self.model.lstm.rng_state = training["rng"]
 
 
+def vocabulary_for(text: str, settings: Settings) -> Vocabulary:
+    """The vocabulary of a model that is trained on this text."""
+    if settings.level == "word":
+        return Words.of(text, settings.words, settings.min_count)
+    return Characters(vocabulary_of(text or "\n"))  # an empty text is refused for its length
+
+
 def arrays_of(job: TextTraining) -> dict[str, Array]:
     """All arrays of a checkpoint: the model's, the optimiser's, the history's and the carried state's."""
     optimizer = {f"optimizer.{name}": a for name, a in job.optimizer.state_dict().items()}
@@ -297,11 +305,8 @@ def size_of_file(job: TextTraining) -> int:
     return kept + state + 16 * (max(0, s.steps - job.steps) + measurements) + HEADER
 
 
-def check_numbering(text: str, model: CharModel) -> None:
-    """Raise ValueError for a training in which an earlier version numbered the text by its own characters.
-
-    That was wrong for a model with another vocabulary.
-    """
+def check_numbering(text: str, model: TextModel) -> None:
+    """Earlier versions numbered a text by its own characters, whatever model it trained."""
     if vocabulary_of(text) != model.vocabulary:
         missing = "".join(sorted(set(model.vocabulary) - set(text)))
         raise ValueError(

@@ -1,0 +1,132 @@
+"""What a model file holds, for people and as JSON: `describe`. `READERS` has a function for each kind of file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import files, models
+from ..layout import Array
+from ..text import TextModel
+from ..text.model import KINDS
+
+
+@dataclass
+class Description:
+    """A model file.
+
+    Parameters
+    ----------
+    path : str
+    kind : str
+        What it is, in words.
+    facts : dict
+        What else is known of it, by name.
+    table : str
+        The layers, as a table of several lines; empty where the list of parameters says all.
+    parameters : dict
+        Shape of each parameter by name.
+    """
+
+    path: str
+    kind: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    table: str = ""
+    parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many numbers all parameters have together."""
+        return sum(size(shape) for shape in self.parameters.values())
+
+    def text(self) -> str:
+        """For people: a line for the file, the facts, the layers, the parameters."""
+        facts = [f"  {name}: {shown(value)}" for name, value in self.facts.items()]
+        table = ["", self.table] if self.table else []
+        return "\n".join([f"{self.path}: {self.kind}", *facts, *table, "", *self._rows()])
+
+    def _rows(self) -> Iterable[str]:
+        width = max(map(len, self.parameters), default=0) + 2
+        shapes = {name: " x ".join(map(str, shape)) or "1" for name, shape in self.parameters.items()}
+        across = max(map(len, shapes.values()), default=0) + 2
+        for name, shape in self.parameters.items():
+            yield f"{name:{width}}{shapes[name]:{across}}{size(shape):>12,}"
+        yield f"{'all parameters':{width}}{'':{across}}{self.count:>12,}"
+
+    def figures(self) -> dict[str, Any]:
+        """For programs."""
+        parameters = [{"name": name, "shape": list(shape)} for name, shape in self.parameters.items()]
+        return {"file": self.path, "kind": self.kind, **self.facts, "count": self.count, "parameters": parameters}
+
+
+def size(shape: tuple[int, ...]) -> int:
+    """The product of the axes."""
+    total = 1
+    for axis in shape:
+        total *= axis
+    return total
+
+
+def shown(value: Any) -> str:
+    """A fact as text; long ones are cut."""
+    text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def shapes_of(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    """The shape of each array."""
+    return {name: tuple(a.shape) for name, a in arrays.items()}
+
+
+def text_model(path: str, arrays: Mapping[str, Array], config: Mapping[str, Any]) -> Description | None:
+    """A model of train-text, or its checkpoint."""
+    if config.get("kind") not in KINDS:
+        return None
+    model = TextModel.load(path)
+    training = config.get("training") or {}
+    facts: dict[str, Any] = {"layers": f"{model.lstm!r}, {model.head!r}"}
+    facts["vocabulary"] = f"{len(model.tokens)} {model.tokens.unit}s"
+    if training:
+        facts["steps"] = int(arrays["optimizer.steps"]) if "optimizer.steps" in arrays else 0
+        facts["settings"] = training.get("settings", {})
+    return Description(path, config["kind"], facts, parameters=shapes_of(model.to_arrays()))
+
+
+def layer_file(path: str, arrays: Mapping[str, Array], config: Mapping[str, Any]) -> Description | None:
+    """What ``layer.save(path)`` or `fastlstm fit` wrote."""
+    if config.get("format") != models.FORMAT:
+        return None
+    layer = models.load(path)
+    facts = {"layers": repr(layer)}
+    facts |= {"data": data} if (data := models.notes_of(config).get("data")) else {}
+    table = layer.summary() if hasattr(layer, "summary") and layer.built else ""
+    return Description(
+        path, f"{type(layer).__name__}, dtype {layer.dtype}", facts, table, shapes_of(layer.state_dict())
+    )
+
+
+def plain_arrays(path: str, arrays: Mapping[str, Array], config: Mapping[str, Any]) -> Description | None:
+    """A safetensors file of another program."""
+    return Description(path, "safetensors without a model of fastlstm", parameters=shapes_of(arrays))
+
+
+Reader = Callable[[str, Mapping[str, Array], Mapping[str, Any]], Description | None]
+# Asked in this order for a safetensors file; the first that knows it describes it.
+READERS: list[Reader] = [text_model, layer_file, plain_arrays]
+
+
+def describe(path: str | os.PathLike[str]) -> Description:
+    """What a file holds.
+
+    Raises
+    ------
+    OSError
+        It is missing or cannot be read.
+    FileError
+        It is damaged, or no file of a known kind.
+    """
+    name = os.fspath(path)
+    arrays, config = files.load(name)
+    return next(found for reader in READERS if (found := reader(name, arrays, config)) is not None)
