@@ -327,14 +327,15 @@ class LossCurve(Callback):
     Parameters
     ----------
     path : path
-        A picture; its ending says the format.
+        A picture; its ending says the format: .png, .svg, .pdf and others. Checked before the training.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         from . import plot
 
         self.path = path
-        plot.figure()  # what would fail after the training is to fail before it
+        plot.check_kind(path)  # what would fail after the training is to fail before it
+        files.check_writable(path)
 
     def on_train_end(self, loop: Loop) -> None:
         """See `Callback`."""
