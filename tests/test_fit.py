@@ -16,7 +16,7 @@ import pytest
 
 import fastlstm as fl
 from fastlstm import nn
-from fastlstm.callbacks import BestModel, Callback, EarlyStopping, LearningRate
+from fastlstm.callbacks import BestModel, Callback, EarlyStopping, LearningRate, LossCurve
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((96, 6, 3)).astype("f")
@@ -210,6 +210,11 @@ BAD: dict[str, tuple[Any, Any, str]] = {
         "EarlyStopping watches val_loss, and there is no validation: give validation_data",
     ),
     "no callback": (model, lambda m: m.fit(X, LABELS, callbacks=[3]), "must be objects of .*Callback, got 3"),
+    "an option of the optimiser": (
+        model,
+        lambda m: m.compile({"name": "adam", "lrate": 1}, "mse"),
+        "optimizer 'adam' has no option 'lrate'; its options are lr, betas",
+    ),
     "labels of the validation": (
         model,
         lambda m: m.fit(X, LABELS, validation_data=(X, LABELS + 1)),
@@ -226,6 +231,16 @@ def test_bad_input_is_refused_before_anything_changes(name: str) -> None:
     with pytest.raises((TypeError, ValueError), match=told):
         call(made)
     assert all(np.array_equal(before[n], p) for n, p in made.state_dict().items())
+
+
+def test_a_loss_curve_that_cannot_be_drawn_is_refused_before_the_training(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match="its ending must be one of"):
+        LossCurve(tmp_path / "curve.xyz")
+    with pytest.raises(OSError, match="there is no folder"):
+        LossCurve(tmp_path / "nowhere" / "curve.png")
+    model().fit(X, LABELS, 2, callbacks=[LossCurve(tmp_path / "curve.png")], verbose=False)
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_single_callback_and_one_that_needs_no_validation() -> None:

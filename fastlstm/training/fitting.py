@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -75,6 +76,11 @@ def optimizer_maker(given: Any) -> Callable[..., Optimizer]:
         name = options.pop("name", None)
         if name not in OPTIMIZERS:
             raise ValueError(f"optimizer {name!r} is not known; expected one of {known}")
+        options_known = [option for option in inspect.signature(OPTIMIZERS[name]).parameters if option != "layers"]
+        if unknown := [option for option in options if option not in options_known]:
+            raise ValueError(
+                f"optimizer {name!r} has no option {unknown[0]!r}; its options are {', '.join(options_known)}"
+            )
         return functools.partial(OPTIMIZERS[name], **options)
     if isinstance(given, Optimizer):
         raise TypeError(
