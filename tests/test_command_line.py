@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 import fastlstm as fl
 import fastlstm.cli.demo
 from fastlstm import files
+from fastlstm.callbacks import CSVLog
 from fastlstm.cli import main
 from fastlstm.cli.common import as_json
 from fastlstm.cli.entry import COMMANDS, parser
@@ -22,6 +25,7 @@ from fastlstm.forecast import StandardScaler
 from fastlstm.recipes import Recipe
 from fastlstm.tables import read_table
 from fastlstm.text import CharModel, Settings, TextTraining, WordModel, Words
+from fastlstm.training import epochs
 
 QUICK = ["--epochs", "2", "--units", "4", "--backend", "numpy"]
 
@@ -234,6 +238,49 @@ def test_bad_rows_are_left_out_when_asked(tmp_path: Path, capsys: Any) -> None:
     )
     _, said = ran(capsys, *arguments, "--skip-bad-rows")
     assert "2 of 22 rows left out" in said and "18 samples to train on, 2 held out" in said
+
+
+def small_table(path: Path) -> Path:
+    return write(path / "t.csv", "x,y\n" + "\n".join(f"{i},{'ab'[i % 2]}" for i in range(40)))
+
+
+def test_a_signal_ends_fit_and_the_model_is_saved(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: CSVLog, loop: Any) -> None:
+        if loop.epochs == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(CSVLog, "on_epoch_end", interrupt)
+    arguments = ["fit", small_table(tmp_path), "--target", "y", "--out", tmp_path / "m", "--log", tmp_path / "l.csv"]
+    _, said = ran(capsys, *arguments, *QUICK, "--epochs", 1000, status=130)
+    assert "stopped after 3 epochs" in said.splitlines()[-1]
+    assert len(files.load(tmp_path / "m")[1]["notes"]["history"]["loss"]) == 3
+    assert fl.load(tmp_path / "m")(np.zeros((2, 1, 1), np.float32)).shape == (2, 1)
+
+
+def test_a_fit_that_diverges_is_status_1(tmp_path: Path, capsys: Any) -> None:
+    data = write(tmp_path / "t.csv", "x,y\n" + "\n".join(f"{i},{i}.5" for i in range(40)))
+    arguments = ["fit", data, "--target", "y", "--out", tmp_path / "m", *QUICK, "--clip", 0]
+    _, said = ran(capsys, *arguments, "--lr", 1e30, "--optimizer", "sgd", "--epochs", 50, status=1)
+    assert said.splitlines()[-1].startswith("fastlstm: training diverged") and not (tmp_path / "m").exists()
+
+
+def test_a_pipe_gets_a_line_every_ten_seconds(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within long epochs too; the clock runs half a second at each look, and so at each batch."""
+
+    class Clock:
+        now = 0.0
+
+        @classmethod
+        def monotonic(cls) -> float:
+            cls.now += 0.5
+            return cls.now
+
+    monkeypatch.setattr(epochs, "time", Clock)
+    arguments = ["fit", small_table(tmp_path), "--target", "y", "--out", tmp_path / "m", *QUICK, "--batch", 1]
+    lines = [line for line in ran(capsys, *arguments)[1].splitlines() if line.startswith("epoch ")]
+    assert [line.partition(":")[0] for line in lines] == [
+        "epoch 1/2, batch 20/36", "epoch 2/2, batch 3/36", "epoch 2/2, batch 23/36", "epoch 2/2"
+    ] and all("loss 0." in line for line in lines)  # fmt: skip
 
 
 def test_predict_gives_a_text_s_perplexity(tmp_path: Path, capsys: Any) -> None:

@@ -115,6 +115,13 @@ def test_the_page_holds_the_values_and_nothing_from_outside() -> None:
         np.testing.assert_allclose(values, wanted, atol=(part["high"] - part["low"]) / 500)
 
 
+def test_labels_cannot_end_the_script() -> None:
+    labels = ["</script><script>alert(1)</script>", "<!--<script>"]
+    h = np.zeros((2, 3), np.float32)
+    page = gates_page.page(Trace("rnn", {"h": h}, labels, title="</script>", is_text=True))
+    assert content_of(page)["labels"] == labels and page.count("</script>") == 2 and "<!--" not in page
+
+
 def test_colours() -> None:
     gate = np.array([[0.0, 0.5, 1.0]], np.float32)
     signed = np.array([[-2.0, 0.0, 2.0]], np.float32)

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return complain(f"interrupted{state_of(options)}", INTERRUPTED + 2)
     except Diverged as error:
-        return complain(f"{error}. Lower lr or clip{state_of(options)}", FAILED)
+        return complain(f"{error}{state_of(options)}", FAILED)
     except SaveError as error:
         return complain(str(error), FAILED)
     except MemoryError as error:

@@ -187,7 +187,9 @@ class TextTraining:
             loss, state, grads = self.model.gradients(self._inputs[window], self._targets[window], self.state)
             norm = clip_by_norm(grads, self.settings.clip or math.inf)
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise Diverged(f"training diverged at step {self.steps + 1}: loss {loss}, gradients' norm {norm}")
+                raise Diverged(
+                    f"training diverged at step {self.steps + 1}: loss {loss}, gradients' norm {norm}. Lower lr or clip"
+                )
         except BaseException:
             lstm.rng_state = before
             raise

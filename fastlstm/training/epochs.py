@@ -1,4 +1,4 @@
-"""The progress of `fit`: a bar for each epoch in a terminal, a line for each in a file or a pipe."""
+"""The progress of `fit`: a bar for each epoch in a terminal, a line every ten seconds in a file or a pipe."""
 
 from __future__ import annotations
 
@@ -31,14 +31,17 @@ class EpochProgress(Callback):
     def __init__(self, results: Callable[[], Mapping[str, float]], steps: int | None, epochs: int) -> None:
         self.results, self.steps, self.epochs = results, steps, epochs
         self._bar: Any = None
-        self._shown = 0.0
+        self._began = self._shown = 0.0  # seconds
+        self._batches = 0  # trained on in this epoch
 
     def on_train_begin(self, loop: Loop) -> None:
         """See `Callback`."""
-        self._shown = time.monotonic() - INTERVAL
+        self._began = time.monotonic()
+        self._shown = self._began - INTERVAL  # the first epoch has a line, however short
 
     def on_epoch_begin(self, loop: Loop) -> None:
         """See `Callback`."""
+        self._batches = 0
         if messages.isatty():
             from tqdm import tqdm
 
@@ -47,8 +50,13 @@ class EpochProgress(Callback):
 
     def on_batch_end(self, loop: Loop) -> None:
         """See `Callback`."""
-        if self._bar is not None and self._bar.update():
-            self._bar.set_postfix({n: f"{v:.4g}" for n, v in self.results().items()}, refresh=False)
+        self._batches += 1
+        if self._bar is not None:
+            if self._bar.update():
+                self._bar.set_postfix({n: f"{v:.4g}" for n, v in self.results().items()}, refresh=False)
+        elif time.monotonic() - max(self._shown, self._began) >= INTERVAL and self._batches != self.steps:
+            of = "" if self.steps is None else f"/{self.steps}"
+            self._line(f"epoch {loop.epochs + 1}/{self.epochs}, batch {self._batches}{of}", self.results())
 
     def on_epoch_end(self, loop: Loop) -> None:
         """See `Callback`."""
@@ -57,14 +65,16 @@ class EpochProgress(Callback):
             self._bar.set_postfix({n: f"{v:.4g}" for n, v in figures.items()}, refresh=True)
             self._close()
         elif loop.epochs == self.epochs or time.monotonic() - self._shown >= INTERVAL:
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            messages.write(f"epoch {loop.epochs}/{self.epochs}: {shown}\n")
-            messages.flush()
-            self._shown = time.monotonic()
+            self._line(f"epoch {loop.epochs}/{self.epochs}", figures)
 
     def on_train_end(self, loop: Loop) -> None:
         """See `Callback`."""
         self._close()
+
+    def _line(self, where: str, figures: Mapping[str, float]) -> None:
+        messages.write(f"{where}: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}\n")
+        messages.flush()
+        self._shown = time.monotonic()
 
     def _close(self) -> None:
         if self._bar is not None:
