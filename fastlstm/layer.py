@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from . import _old_pickles
 from ._backends import choose
+from .configuration import Configurable
 from .forksafe import Lock
 from .layout import Array
 from .validation import float_dtype, is_real
-
-NOT_IN_CONFIG = ("backend", "seed")  # arguments of the constructor that are no part of a configuration
-
-AnyLayer = TypeVar("AnyLayer", bound="Layer")
 
 
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +40,7 @@ def arrays_of(d: Mapping[str, Any]) -> tuple[dict[str, Array], list[str]]:
     return new, wrong
 
 
-class Layer:
+class Layer(Configurable):
     """Named parameters, the rules by which they change, and the backend that computes with them.
 
     Parameters change only through `load_state_dict`, the optimisers and `update`; each raises `version`. Packed weights
@@ -229,40 +225,7 @@ class Layer:
             child._set_training(training)
         return self
 
-    # ---------------------------------------------------------------------------------------------------- configuration
-    def to_config(self) -> dict[str, Any]:
-        """The constructor's arguments but backend and seed, and the class's name, in JSON's types."""
-        return {"class": type(self).__name__} | {name: value for name, value, _ in self._arguments()}
-
-    @classmethod
-    def from_config(
-        cls: type[AnyLayer], config: Mapping[str, Any], *, backend: str = "auto", seed: int | None = None
-    ) -> AnyLayer:
-        """A layer with new parameters from a configuration that `to_config` made.
-
-        Raises
-        ------
-        ValueError
-            The configuration is of another class than this one and its subclasses.
-        TypeError, ValueError
-            An argument does not fit, as in the constructor.
-        """
-        arguments = dict(config)
-        wanted = arguments.pop("class", cls.__name__)
-        made = _classes(cls).get(wanted) if isinstance(wanted, str) else None
-        if made is None:
-            raise ValueError(f"the configuration is of class {wanted!r}, expected one of {', '.join(_classes(cls))}")
-        constructor: Any = made
-        layer: AnyLayer = constructor(**arguments, backend=backend, seed=seed)
-        return layer
-
-    def _arguments(self) -> Iterator[tuple[str, Any, Any]]:
-        """(name, value, default) of every argument that a configuration holds."""
-        for name, parameter in inspect.signature(type(self)).parameters.items():
-            if name not in NOT_IN_CONFIG and hasattr(self, name):
-                value = self.dtype.name if name == "dtype" else getattr(self, name)
-                yield name, value, parameter.default
-
+    # ------------------------------------------------------------------------------------------------------------ files
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the layer to one safetensors file, atomically; `fastlstm.load` reads it.
 
@@ -281,14 +244,6 @@ class Layer:
 
         save(self, path)
 
-    def __repr__(self) -> str:
-        shown = [
-            f"{value!r}" if default is inspect.Parameter.empty else f"{name}={value!r}"
-            for name, value, default in self._arguments()
-            if value != default
-        ]
-        return f"{type(self).__name__}({', '.join(shown)})"
-
     # ------------------------------------------------------------------------------------------------- copies, pickles
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -304,19 +259,6 @@ class Layer:
 
     def __copy__(self) -> Any:
         return copy.deepcopy(self)  # a change of shared parameters would not raise the other layer's version
-
-
-def _classes(cls: type[AnyLayer]) -> dict[str, type[AnyLayer]]:
-    """A class and its imported subclasses by name; the package's own are imported first."""
-    import fastlstm
-
-    for name in ("LSTM", "LSTMCell", "Dense"):  # importing one class imports all of its module
-        getattr(fastlstm, name)
-    found = {cls.__name__: cls}
-    for below in cls.__subclasses__():
-        if not below.__module__.startswith(f"{__package__}.nn"):  # classes of fastlstm.nn have the same names as layers
-            found |= _classes(below)
-    return found
 
 
 @dataclass
