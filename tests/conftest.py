@@ -19,7 +19,7 @@ from fastlstm._backends import backends, module
 
 # Libraries that only `make test-peers` installs. A test that imports one, or is in a file that does, gets the mark
 # `peers`.
-PEERS = ("torch", "onnx", "onnxruntime", "keras", "h5py", "sklearn", "pandas")
+PEERS = ("torch", "onnx", "onnxruntime", "keras", "h5py", "sklearn", "pandas", "pyarrow")
 ASKS = re.compile(rf"importorskip\(\s*\"({'|'.join(PEERS)})[\".]")
 FILE_ASKS = re.compile(rf"^(\w+ = )?pytest\.{ASKS.pattern}", re.MULTILINE)
 
