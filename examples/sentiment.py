@@ -13,7 +13,24 @@ alphabet is 1. A fifth of the lines, drawn with a fixed seed, is tested on. The 
 counts of words is printed where scikit-learn is installed; --compare-torch trains the same model in PyTorch, both with
 three seeds.
 
-EXPECTED
+Expected output with --compare-torch, of a table of 10,568 sentences of film reviews with scores (its progress goes to
+standard error):
+
+    8,454 reviews to train on, 2,114 to test on, 51 words each at most
+    epoch 1/3: lr 0.001, loss 0.625, accuracy 0.6322
+    epoch 2/3: lr 0.001, loss 0.4029, accuracy 0.8201
+    epoch 3/3: lr 0.001, loss 0.2891, accuracy 0.8804
+    module                 output shape      parameters
+    -----------------------------------------------------
+    embedding (Embedding)  (None, None, 32)  160,000
+    lstm (LSTM)            (None, 100)       53,200
+    dense (Dense)          (None, 1)         101
+    -----------------------------------------------------
+    213,301 parameters, 213,301 of them trainable
+    accuracy of LSTM: 0.767
+    accuracy of bag of words: 0.762
+    accuracy of LSTM, mean of three seeds: 0.766
+    accuracy of PyTorch, mean of three seeds: 0.767
 """
 
 import argparse

@@ -20,6 +20,7 @@ import fastlstm as fl
 
 FOLDER = Path(__file__).parent.parent / "examples"
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="the examples are not installed with the package")
+REVIEWS = FOLDER.parent.parent / "shared" / "data" / "movie_reviews.tsv"
 GOLDEN = Path(__file__).parent / "golden" / "exercises.json"
 
 
@@ -191,3 +192,53 @@ def test_the_exercises_print_the_golden_values(example: Any, capsys: pytest.Capt
             shown = re.search(rf"^{re.escape(place)} = (.*)$", of_part[title], re.MULTILINE)
             assert shown, place
             np.testing.assert_allclose(figures(shown[1]), np.atleast_1d(value), atol=6e-9, err_msg=place)
+
+
+# ----------------------------------------------------------------------------------------------------------- sentiment
+GOOD, BAD, OTHER = ("good fine lovely great", "bad poor dull awful", "the a film plot actor scene it was with of and")
+
+
+def write_reviews(path: Path, scores: tuple[str, str] = ("1.5", "-2"), count: int = 300) -> None:
+    """Reviews whose last word of judgement decides: a bag of words cannot tell, an LSTM can."""
+    rng = np.random.default_rng(0)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            good = rng.integers(2)
+            judged = [rng.choice(words.split()) for words in ((BAD, GOOD) if good else (GOOD, BAD))]
+            words = [*rng.choice(OTHER.split(), 3), judged[0], *rng.choice(OTHER.split(), 3), "but", judged[1]]
+            file.write(f"{scores[1 - good]}\t{' '.join(words)}\n")
+
+
+@pytest.mark.parametrize("scores", [("1.5", "-2"), ("1", "0"), ("pos", "neg")])
+def test_sentiment_needs_the_order_of_words(
+    scores: tuple[str, str], example: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = example("sentiment")
+    write_reviews(Path("reviews.tsv"), scores)
+    monkeypatch.setattr(module, "BATCH", 8)
+    monkeypatch.setattr(module, "EPOCHS", 8)
+    found = module.main(["--tsv", "reviews.tsv", "--recurrent-activation", "hard_sigmoid"])
+    assert found["LSTM"] > 0.95
+    if found["bag of words"] is not None:
+        assert found["bag of words"] < 0.75
+    shown = capsys.readouterr().out
+    assert "240 reviews to train on, 60 to test on, 9 words each at most" in shown and "53,200" in shown
+
+
+def test_scores_of_0_are_left_out_and_bad_lines_named(example: Any) -> None:
+    module = example("sentiment")
+    Path("some.tsv").write_text("0.5\tyes\n0\tperhaps\n-1\tno\n")
+    texts, y = module.read_table("some.tsv")
+    assert texts == ["yes", "no"] and y.tolist() == [1, 0]
+    Path("some.tsv").write_text("0.5\tyes\nno tab\n")
+    with pytest.raises(SystemExit, match="line 2: expected a label, a tab and a text, got 'no tab"):
+        module.read_table("some.tsv")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REVIEWS.exists(), reason="../shared/data/movie_reviews.tsv is not here")
+def test_sentiment_is_as_good_as_torch_s_on_the_same_split(example: Any) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed: make test-peers")
+    found = example("sentiment").main(["--tsv", str(REVIEWS), "--compare-torch"])
+    assert found["LSTM, mean of three seeds"] >= found["PyTorch, mean of three seeds"] - 0.01
+    assert found["LSTM, mean of three seeds"] > 0.74
