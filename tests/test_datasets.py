@@ -53,18 +53,21 @@ def test_reviews_have_keras_s_ids(protocol: int, tmp_path: Path) -> None:
     assert imdb(tmp_path / "imdb.npz")[1][0][0].tolist() == [1, 10, 70_003]
 
 
-def test_reviews_are_those_that_keras_gives(tmp_path: Path) -> None:
+def test_reviews_are_those_that_keras_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
     keras = pytest.importorskip("keras", reason="keras is not installed: make test-peers")
     np.savez(tmp_path / "imdb.npz", **REVIEWS)
+    monkeypatch.setattr("keras.src.datasets.imdb.get_file", lambda *_, **__: str(tmp_path / "imdb.npz"))
     ours = imdb(tmp_path / "imdb.npz", 5000)
-    theirs = keras.datasets.imdb.load_data(str(tmp_path / "imdb.npz"), num_words=5000)
+    theirs = keras.datasets.imdb.load_data(num_words=5000)
     for (x, y), (x_keras, y_keras) in zip(ours, theirs, strict=True):
         mine = {(tuple(row), int(label)) for row, label in zip(x, y, strict=True)}
         assert mine == {(tuple(row), int(label)) for row, label in zip(x_keras, y_keras, strict=True)}
 
 
 @pytest.mark.parametrize("options", [{}, {"padding": "post"}, {"truncating": "post"}, {"value": 9}])
-def test_padding_is_keras_s(options: dict[str, Any]) -> None:
+def test_padding_is_keras_s(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
     keras = pytest.importorskip("keras", reason="keras is not installed: make test-peers")
     ids = [np.arange(1, n + 1) for n in (0, 2, 4, 5, 9)]
     theirs = keras.utils.pad_sequences(ids, maxlen=4, **options)

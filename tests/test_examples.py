@@ -242,3 +242,49 @@ def test_sentiment_is_as_good_as_torch_s_on_the_same_split(example: Any) -> None
     found = example("sentiment").main(["--tsv", str(REVIEWS), "--compare-torch"])
     assert found["LSTM, mean of three seeds"] >= found["PyTorch, mean of three seeds"] - 0.01
     assert found["LSTM, mean of three seeds"] > 0.74
+
+
+# -------------------------------------------------------------------------------------------------------------- vowels
+def test_warped_distances_are_those_of_the_recursion(example: Any) -> None:
+    module, rng = example("vowels"), np.random.default_rng(0)
+    one, others = rng.standard_normal((5, 2)), [rng.standard_normal((n, 2)) for n in (3, 7, 1, 5)]
+
+    def distance(a: Any, b: Any) -> float:
+        cost = float(((a[-1] - b[-1]) ** 2).sum())
+        shorter = [(a[:-1], b), (a, b[:-1]), (a[:-1], b[:-1])]
+        before = [distance(p, q) for p, q in shorter if len(p) and len(q)]
+        return cost + (min(before) if before else 0.0)
+
+    expected = [distance(one, other) for other in others]
+    np.testing.assert_allclose(module.warped_distances(one, others), expected, rtol=1e-12)
+
+
+def test_ragged_sequences_are_told_apart_by_an_lstm_and_by_warping(example: Any) -> None:
+    """Two classes: the first channel's bump comes before the second's, or after."""
+    module, rng = example("vowels"), np.random.default_rng(0)
+
+    def draw(count: int) -> Any:
+        x, y = [], rng.integers(0, 2, count)
+        for label in y:
+            n = rng.integers(8, 20)
+            one = 0.3 * rng.standard_normal((n, 2))
+            first, second = sorted(rng.choice(n, 2, replace=False))
+            one[first, label] += 4
+            one[second, 1 - label] += 4
+            x.append(one.astype(np.float32))
+        return x, y
+
+    train, test = module.standardised(draw(120), draw(60))
+    joined = np.concatenate(train[0])
+    np.testing.assert_allclose(joined.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(joined.std(axis=0), 1, atol=1e-5)
+    assert module.trained(train, epochs=15).evaluate(*test)["accuracy"] > 0.95
+    assert (module.nearest(train, test) == test[1]).mean() > 0.9
+
+
+@pytest.mark.slow
+def test_the_lstm_is_better_than_warping_on_japanese_vowels(example: Any) -> None:
+    pytest.importorskip("aeon", reason="the package aeon, which has the data, is not installed")
+    found = example("vowels").main()
+    assert found["LSTM in both directions, mean of three seeds"] > 0.97
+    assert found["nearest neighbour with dynamic time warping"] == pytest.approx(0.959, abs=0.003)
