@@ -1,4 +1,13 @@
-"""Parameters as an exercise writes them by hand, run and differentiated by the real thing, and given back."""
+"""Parameters as an exercise writes them by hand, run and differentiated by the library, and given back.
+
+    python by_hand.py
+
+Expected output:
+
+    LSTM(3, 5, single_bias=True, dtype='float64') Dense(5, 2, dtype='float64')
+    loss 0.7000; dweight_ih_l0 (20, 3), dweight_hh_l0 (20, 5), dbias_ih_l0 (20,)
+    given back bit for bit: Wf Wi Wc Wo bf bi bc bo Wy by
+"""
 
 import numpy as np
 

@@ -1,6 +1,18 @@
 """Train on sequences of different lengths: did the number 1 appear more often than 0?
 
-Forward and backward with `lengths`; padding is never read and costs nothing. A few seconds.
+Forward and backward with `lengths`; padding is never read and costs nothing.
+
+    python lengths.py
+
+Expected output, after a second (the backend and its instruction set may change the last digit):
+
+    step   50  loss 0.184
+    step  100  loss 0.174
+    step  150  loss 0.369
+    step  200  loss 0.066
+    step  250  loss 0.069
+    step  300  loss 0.041
+    right on new sequences: 97%
 """
 
 import numpy as np

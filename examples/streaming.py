@@ -1,6 +1,14 @@
 """Feed a sequence as it arrives, one step at a time, and get what one call over the whole gives.
 
 Also how long a step takes, and how one set of weights serves several independent streams.
+
+    python streaming.py
+
+Expected output (the time is that of a 2.6 GHz core with AVX-512):
+
+    GRU(40, 64, num_layers=2) on backend c: 5.3 us a step (median), as the whole call
+    rows 0, 1, 3 went on alike: True
+    row 2 began anew: True
 """
 
 import time

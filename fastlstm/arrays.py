@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .layer import Layer
     from .recurrent import Recurrent
 
-# The parameters of a part's column letters. A single bias is bias_ih, and bias_hh is zero: only their sum counts.
+# The parameters of a part's column letters. The bias of a form with one bias is bias_ih, in a layer with `single_bias`.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "h": ("weight_hh",),
     "x": ("weight_ih",),
@@ -60,6 +60,11 @@ class Form:
     @property
     def keys(self) -> str:
         return " ".join(self.parts) + (f" ({' '.join(self.head)})" if self.head else "")
+
+    @property
+    def single_bias(self) -> bool:
+        """Whether its layer has one bias: of two, training by the gradient would move the sum twice as far."""
+        return all(columns != "bb" for _, columns in self.parts.values())
 
     def ndim(self, columns: str) -> int:
         """Rank of an array with these columns: only a lone bias may be a vector."""
@@ -222,7 +227,8 @@ def from_arrays(d: Mapping[str, Any], kind: str, *, dtype: Any = None, backend: 
     Returns
     -------
     layer : LSTM, GRU or RNN
-        ``layer.to_arrays(form)`` gives the same arrays back, bit for bit. A single bias becomes bias_ih.
+        ``layer.to_arrays(form)`` gives the same arrays back, bit for bit. For a form with one bias the layer has
+        ``single_bias=True``, so that a step of an optimiser is the one that it is for the arrays.
     head : Dense
         Only where `d` has one: then ``(layer, head)`` is returned.
 
@@ -246,7 +252,7 @@ def from_arrays(d: Mapping[str, Any], kind: str, *, dtype: Any = None, backend: 
         for key, (gates, columns) in form.parts.items()
     }
 
-    options = {"reset_after": form.reset_after} if kind == "gru" else {}
+    options = {"single_bias": form.single_bias} | ({"reset_after": form.reset_after} if kind == "gru" else {})
     make = {"lstm": recurrent.LSTM, "gru": recurrent.GRU, "rnn": recurrent.RNN}[kind]
     layer = make(I, H, dtype=dtype, backend=backend, **options)
     params = {name.removesuffix("_l0"): np.zeros_like(p) for name, p in layer.state_dict().items()}
@@ -302,8 +308,7 @@ def to_arrays(layer: Recurrent, form: str, head: Layer | None = None) -> dict[st
     params = {name.removesuffix("_l0"): p for name, p in layer.state_dict().items()}
     for name in ("bias_ih", "bias_hh"):
         params.setdefault(name, np.zeros(len(params["weight_hh"]), layer.dtype))
-    both = any(columns == "bb" for _, columns in chosen.parts.values())
-    if not both:
+    if chosen.single_bias:
         params["bias_ih"] = _sum(params["bias_ih"], params["bias_hh"])
     arrays = {
         key: chosen.from_units(np.concatenate(_columns(params, columns), axis=1)[_rows(layer.kind, gates, H)], columns)

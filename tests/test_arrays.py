@@ -129,6 +129,26 @@ def test_a_trained_layers_two_biases_are_given_as_their_sum(form: Form) -> None:
     assert_near(again(x)[0], without(x)[0], TOLERANCE["float64"])
 
 
+@each_form
+def test_a_step_of_gradient_descent_moves_the_arrays_by_their_gradients(form: Form) -> None:
+    """The gradients are finite differences of `by_hand`: two biases would move their sum twice as far."""
+    d, rate, eps = arrays(form), 0.1, 1e-6
+    rng = np.random.default_rng(2)
+    x, wanted = rng.standard_normal((4, 2, I)), rng.standard_normal((4, 2, H))
+    layer = fl.from_arrays(d, form.kind)
+    _, _, tape = layer.forward(x)
+    fl.SGD([layer], lr=rate).step([layer.backward(tape, wanted)[2]])
+    for key, moved in layer.to_arrays(form.name).items():
+        expected = d[key].copy()
+        for at in np.ndindex(d[key].shape):
+            up, down = d[key].copy(), d[key].copy()
+            up[at] += eps
+            down[at] -= eps
+            slope = ((by_hand(form, d | {key: up}, x) - by_hand(form, d | {key: down}, x)) * wanted).sum() / (2 * eps)
+            expected[at] -= rate * slope
+        np.testing.assert_allclose(moved, expected, rtol=0, atol=1e-8, err_msg=key)
+
+
 def test_dtype_is_that_of_the_arrays_unless_given() -> None:
     d = arrays(FORMS[0])
     assert fl.from_arrays(d, "lstm").dtype == np.float64

@@ -70,6 +70,15 @@ def test_a_module_there_and_back(torch: Any, name: str, options: dict[str, Any],
     )
 
 
+def test_a_layer_with_one_bias_becomes_a_module_with_two(torch: Any) -> None:
+    layer = fl.LSTM(I, H, 2, bidirectional=True, single_bias=True, seed=0)
+    module, x = layer.to_torch(), torch.randn(T, B, I)
+    close(layer(x.numpy()), module(x))
+    for end in ("_l0", "_l0_reverse", "_l1", "_l1_reverse"):
+        assert getattr(module, f"bias_hh{end}").detach().numpy().tobytes() == bytes(16 * H)
+        assert np.array_equal(getattr(module, f"bias_ih{end}").detach().numpy(), layer.state_dict()[f"bias_ih{end}"])
+
+
 @pytest.mark.parametrize("form", ["zip", "stream", "whole", "safetensors", "state_dict", "live"])
 def test_every_source_gives_the_same_layer(torch: Any, form: str, tmp_path: Path) -> None:
     model = torch.nn.ModuleDict(

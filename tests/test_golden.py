@@ -47,7 +47,7 @@ class Run:
         self.layer, self.head = made if isinstance(made, tuple) else (made, None)
         assert isinstance(self.layer, LAYERS[self.kind]) and self.layer.dtype == dtype
         self.cell = CELLS[self.kind](3, 5, dtype=dtype, backend=backend)
-        self.cell.load_state_dict({name.removesuffix("_l0"): p for name, p in self.layer.state_dict().items()})
+        self.cell.load_state_dict(self.with_two_biases(self.layer.state_dict(), ""))
 
     def __getitem__(self, name: str) -> Any:
         """An input in the layers' layout."""
@@ -74,11 +74,16 @@ class Run:
         e = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return e / e.sum(axis=-1, keepdims=True)
 
+    @staticmethod
+    def with_two_biases(arrays: dict[str, Any], ending: str) -> dict[str, Any]:
+        """The arrays of a layer or cell under names with this ending, where bias_hh is 0."""
+        named = {name.removesuffix("_l0") + ending: a for name, a in arrays.items()}
+        return named | {"bias_hh" + ending: np.zeros_like(named["bias_ih" + ending])}
+
     def written_by_hand(self, grads: dict[str, Any]) -> dict[str, Any]:
         """Gradients of the layer or cell in the exercise's form, which has one of the two equal bias gradients."""
         holder = LAYERS[self.kind](3, 5, dtype=self.dtype, backend="numpy")
-        one = {name: np.zeros_like(g) if name.startswith("bias_hh") else g for name, g in grads.items()}
-        holder.load_state_dict({name.removesuffix("_l0") + "_l0": g for name, g in one.items()})
+        holder.load_state_dict(self.with_two_biases(grads, "_l0"))
         return {f"d{key}": g for key, g in holder.to_arrays(FORM[self.kind]).items()}
 
     def check(self, got: dict[str, Any], expected: dict[str, Any] | None = None) -> None:

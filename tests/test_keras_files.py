@@ -216,7 +216,7 @@ def test_a_layer_of_a_file_gives_keras_results(keras: Any, kind: str, gate: str,
     arrays = dict(zip(("kernel", "recurrent_kernel", "bias"), plain_weights(read), strict=True))
     same = fl.from_arrays(arrays, its.kind)
     if kind != "SimpleRNN":
-        ours = {"LSTM": fl.LSTM, "GRU": fl.GRU}[kind](3, 4, activations=its.activations)
+        ours = {"LSTM": fl.LSTM, "GRU": fl.GRU}[kind](3, 4, activations=its.activations, single_bias=kind == "LSTM")
         ours.load_state_dict(same.state_dict())
         same = ours
     x = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32)

@@ -48,6 +48,7 @@ ORDER = [
         "arrays",
         "corpus",
         "tables",
+        "datasets",
         "_keras_weights",
         "_onnx_weights",
     ],

@@ -289,10 +289,21 @@ class StopAt(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+RESUMED: dict[str, Any] = {
+    "dropout": lambda: [nn.LSTM(8, dropout=0.2), nn.Dropout(0.3)],
+    "dropout in both directions": lambda: [nn.Bidirectional(nn.LSTM(8, dropout=0.2))],
+    "residual, stateful": lambda: [
+        nn.Residual(nn.LSTM(3, dropout=0.2, return_sequences=True, stateful=True)),
+        nn.LSTM(8),
+    ],
+}
+
+
 @pytest.mark.parametrize("at", [3, 7, 10])
-def test_a_resumed_fit_ends_bit_for_bit_as_an_uninterrupted_one(at: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_fit_ends_bit_for_bit_as_an_uninterrupted_one(name: str, at: int, tmp_path: Path) -> None:
     def model() -> Any:
-        made = fl.Sequential([nn.LSTM(8, dropout=0.2), nn.Dropout(0.3), nn.Dense(2, "softmax")], seed=3)
+        made = fl.Sequential([*RESUMED[name](), nn.Dense(2, "softmax")], seed=3)
         made.compile({"name": "adam", "lr": 1e-2}, "sparse_categorical_crossentropy", ["accuracy"])
         return made
 
@@ -310,6 +321,20 @@ def test_a_resumed_fit_ends_bit_for_bit_as_an_uninterrupted_one(at: int, tmp_pat
     assert history == expected
     for name, p in whole.state_dict().items():
         np.testing.assert_array_equal(resumed.state_dict()[name], p, name)
+
+
+def test_a_residual_module_s_state_ends_with_the_epoch() -> None:
+    """Shuffling is off and each epoch begins with zeros, as for a stateful module that is not wrapped."""
+    model = fl.Sequential([nn.Residual(nn.LSTM(3, stateful=True, return_sequences=True)), nn.Dense(1)], seed=0)
+    model.compile({"name": "sgd", "lr": 0.0}, "mse")
+    y = np.zeros((200, 10, 1), "f")
+    losses = model.fit(X, y, epochs=2, batch_size=40, verbose=False)["loss"]
+    assert losses[0] == losses[1]
+    assert model.evaluate(X, y, 40)["loss"] == pytest.approx(losses[0], rel=1e-6)
+    with pytest.raises(ValueError, match="200 samples are no multiple of 30"):
+        model.fit(X, y, batch_size=30, verbose=False)
+    of_another_size = model.evaluate(X, y, 20)["loss"]
+    assert model.fit(X, y, batch_size=20, verbose=False)["loss"] == [pytest.approx(of_another_size, rel=1e-6)]
 
 
 @pytest.mark.skipif(not DOCS.exists(), reason="the documents are not installed with the package")

@@ -1,11 +1,7 @@
-"""Training as a whole: equal bits for all numbers of threads, constant memory on long texts, the small example."""
+"""Training as a whole: equal bits for all numbers of threads, and constant memory on long texts."""
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,6 @@ import fastlstm as fl
 from fastlstm.memory import buffers
 from fastlstm.text import Settings, TextTraining
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "char_model_small.py"
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
 
 
@@ -72,21 +67,3 @@ def test_long_texts_take_constant_memory(tmp_path: Path, monkeypatch: pytest.Mon
     assert few > a_tape  # the measurement sees the tape
     assert many - few < losses + a_tape / 20
     assert np.mean(job.history["loss"][-50:]) < np.mean(job.history["loss"][:5])
-
-
-@pytest.mark.skipif(not EXAMPLE.exists(), reason="the examples are not installed with the package")
-def test_small_character_model(tmp_path: Path) -> None:
-    """Beginning and end of examples/char_model_small.py, in three epochs."""
-    here = os.pathsep.join([str(EXAMPLE.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE), "3"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": here},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    shown = re.search(r"perplexity ([\d.]+), [\d,]+ tokens/s", done.stdout)
-    assert shown and float(shown[1]) < 27
-    assert (tmp_path / "char_model_small.png").exists() or "matplotlib is not installed" in done.stdout

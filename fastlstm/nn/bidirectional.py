@@ -57,6 +57,15 @@ class Bidirectional(Module):
         self._both.reseed(seed)
 
     @property
+    def rng_state(self) -> dict[str, Any]:
+        """State of the generator of both directions; see `Module.rng_state`."""
+        return self._both.rng_state
+
+    @rng_state.setter
+    def rng_state(self, state: dict[str, Any]) -> None:
+        self._both.rng_state = state
+
+    @property
     def return_sequences(self) -> bool:
         """Whether there is an output at every step."""
         return self.module.return_sequences

@@ -34,6 +34,33 @@ class Residual(Module):
         if seed is not None:
             self.module.reseed(seed)
 
+    @property
+    def rng_state(self) -> dict[str, Any]:
+        """State of the module's generator; see `Module.rng_state`."""
+        return self.module.rng_state
+
+    @rng_state.setter
+    def rng_state(self, state: dict[str, Any]) -> None:
+        self.module.rng_state = state
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the module begins each batch with the state that the last one ended with."""
+        return getattr(self.module, "stateful", False)
+
+    def reset_state(self) -> None:
+        """Let a stateful module begin with zeros again."""
+        if self.stateful:
+            self.module.reset_state()  # type: ignore[attr-defined]
+
+    @property
+    def _states(self) -> tuple[Array, ...] | None:
+        return getattr(self.module, "_states", None)
+
+    @_states.setter
+    def _states(self, states: tuple[Array, ...] | None) -> None:
+        self.module._states = states  # type: ignore[attr-defined]
+
     def _make(self, shape: Shape) -> Layer | None:
         self.module.build(shape)
         after = self.module.output_shape(shape)

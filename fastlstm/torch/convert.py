@@ -242,7 +242,8 @@ def to_torch(layer: Any) -> Any:
     Returns
     -------
     torch.nn.LSTM, GRU, RNN or a cell
-        In the same mode: training or not.
+        In the same mode: training or not. PyTorch has two biases: of a layer with ``single_bias=True`` the second one
+        is 0 there.
 
     Raises
     ------
@@ -257,16 +258,16 @@ def to_torch(layer: Any) -> Any:
     spec = specs[0]
     nonlinearity = spec.activations[0].name
     relu: dict[str, Any] = {"activations": spec.activations} if spec.activations == (ACTIVATIONS["relu"],) else {}
-    biases = 2 if spec.biases else 0
-    plain = Spec(spec.kind, spec.input_size, spec.hidden_size, proj_size=spec.proj_size, biases=biases, **relu)
+    options: dict[str, Any] = {"proj_size": spec.proj_size, "biases": spec.biases, **relu}
+    plain = Spec(spec.kind, spec.input_size, spec.hidden_size, **options)
     if any(one != plain for one in specs):
         raise ValueError(
             f"PyTorch has no module for {layer!r}: its LSTM, GRU and RNN have no peepholes, no clip, no input_forget, "
-            "no single_bias, no reset_after=False, and no activations but tanh and sigmoid (RNN: tanh or relu)"
+            "no reset_after=False, and no activations but tanh and sigmoid (RNN: tanh or relu)"
         )
     import torch
 
-    options: dict[str, Any] = {"bias": spec.biases > 0, "dtype": getattr(torch, layer.dtype.name)}
+    options = {"bias": spec.biases > 0, "dtype": getattr(torch, layer.dtype.name)}
     if spec.kind == "rnn":
         options["nonlinearity"] = nonlinearity
     if isinstance(layer, Recurrent):
@@ -274,5 +275,8 @@ def to_torch(layer: Any) -> Any:
         options |= {"dropout": layer.dropout, "bidirectional": layer.bidirectional}
         options |= {"proj_size": spec.proj_size} if spec.proj_size else {}
     made = getattr(torch.nn, type(layer).__name__)(spec.input_size, spec.hidden_size, **options)
-    made.load_state_dict({name: torch.from_numpy(value) for name, value in layer.state_dict().items()})
+    weights = {name: torch.from_numpy(value) for name, value in layer.state_dict().items()}
+    if spec.biases == 1:
+        weights |= {n.replace("bias_ih", "bias_hh"): torch.zeros_like(w) for n, w in weights.items() if "bias_ih" in n}
+    made.load_state_dict(weights)
     return made.train(layer.training) if hasattr(layer, "training") else made
