@@ -26,6 +26,7 @@ _check_built()
 
 if TYPE_CHECKING:
     from . import forecast as forecast
+    from . import keras as keras
     from . import losses as losses
     from . import metrics as metrics
     from . import nn as nn
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .dense import Dense as Dense
     from .gradients import SparseGradient as SparseGradient
     from .info import show_config as show_config
+    from .keras import from_keras as from_keras
     from .losses import softmax_cross_entropy as softmax_cross_entropy
     from .models import load as load
     from .num_threads import get_num_threads as get_num_threads
@@ -70,6 +72,7 @@ _HOME = {
     "threads": "num_threads",
     "from_arrays": "arrays",
     "from_torch": "torch",
+    "from_keras": "keras",
     "GRU": "recurrent",
     "LSTM": "recurrent",
     "RNN": "recurrent",
@@ -96,7 +99,7 @@ _HOME = {
     "StepLR": "schedules",
 }
 # Public submodules, loaded in the same way.
-_SUBMODULES = ("callbacks", "files", "forecast", "losses", "metrics", "nn", "torch", "training")
+_SUBMODULES = ("callbacks", "files", "forecast", "keras", "losses", "metrics", "nn", "torch", "training")
 __all__ = ["BackendError", "__version__", "backends", *_HOME, *_SUBMODULES]
 
 

@@ -24,7 +24,10 @@ CLASSES = {
     "Sequential": "sequential",
     **{
         f"nn.{name}": "nn"
-        for name in ("Embedding", "Dense", "Dropout", "LSTM", "GRU", "SimpleRNN", "Bidirectional", "Residual")
+        for name in (
+            *("Embedding", "Dense", "Dropout", "LSTM", "GRU", "SimpleRNN", "Bidirectional", "Residual"),
+            *("Activation", "Masking"),
+        )
     },
 }
 
