@@ -27,6 +27,7 @@ _check_built()
 
 if TYPE_CHECKING:
     from . import forecast as forecast
+    from . import keras as keras
     from . import losses as losses
     from . import metrics as metrics
     from . import nn as nn
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .dense import Dense as Dense
     from .gradients import SparseGradient as SparseGradient
     from .info import show_config as show_config
+    from .keras import from_keras as from_keras
     from .losses import softmax_cross_entropy as softmax_cross_entropy
     from .models import load as load
     from .num_threads import get_num_threads as get_num_threads
@@ -72,6 +74,7 @@ _HOME = {
     "threads": "num_threads",
     "from_arrays": "arrays",
     "from_torch": "torch",
+    "from_keras": "keras",
     "GRU": "recurrent",
     "LSTM": "recurrent",
     "RNN": "recurrent",
@@ -98,7 +101,7 @@ _HOME = {
     "StepLR": "schedules",
 }
 # Public submodules, loaded in the same way.
-_SUBMODULES = ("callbacks", "files", "forecast", "losses", "metrics", "nn", "torch", "training")
+_SUBMODULES = ("callbacks", "files", "forecast", "keras", "losses", "metrics", "nn", "torch", "training")
 # Those that cannot be loaded without an installed library of the same name; `from fastlstm import *` leaves them out.
 _WITH_LIBRARY = ("sklearn",)
 __all__ = ["BackendError", "__version__", "backends", *_HOME, *_SUBMODULES]

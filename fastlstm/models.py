@@ -27,7 +27,10 @@ CLASSES = {
     "Forecaster": "forecast",
     **{
         f"nn.{name}": "nn"
-        for name in ("Embedding", "Dense", "Dropout", "LSTM", "GRU", "SimpleRNN", "Bidirectional", "Residual")
+        for name in (
+            *("Embedding", "Dense", "Dropout", "LSTM", "GRU", "SimpleRNN", "Bidirectional", "Residual"),
+            *("Activation", "Masking"),
+        )
     },
 }
 

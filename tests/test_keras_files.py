@@ -159,7 +159,7 @@ def test_hard_sigmoid_is_that_of_its_version() -> None:
             {"activation": "gelu"},
             "layer 'x' has the activation 'gelu', which has no counterpart here; these have: linear",
         ),
-        ({"stateful": True}, "layer 'x' has stateful=True, which has no counterpart here"),
+        ({"time_major": True}, "layer 'x' has time_major=True, which has no counterpart here"),
         ({"units": -1}, "layer 'x' has units=-1"),
         ({"use_bias": "yes"}, "layer 'x' has use_bias='yes'"),
     ],

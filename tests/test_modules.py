@@ -29,6 +29,8 @@ MODULES: dict[str, Any] = {
             {"go_backwards": True, "return_sequences": True},
             {"dropout": 0.3, "recurrent_dropout": 0.4},
             {"recurrent_dropout": 0.4, "return_sequences": True},
+            {"zero_output_for_mask": False, "return_sequences": True},
+            {"zero_output_for_mask": False, "return_sequences": True, "go_backwards": True},
         )
     },
     **{
@@ -44,7 +46,9 @@ MODULES: dict[str, Any] = {
     "Residual": lambda: nn.Residual(nn.LSTM(4, return_sequences=True, **F64), seed=1),
     "Dropout": lambda: nn.Dropout(0.4, seed=1, **F64),
     "Dropout over time": lambda: nn.Dropout(0.4, noise_shared_over_time=True, seed=1, **F64),
-    **{f"Dense {act}": lambda act=act: nn.Dense(3, act, seed=1, **F64) for act in nn.dense.ACTIVATIONS},
+    **{f"Dense {act}": lambda act=act: nn.Dense(3, act, seed=1, **F64) for act in nn.activation.ACTIVATIONS},
+    **{f"Activation {act}": lambda act=act: nn.Activation(act, **F64) for act in ("linear", "softmax", ("elu", 0.3))},
+    "Masking": lambda: nn.Masking(**F64),
 }
 
 
@@ -100,6 +104,43 @@ def test_gradients_agree_with_finite_differences(name: str, masked: bool) -> Non
 def test_a_wrong_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nn.dense, "activation_backward", lambda name, y, dy: dy)
     assert worst_difference(nn.Dense(3, "tanh", seed=1, **F64), X, None) > 1e-3
+
+
+def test_steps_left_out_repeat_the_step_before() -> None:
+    mask = np.array([[0, 1, 0, 0, 1], [1, 1, 0, 1, 0], [0] * 5], bool)
+    x = np.random.default_rng(3).standard_normal((3, 5, 4))
+    y = nn.GRU(2, return_sequences=True, seed=1, **F64)(x, mask)
+    held = nn.GRU(2, return_sequences=True, zero_output_for_mask=False, seed=1, **F64)(x, mask)
+    before = [[None, 1, 1, 1, 4], [0, 1, 1, 3, 3], [None] * 5]
+    for b in range(3):
+        for t, at in enumerate(before[b]):
+            np.testing.assert_array_equal(held[b, t], 0 if at is None else y[b, at])
+
+
+def test_both_directions_apart_are_those_of_concat() -> None:
+    x = np.random.default_rng(3).standard_normal((2, 5, 4))
+    whole, pair = (
+        nn.Bidirectional(nn.LSTM(3, return_sequences=True, **F64), mode, seed=1) for mode in ("concat", None)
+    )
+    (y, tape), ((one, other), of_pair) = whole.forward(x), pair.forward(x)
+    np.testing.assert_array_equal(np.concatenate((one, other), axis=-1), y)
+    dy = np.random.default_rng(4).standard_normal(y.shape)
+    dx, grads = whole.backward(tape, dy)
+    same_dx, same_grads = pair.backward(of_pair, (dy[..., :3], dy[..., 3:]))
+    np.testing.assert_array_equal(dx, same_dx)
+    assert all(np.array_equal(grads[name], same_grads[name]) for name in grads)
+
+
+def test_masking_tells_padding_by_its_values() -> None:
+    x = np.ones((1, 4, 2), "float32")
+    x[0, 1], x[0, 2, 0] = -1, -1
+    model = fl.Sequential([nn.Masking(-1.0), nn.LSTM(3, seed=1)])
+    without = np.delete(x, 1, axis=1)
+    np.testing.assert_array_equal(model(x), model.modules[1](without))
+    np.testing.assert_array_equal(model.modules[0](x)[0, 1], [0, 0])
+    again = fl.Sequential([nn.Masking(-1.0), nn.LSTM(3, seed=1)])
+    y, tape = again.forward(x)
+    assert np.array_equal(again.backward(tape, np.ones_like(y))[0][0, 1], [0, 0])
 
 
 def test_embedding() -> None:

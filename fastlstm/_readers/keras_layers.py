@@ -27,7 +27,7 @@ KINDS: dict[str, Kind] = {
 }
 
 # Keras's names of activations that mean the same in each version, and ours.
-ACTIVATIONS: dict[str, str] = {
+ACTIVATIONS: dict[str, Any] = {
     "linear": "identity",
     "sigmoid": "sigmoid",
     "tanh": "tanh",
@@ -35,11 +35,12 @@ ACTIVATIONS: dict[str, str] = {
     "elu": "elu",
     "softsign": "softsign",
     "softplus": "softplus",
+    "leaky_relu": ("leaky_relu", 0.2),
 }
 HARD_SIGMOID = {2: "hard_sigmoid_keras2", 3: "hard_sigmoid"}  # 0.2 x + 0.5 and x / 6 + 0.5, by Keras's major version
 
 # Options that change what a layer computes and that have no counterpart here, with the value that leaves them off.
-WITHOUT_COUNTERPART: dict[str, Any] = {"stateful": False, "time_major": False}
+WITHOUT_COUNTERPART: dict[str, Any] = {"time_major": False}
 
 
 @dataclass
@@ -50,22 +51,24 @@ class Meaning:
     ----------
     kind : {"lstm", "gru", "rnn"}
     hidden_size : int
-    activations : tuple of str
+    activations : tuple of names or (name, alpha)
         One per role, in the order of `spec.ROLES`.
-    bias, reset_after, go_backwards, return_sequences : bool
+    bias, reset_after, go_backwards, return_sequences, stateful, zero_output_for_mask : bool
     dropout, recurrent_dropout : float
         Of the input and of the state, in training.
     """
 
     kind: Kind
     hidden_size: int
-    activations: tuple[str, ...]
+    activations: tuple[Any, ...]
     bias: bool
     reset_after: bool
     go_backwards: bool
     return_sequences: bool
     dropout: float
     recurrent_dropout: float
+    stateful: bool = False
+    zero_output_for_mask: bool = False
 
 
 def _cudnn_kernel(kernel: Array, gates: int) -> Array:
@@ -126,8 +129,13 @@ def kind_of(layer: KerasLayer) -> Kind:
     raise ValueError(f"layer {layer.name!r} ({layer.class_name or 'of an unknown class'}) is no LSTM, GRU or SimpleRNN")
 
 
-def activation(given: Any, major: int, layer: str) -> str:
-    """Our name of an activation in a configuration.
+def major_of(version: str) -> int:
+    """2 or 3: the major version of the Keras that has written a file; 3 where the file does not say."""
+    return 2 if version.startswith(("2", "1")) else 3
+
+
+def activation(given: Any, major: int, layer: str) -> Any:
+    """Our name of an activation in a configuration, or (name, alpha).
 
     Parameters
     ----------
@@ -175,7 +183,7 @@ def meaning(layer: KerasLayer, version: str) -> Meaning:
     kind, config, name = kind_of(layer), layer.config, layer.name
     if not config:
         raise ValueError(f"layer {name!r} comes from a file of weights alone, which does not say how it is configured")
-    major = 2 if version.startswith(("2", "1")) else 3
+    major = major_of(version)
     for option, off in WITHOUT_COUNTERPART.items():
         if config.get(option, off) != off:
             raise ValueError(f"layer {name!r} has {option}={config[option]!r:.80}, which has no counterpart here")
@@ -193,6 +201,8 @@ def meaning(layer: KerasLayer, version: str) -> Meaning:
         _checked(config, "return_sequences", bool, False, name),
         float(_checked(config, "dropout", (int, float), 0.0, name)),
         float(_checked(config, "recurrent_dropout", (int, float), 0.0, name)),
+        _checked(config, "stateful", bool, False, name),
+        _checked(config, "zero_output_for_mask", bool, False, name),
     )
 
 

@@ -12,7 +12,7 @@ from ..validation import checked_dy
 from .base import Module, ModuleTape, Shape
 from .recurrent import Recurrent
 
-MERGE_MODES = ("concat", "sum", "mul", "ave")
+MERGE_MODES = ("concat", "sum", "mul", "ave", None)
 
 
 class Bidirectional(Module):
@@ -25,7 +25,8 @@ class Bidirectional(Module):
     ----------
     module : LSTM, GRU or SimpleRNN of `fastlstm.nn`
         Not yet built. It is copied.
-    merge_mode : {"concat", "sum", "mul", "ave"}
+    merge_mode : {"concat", "sum", "mul", "ave"} or None
+        None: the output is a pair, which no other module takes. Steps that a mask leaves out are 0 in each mode.
 
     Raises
     ------
@@ -34,7 +35,7 @@ class Bidirectional(Module):
     """
 
     def __init__(
-        self, module: Recurrent, merge_mode: str = "concat", *, backend: str = "auto", seed: int | None = None
+        self, module: Recurrent, merge_mode: str | None = "concat", *, backend: str = "auto", seed: int | None = None
     ) -> None:
         if not isinstance(module, Recurrent):
             raise TypeError(f"Bidirectional takes nn.LSTM, nn.GRU or nn.SimpleRNN, got {type(module).__name__}")
@@ -43,13 +44,14 @@ class Bidirectional(Module):
         if module.go_backwards or module.stateful:
             raise ValueError("Bidirectional takes no module with go_backwards or stateful: leave them out")
         if merge_mode not in MERGE_MODES:
-            raise ValueError(f"merge_mode {merge_mode!r} is not known; expected one of {', '.join(MERGE_MODES)}")
+            raise ValueError(
+                f"merge_mode {merge_mode!r} is not known; expected one of {', '.join(map(str, MERGE_MODES))}"
+            )
         self.module, self.merge_mode = module, merge_mode
         self._both: Recurrent = type(module).__new__(type(module))
         config = {name: value for name, value, _ in module._arguments()}
-        Recurrent.__init__(
-            self._both, config | {"seed": seed, "backend": module._backend, "trainable": module.trainable}, directions=2
-        )
+        config |= {"seed": seed, "backend": module._backend, "trainable": module.trainable}
+        Recurrent.__init__(self._both, config | {"zero_output_for_mask": True}, directions=2)
         super().__init__(trainable=module.trainable, dtype=module.dtype, backend=module._backend, seed=seed)
 
     def reseed(self, seed: Any) -> None:
@@ -94,38 +96,43 @@ class Bidirectional(Module):
         self._both._set_training(training)
         return super()._set_training(training)
 
-    def _merge(self, y: Array) -> Array:
-        """(..., 2H) -> the outputs of both directions merged."""
+    def _merge(self, y: Array) -> Any:
+        """(..., 2H) -> the outputs of both directions merged, or a pair of them."""
         if self.merge_mode == "concat":
             return y
         one, other = np.split(y, 2, axis=-1)
+        if self.merge_mode is None:
+            return one, other
         if self.merge_mode == "mul":
-            return one * other  # type: ignore[no-any-return]
+            return one * other
         total: Array = one + other
         return total * self.dtype.type(0.5) if self.merge_mode == "ave" else total
 
-    def __call__(self, x: Any, mask: Any = None) -> Array:
+    def __call__(self, x: Any, mask: Any = None) -> Any:
         """(B, T, I) -> (B, T, W), or (B, W) without return_sequences; W is 2 units with "concat", else units."""
         self._enter(x)
         return self._merge(self._both(x, mask))
 
-    def forward(self, x: Any, mask: Any = None) -> tuple[Array, ModuleTape]:
+    def forward(self, x: Any, mask: Any = None) -> tuple[Any, ModuleTape]:
         """The output for training, as in `__call__`, and the tape."""
         self._enter(x)
         y, inner = self._both.forward(x, mask)
         merged = self._merge(y)
         kept = y.copy() if self.merge_mode == "mul" else None
-        return merged, self._tape(inner=inner, y=kept, shape=merged.shape)
+        shape = y.shape if self.merge_mode is None else merged.shape
+        return merged, self._tape(inner=inner, y=kept, shape=shape)
 
     def backward(self, tape: ModuleTape, dy: Any) -> tuple[Array, dict[str, Array]]:
-        """Gradients of x and of the parameters of both directions."""
+        """Gradients of x and of the parameters of both directions; dy is a pair where the output is one."""
         check_tape(tape, self, ModuleTape)
+        if self.merge_mode is None:
+            dy = np.concatenate(dy, axis=-1)
         dy = checked_dy(dy, tape.kept["shape"], self.dtype)
         kept = self._use(tape)
         if self.merge_mode == "mul":
             one, other = np.split(kept["y"], 2, axis=-1)
             dy = np.concatenate((dy * other, dy * one), axis=-1)
-        elif self.merge_mode != "concat":
+        elif self.merge_mode in ("sum", "ave"):
             half = dy * self.dtype.type(0.5) if self.merge_mode == "ave" else dy
             dy = np.concatenate((half, half), axis=-1)
         return self._both.backward(kept["inner"], dy)

@@ -7,41 +7,12 @@ from typing import Any
 import numpy as np
 
 from .. import dense
-from .._backends.numpy.activations import sigmoid
 from ..layer import Layer, check_tape
 from ..layout import Array
 from ..validation import as_numbers, checked_dy, flag, positive
+from .activation import activate, activation_backward, checked
 from .base import Module, ModuleTape, Shape, regularized
 from .initializers import INITIALIZERS, initializer
-
-ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "softmax")
-
-
-def activate(name: str, a: Any) -> Any:
-    """The activation of pre-activations (..., U); softmax over the last axis."""
-    if name == "relu":
-        return np.maximum(a, 0)
-    if name == "tanh":
-        return np.tanh(a)
-    if name == "sigmoid":
-        return sigmoid(a)
-    if name == "softmax":
-        e = np.exp(a - a.max(axis=-1, keepdims=True))
-        return e / e.sum(axis=-1, keepdims=True)
-    return a
-
-
-def activation_backward(name: str, y: Any, dy: Any) -> Any:
-    """The gradient of the pre-activations, from the outputs and their gradient."""
-    if name == "relu":
-        return dy * (y > 0)
-    if name == "tanh":
-        return dy * (1 - y * y)
-    if name == "sigmoid":
-        return dy * y * (1 - y)
-    if name == "softmax":
-        return y * (dy - (dy * y).sum(axis=-1, keepdims=True))
-    return dy
 
 
 class Dense(Module):
@@ -50,8 +21,8 @@ class Dense(Module):
     Parameters
     ----------
     units : int
-    activation : {"linear", "relu", "tanh", "sigmoid", "softmax"}, optional
-        None is linear.
+    activation : name, or (name, alpha, beta); optional
+        "linear" (also None), "softmax", or one of `fastlstm.spec.ACTIVATIONS`.
     use_bias : bool
     kernel_initializer : str
         A name of `fastlstm.nn.INITIALIZERS`; the bias begins at 0.
@@ -70,7 +41,7 @@ class Dense(Module):
     def __init__(
         self,
         units: int,
-        activation: str | None = None,
+        activation: Any = None,
         use_bias: bool = True,
         *,
         kernel_initializer: str = "glorot_uniform",
@@ -83,9 +54,7 @@ class Dense(Module):
     ) -> None:
         super().__init__(trainable=trainable, dtype=dtype, backend=backend, seed=seed)
         self.units, self.use_bias = positive(units, "units"), flag(use_bias, "use_bias")
-        self.activation = "linear" if activation is None else activation
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation {activation!r} is not known; expected one of {', '.join(ACTIVATIONS)}")
+        self.activation = checked(activation)
         self.kernel_initializer = initializer(kernel_initializer, "kernel_initializer")
         regularized(self, {"kernel_regularizer": kernel_regularizer, "bias_regularizer": bias_regularizer})
 

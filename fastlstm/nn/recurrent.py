@@ -15,14 +15,20 @@ from ..validation import as_numbers, checked_dy, flag, positive, probability
 from . import variational
 from .base import Module, ModuleTape, Shape, drop_factors, regularized
 from .initializers import INITIALIZERS, initializer
+from .masking import held, held_backward
 
+FLAGS = (
+    *("use_bias", "unit_forget_bias", "return_sequences", "go_backwards", "stateful", "zero_output_for_mask"),
+    "reset_after",
+)
 KERAS_NAMES = {"linear": "identity"}  # Keras's names of activations -> fastlstm's, where they differ
 
 
 class Recurrent(Module):
     """The base of the recurrent modules, with one direction or, for `Bidirectional`, two.
 
-    Samples are (T, I). Steps that the mask leaves out are skipped: they change no state, and their outputs are 0.
+    Samples are (T, I). Steps that the mask leaves out are skipped: they change no state, and their outputs are 0, or
+    those of the valid step before where `zero_output_for_mask` is False.
     """
 
     LAYER: ClassVar[Any]
@@ -32,6 +38,7 @@ class Recurrent(Module):
     return_sequences: bool
     go_backwards: bool
     stateful: bool
+    zero_output_for_mask: bool
     reset_after: bool
     REGULARIZED = (
         ("kernel_regularizer", "weight_ih"),
@@ -46,8 +53,7 @@ class Recurrent(Module):
         self.activation, self.recurrent_activation = a["activation"], a.get("recurrent_activation")
         self.dropout = probability(a["dropout"], "dropout")
         self.recurrent_dropout = probability(a["recurrent_dropout"], "recurrent_dropout")
-        flags = ("use_bias", "unit_forget_bias", "return_sequences", "go_backwards", "stateful", "reset_after")
-        for name in flags:
+        for name in FLAGS:
             if name in a:
                 setattr(self, name, flag(a[name], name))
         for name in ("kernel_initializer", "recurrent_initializer"):
@@ -157,7 +163,9 @@ class Recurrent(Module):
         layer: Any = self.core
         y, state = layer(x, self._initial(len(x)), mask=given)
         self._remember(state)
-        return y if self.return_sequences else self._last(state)
+        if not self.return_sequences:
+            return self._last(state)
+        return y if given is None or self.zero_output_for_mask else held(y, given)
 
     def forward(self, x: Any, mask: Any = None) -> tuple[Array, ModuleTape]:
         """The output for training, as in `__call__`, with dropout unless `eval` was called; and the tape."""
@@ -173,8 +181,9 @@ class Recurrent(Module):
         else:
             y, state, inner = layer.forward(x, self._initial(B), mask=given)
         self._remember(state)
-        out = y if self.return_sequences else self._last(state)
-        return out, self._tape(inner=inner, factors=factors, shape=out.shape)
+        holds = None if self.zero_output_for_mask or not self.return_sequences else given
+        out = (y if holds is None else held(y, holds)) if self.return_sequences else self._last(state)
+        return out, self._tape(inner=inner, factors=factors, shape=out.shape, holds=holds)
 
     def backward(self, tape: ModuleTape, dy: Any) -> tuple[Array, dict[str, Array]]:
         """Gradients of x (B, T, I) and of the parameters."""
@@ -182,6 +191,8 @@ class Recurrent(Module):
         dy = checked_dy(dy, tape.kept["shape"], self.dtype)
         kept, layer = self._use(tape), self.core
         d_state = None
+        if kept["holds"] is not None:
+            dy = held_backward(dy, kept["holds"])
         if not self.return_sequences:
             parts = np.stack(np.split(dy, self._directions, axis=-1))
             dy, d_state = None, (parts, None) if self.LAYER.kind == "lstm" else parts
@@ -253,6 +264,9 @@ class LSTM(Recurrent):
         The output is that of every step (B, T, units). False: that of the last valid step (B, units).
     go_backwards : bool
         Walk from the last step to the first; outputs are in the order of the walk.
+    zero_output_for_mask : bool
+        The output of a step that the mask leaves out is 0 or, False, that of the last valid step before (0 before the
+        first), which is Keras's default.
     stateful : bool
         Each batch begins with the last state of the batch before. `reset_state` sets the state to zeros.
     dropout, recurrent_dropout : float
@@ -285,6 +299,7 @@ class LSTM(Recurrent):
         return_sequences: bool = False,
         go_backwards: bool = False,
         stateful: bool = False,
+        zero_output_for_mask: bool = True,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         trainable: bool = True,
@@ -323,6 +338,7 @@ class GRU(Recurrent):
         return_sequences: bool = False,
         go_backwards: bool = False,
         stateful: bool = False,
+        zero_output_for_mask: bool = True,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         trainable: bool = True,
@@ -357,6 +373,7 @@ class SimpleRNN(Recurrent):
         return_sequences: bool = False,
         go_backwards: bool = False,
         stateful: bool = False,
+        zero_output_for_mask: bool = True,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         trainable: bool = True,

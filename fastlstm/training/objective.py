@@ -9,8 +9,9 @@ import numpy as np
 
 from .. import losses, metrics
 from ..layout import Array
+from ..nn.activation import activate
 from ..nn.base import Module
-from ..nn.dense import Dense, activate
+from ..nn.dense import Dense
 from ..sequential import Sequential
 from ..weighting import check_finite, check_unit, labels
 from .data import Batch, Data
