@@ -189,11 +189,10 @@ class Forecaster(Judging, Layer):
         Diverged
             The loss is no longer finite.
         """
-        share = number(validation, "validation", below=1.0)
         flag(verbose, "verbose")
         x = values_of(series)
         places = columns_of(series, self.targets)
-        cut = len(x) - round(len(x) * share)
+        cut = len(x) - round(len(x) * number(validation, "validation", below=1.0))
         scaler, (x_train, y_train), held = self._windows(x, cut, places)
         model, Q = self._made(x.shape[1], len(places)), len(self.quantiles)
         model.compile({"name": "adam", "lr": number(learning_rate, "learning_rate")}, self.loss, clip_norm=1.0)
