@@ -76,7 +76,7 @@ def test_an_evaluation_begins_with_zeros_and_leaves_the_state_as_it_is() -> None
     assert a["loss"] == b["loss"]
     found = one.evaluate(X[:32], LABELS[:32], 16)["loss"]
     assert found == a["val_loss"][-1]
-    with pytest.raises(ValueError, match="validation_data's x has 50 samples, no multiple of 32"):
+    with pytest.raises(ValueError, match="in validation_data's x, 50 samples are no multiple of 32"):
         one.fit(X, LABELS, 1, 32, validation_data=(X[:50], LABELS[:50]), verbose=False)
 
 

@@ -317,7 +317,8 @@ def check_inputs(model: Sequential, data: Data, batch_size: int, name: str) -> N
     """Raise ValueError where samples have token ids outside the table, or make no full batches of a stateful model."""
     if stateful(model) and data.count % batch_size:
         raise ValueError(
-            f"a stateful model takes batches of one size: {name} has {data.count} samples, no multiple of {batch_size}"
+            f"a stateful model takes batches of one size: in {name}, {data.count} samples are no multiple "
+            f"of {batch_size}"
         )
     first = model.modules[0]
     if isinstance(first, Embedding):
