@@ -33,6 +33,13 @@ With --layers 2 --residual --dropout 0.1:
 
     deep: perplexity 1.046, 8,487 tokens/s
       hamlet prince of denmark by william |  shakespeare persons represented claudius king of denmark ha
+
+With --words --form library, whose 2,097 different words take more epochs to learn:
+
+    10,000 words, vocabulary of 2,097
+    library  epoch  100  perplexity  476.950     15,595 tokens/s
+    library  epoch  300  perplexity  179.494     19,254 tokens/s
+    library  epoch  500  perplexity    9.151     19,434 tokens/s
 """
 
 import argparse
