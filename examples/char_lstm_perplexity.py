@@ -10,7 +10,8 @@ from a random place on into streams whose windows follow one another, and carrie
     python char_lstm_perplexity.py --layers 2 --residual --dropout 0.1
     python char_lstm_perplexity.py --text book.txt --prefix "the traveller "
 
-Expected output (the speeds are those of two cores that had other work besides; alone they are several times as high):
+Expected output (the speeds are those of two cores that had other work besides; with less of it, ten epochs ran at
+23,339 tokens/s by hand and 80,847 with the library):
 
     10,000 letters and spaces, vocabulary of 28
     by hand  epoch  100  perplexity    8.425     17,150 tokens/s
