@@ -288,3 +288,24 @@ def test_the_lstm_is_better_than_warping_on_japanese_vowels(example: Any) -> Non
     found = example("vowels").main()
     assert found["LSTM in both directions, mean of three seeds"] > 0.97
     assert found["nearest neighbour with dynamic time warping"] == pytest.approx(0.959, abs=0.003)
+
+
+# --------------------------------------------------------------------------------------------------------------- bands
+def test_bands_of_a_forecast_hold_and_follow_the_noise(example: Any) -> None:
+    """The noise is four times as large at noon as at midnight, and 80 % of it lies within 1.28 standard deviations."""
+    module = example("forecast_bands")
+    judged, widths = module.main(weeks=10, epochs=8)
+    assert judged.mae < 0.75 * judged.seasonal_mae
+    assert 0.65 < judged.coverage[0.1, 0.9] < 0.92
+    noise = module.make_series(10)[1][-module.HORIZON :]
+    assert np.corrcoef(widths, 2 * 1.2816 * noise)[0, 1] > 0.8
+    assert Path(module.PICTURE).exists() or not importlib.util.find_spec("matplotlib")
+
+
+def test_a_series_is_read_from_the_last_column(example: Any) -> None:
+    module = example("forecast_bands")
+    Path("load.csv").write_text("hour,load\n0,1.5\n1,2\n")
+    assert module.read_series("load.csv").tolist() == [1.5, 2]
+    Path("load.csv").write_text("0,1.5\n1,two\n")
+    with pytest.raises(SystemExit, match="the last column is not a number everywhere"):
+        module.read_series("load.csv")
