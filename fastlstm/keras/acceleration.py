@@ -150,8 +150,9 @@ def _attach(layer: Any) -> Accelerated:
     """
     import keras
 
-    cls, cell = type(layer), layer.cell
-    own = next((base for base in cls.__mro__ if base.__module__.startswith("keras.")), None)
+    cls: Any = type(layer)
+    cell = layer.cell
+    own: Any = next((base for base in cls.__mro__ if base.__module__.startswith("keras.")), None)
     if own is None or own.__name__ not in LAYERS or cls.call is not own.call or cls.inner_loop is not own.inner_loop:
         raise ValueError(f"{cls.__name__} is none of {', '.join(LAYERS)}, or changes what these compute")
     kind = KINDS.get(type(cell).__name__)

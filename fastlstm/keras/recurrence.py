@@ -108,8 +108,8 @@ def run(call: Call, x: Any, states: Sequence[Any], weights: Sequence[Any]) -> tu
     """(y (B, T, H), final states (B, H)) of a call, recorded by autograd where something of it is differentiated."""
     tensors = [x, *states, *weights]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        found: tuple[Any, ...] = Recurrence.apply(call, len(states), *tensors)
-        return found
+        apply: Any = Recurrence.apply
+        return tuple(apply(call, len(states), *tensors))
     own = fresh(states)
     y = call.run(call.block(weights), call.array(x), own, None)
     return torch.from_numpy(y), *(torch.from_numpy(s[0]) for s in own)
