@@ -1,4 +1,4 @@
-"""The code of docs/keras.md runs."""
+"""The code of docs/keras.md and docs/moving_from_pytorch.md runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 pytest.importorskip("keras")
 pytest.importorskip("h5py")
 
-PAGE = Path(__file__).parent.parent / "docs" / "keras.md"
+DOCS = Path(__file__).parent.parent / "docs"
 
 
-def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "count"), [("keras.md", 2), ("moving_from_pytorch.md", 1)])
+def test_the_page_runs(page: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == count
     names: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for block in blocks:
             exec(block, names)
-    assert names["summary"].calls > 0
+    assert page != "keras.md" or names["summary"].calls > 0

@@ -217,7 +217,7 @@ def _inner_loop(kernels: Accelerated, kind: Kind, native: Callable[..., Any]) ->
             x, valid = torch.flip(x, [1]), None if valid is None else valid[:, ::-1]
         B, T = x.shape[:2]
         batch = Batch.of(T, B, None, True) if valid is None else Batch.of_mask(np.ascontiguousarray(valid.T), True)
-        call = recurrence.Call(spec_of(keras, kind, cell, layer.name), batch)
+        call = recurrence.Call(spec_of(keras, kind, cell, layer.name), batch, layer.return_sequences)
         y, *final = recurrence.run(call, x, states, weights)
         kernels.calls += 1
         if not layer.return_sequences:

@@ -34,10 +34,13 @@ class Call:
         Of a layer with Keras's biases.
     batch : Batch
         Batch-first.
+    sequences : bool
+        The outputs of all steps are wanted. False: y is packed rows that are not read.
     """
 
     spec: Spec
     batch: Batch
+    sequences: bool
 
     def block(self, weights: Sequence[Any]) -> Any:
         """The weights packed for this call: packing takes less time than telling whether they have changed."""
@@ -46,7 +49,7 @@ class Call:
 
     def run(self, block: Any, x: Array, states: engine.States, record: engine.Record | None) -> Array:
         with limited():
-            return engine.forward(c, [[block]], x, self.batch, states, record)
+            return engine.forward(c, [[block]], x, self.batch, states, record, packed=not self.sequences)
 
     def array(self, x: Any) -> Array:
         """(B, T, W) -> (T, B, W), the same memory."""
