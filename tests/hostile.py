@@ -9,6 +9,7 @@ number of the case is in the file named by FUZZ_CASE, so that a crash can be att
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -351,6 +352,26 @@ def damaged_keras(files: list[bytes], draw: random.Random) -> bytes:
     return damage(keras_archive(keras_model(), files[0]), draw)
 
 
+def keras_chain() -> dict[str, Any]:
+    """`keras_model` with layers that fit one another, as `from_keras` takes it whole."""
+    model = keras_model()
+    model["config"]["layers"][0]["config"]["layer"]["config"]["return_sequences"] = True
+    return model
+
+
+def damaged_chain(files: list[bytes], draw: random.Random) -> bytes:
+    """An archive whose model is a chain, with a damaged configuration and sound weights."""
+    return keras_archive(damaged_json(keras_chain(), draw), files[0])
+
+
+def damaged_any(files: list[bytes], draw: random.Random) -> bytes:
+    """A damaged file of any library."""
+    way = draw.randrange(3)
+    if way == 0:
+        return damaged_torch(torch_files(), draw)
+    return damaged_safetensors(safetensors_files(), draw) if way == 1 else damaged_chain(files, draw)
+
+
 def damaged_hdf5(files: list[bytes], draw: random.Random) -> bytes:
     return damage(draw.choice(files), draw)
 
@@ -361,7 +382,11 @@ READERS: dict[str, Maker] = {
     "safetensors": (safetensors_files, damaged_safetensors),
     "keras": (lambda: [keras_weights()], damaged_keras),
     "hdf5": (lambda: keras_files()[1:], damaged_hdf5),
+    "from_keras": (lambda: [keras_weights()], damaged_chain),
+    "convert": (lambda: [keras_weights()], damaged_any),
+    "info": (lambda: [keras_weights()], damaged_any),
 }
+OF_KERAS = ("keras", "from_keras", "convert", "info")  # HDF5's result is made once for these
 
 
 # ------------------------------------------------------------------------------------------------------------ program
@@ -379,14 +404,42 @@ def reader(kind: str) -> Callable[[str], Any]:
 
     if kind == "hdf5":
         return dump
-    if kind == "keras":
+    if kind in OF_KERAS:
         with tempfile.NamedTemporaryFile(suffix=".h5") as file:
             file.write(keras_weights())
             file.flush()
             tree = hdf5.read(file.name)
-        keras_files.read = lambda _path: tree  # type: ignore[assignment]
-        return keras_files.load
+        keras_files.read = lambda _path: copy.deepcopy(tree)  # type: ignore[assignment]
+        return {"keras": lambda: keras_files.load, "from_keras": from_keras, "convert": convert, "info": info}[kind]()
     return torch_files.load
+
+
+def from_keras() -> Callable[[str], Any]:
+    import warnings
+
+    import fastlstm as fl
+
+    warnings.simplefilter("ignore")
+    return fl.from_keras
+
+
+def convert() -> Callable[[str], Any]:
+    import warnings
+
+    from fastlstm.convert import convert
+
+    warnings.simplefilter("ignore")
+    return lambda path: convert(path, path + ".safetensors")
+
+
+def info() -> Callable[[str], Any]:
+    from fastlstm.cli.describe import describe
+
+    return lambda path: describe(path).text()
+
+
+# FileError elsewhere. What is sound as a file may still hold a layer without counterpart.
+REFUSALS: dict[str, Any] = {"from_keras": ValueError, "convert": ValueError}
 
 
 def limit_memory() -> None:
@@ -407,7 +460,9 @@ def main(kind: str, first: int, count: int) -> None:
     outcome = {"read": 0, "refused": 0}
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "file")
-        for data in files if kind != "keras" else ():  # sound files are read; that also imports the readers' modules
+        for data in (
+            files if kind not in OF_KERAS else [keras_archive(keras_chain(), files[0])]
+        ):  # sound files are read; that also imports the readers' modules
             with open(path, "wb") as file:
                 file.write(data)
             load(path)
@@ -424,7 +479,7 @@ def main(kind: str, first: int, count: int) -> None:
                 try:
                     load(path)
                     outcome["read"] += 1
-                except FileError:
+                except REFUSALS.get(kind, FileError):
                     outcome["refused"] += 1
                 except BaseException:
                     print(f"case {case} of {kind}", file=sys.stderr)

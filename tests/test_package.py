@@ -53,7 +53,7 @@ ORDER = [
         "_onnx_weights",
     ],
     ["training", "callbacks", "forecast"],
-    ["text", "recipes", "trace", "gates_page", "torch", "keras", "onnx", "sklearn", "report", "plot"],
+    ["text", "recipes", "trace", "gates_page", "torch", "keras", "onnx", "sklearn", "report", "plot", "convert"],
     ["cli"],
     ["__main__"],
 ]

@@ -17,7 +17,15 @@ import hostile
 import pytest
 
 CASES = int(os.environ.get("FASTLSTM_FUZZ_CASES", "0"))
-QUICK = {"torch": 2000, "safetensors": 1000, "keras": 1000, "hdf5": 1000}
+QUICK = {
+    "torch": 2000,
+    "safetensors": 1000,
+    "keras": 1000,
+    "hdf5": 1000,
+    "from_keras": 1000,
+    "convert": 1000,
+    "info": 500,
+}
 SEED = 1_000_000  # the first case's number
 
 needs_limits = pytest.mark.skipif(sys.platform != "linux", reason="the limits of memory and time are Linux's")
@@ -34,9 +42,9 @@ def run(kind: str, first: int, count: int, note: Path) -> subprocess.CompletedPr
 
 
 @needs_limits
-@pytest.mark.parametrize("kind", ["torch", "safetensors", "keras"])
+@pytest.mark.parametrize("kind", ["torch", "safetensors", "keras", "from_keras", "convert", "info"])
 def test_a_damaged_file_is_read_or_refused(kind: str, tmp_path: Path) -> None:
-    if kind == "keras" and importlib.util.find_spec("h5py") is None:
+    if kind in hostile.OF_KERAS and importlib.util.find_spec("h5py") is None:
         pytest.skip("needs h5py")
     count = CASES or QUICK[kind]
     done = run(kind, SEED, count, tmp_path / "case")

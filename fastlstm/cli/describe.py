@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import files, models
+from .. import convert, files, models
 from ..layout import Array
 from ..text import TextModel
 from ..text.model import KINDS
@@ -99,7 +100,7 @@ def layer_file(path: str, arrays: Mapping[str, Array], config: Mapping[str, Any]
     if config.get("format") != models.FORMAT:
         return None
     layer = models.load(path)
-    facts = {"layers": repr(layer)}
+    facts: dict[str, Any] = {"layers": repr(layer), "FLOPs a step": convert.flops(layer)}
     facts |= {"data": data} if (data := models.notes_of(config).get("data")) else {}
     table = layer.summary() if hasattr(layer, "summary") and layer.built else ""
     return Description(
@@ -117,6 +118,48 @@ Reader = Callable[[str, Mapping[str, Array], Mapping[str, Any]], Description | N
 READERS: list[Reader] = [text_model, layer_file, plain_arrays]
 
 
+def keras_file(path: str) -> Description:
+    """A file of Keras: its layers, those that fastlstm has none of included."""
+    from .._readers.keras_files import load
+
+    file = load(path)
+    found = [one for one in file.model.walk() if one.weights]
+    shapes = {f"{at}.{i}": tuple(w.shape) for at, one in _named(found) for i, w in enumerate(one.weights)}
+    facts: dict[str, Any] = {"layers": ", ".join(f"{one.name} ({one.class_name or 'unknown'})" for one in found)}
+    facts |= _converted(path)
+    return Description(path, f"Keras {file.version or '(weights alone)'}", facts, parameters=shapes)
+
+
+def _named(found: list[Any]) -> Iterable[tuple[str, Any]]:
+    """(a name that no other has, layer)."""
+    seen: dict[str, int] = {}
+    for one in found:
+        seen[one.name] = seen.get(one.name, 0) + 1
+        yield one.name if seen[one.name] == 1 else f"{one.name}#{seen[one.name]}", one
+
+
+def torch_file(path: str) -> Description:
+    """A file of PyTorch, a safetensors file of another program included."""
+    from .._readers.torch_files import flatten, load
+
+    arrays = flatten(load(path))
+    return Description(path, "PyTorch", _converted(path), parameters=shapes_of(arrays))
+
+
+def _converted(path: str) -> dict[str, Any]:
+    """What fastlstm makes of the file, and what a step costs; or why it makes nothing of the whole."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            layer = convert.read(path)
+        except (ValueError, TypeError) as error:
+            return {"as one of fastlstm's": files.one_line(error)}
+    return {"as one of fastlstm's": repr(layer), "FLOPs a step": convert.flops(layer)}
+
+
+FOREIGN = {"keras": keras_file, "torch": torch_file, "safetensors": torch_file}
+
+
 def describe(path: str | os.PathLike[str]) -> Description:
     """What a file holds.
 
@@ -128,5 +171,7 @@ def describe(path: str | os.PathLike[str]) -> Description:
         It is damaged, or no file of a known kind.
     """
     name = os.fspath(path)
+    if (library := convert.library_of(name)) in FOREIGN:
+        return FOREIGN[library](name)
     arrays, config = files.load(name)
     return next(found for reader in READERS if (found := reader(name, arrays, config)) is not None)
