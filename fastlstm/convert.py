@@ -30,7 +30,7 @@ HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def library_of(path: str | os.PathLike[str]) -> str:
-    """Whose file this is, by its content: "fastlstm", "safetensors" (of another program), "torch" or "keras".
+    """The library that wrote a file, by its content: "fastlstm", "safetensors" (of another program), "torch" or "keras".
 
     Raises
     ------

@@ -79,6 +79,9 @@ def test_every_option_with_and_without_a_mask(kind: str, options: dict[str, Any]
     layer = built(getattr(L, kind)(H, **options))
     module = fl.from_keras(layer)
     x = X.astype(options.get("dtype", "float32"))
+    if options.get("recurrent_activation") == "linear":
+        x *= 0.01  # a gate without bounds lets values grow beyond all numbers
+    assert np.isfinite(module(x)).all()
     same(module(x), layer(x))
     if not options.get("unroll"):
         same(module(x, GAPS), layer(x, mask=keras.ops.convert_to_tensor(GAPS)))
@@ -299,8 +302,8 @@ def test_a_converted_model_trains() -> None:
     ours = fl.from_keras(tokens())
     ours.compile("adam", "sparse_categorical_crossentropy")
     before = ours.state_dict()
-    history = ours.fit(np.tile(IDS, (8, 1)), np.tile([0, 1, 2], 8), epochs=5, verbose=False)
-    assert history["loss"][-1] < history["loss"][0]
+    history = ours.fit(np.tile(IDS, (8, 1)), np.tile([0, 1, 2], 8), epochs=40, verbose=False)
+    assert history["loss"][-1] < 0.9 * history["loss"][0]
     assert any(not np.array_equal(before[name], value) for name, value in ours.state_dict().items())
 
 

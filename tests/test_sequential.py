@@ -331,7 +331,7 @@ def test_a_residual_module_s_state_ends_with_the_epoch() -> None:
     losses = model.fit(X, y, epochs=2, batch_size=40, verbose=False)["loss"]
     assert losses[0] == losses[1]
     assert model.evaluate(X, y, 40)["loss"] == pytest.approx(losses[0], rel=1e-6)
-    with pytest.raises(ValueError, match="x has 200 samples, no multiple of 30"):
+    with pytest.raises(ValueError, match="in x, 200 samples are no multiple of 30"):
         model.fit(X, y, batch_size=30, verbose=False)
     of_another_size = model.evaluate(X, y, 20)["loss"]
     assert model.fit(X, y, batch_size=20, verbose=False)["loss"] == [pytest.approx(of_another_size, rel=1e-6)]
