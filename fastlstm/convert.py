@@ -17,7 +17,7 @@ from .layout import Array
 from .nn.recurrent import Recurrent
 from .sequential import Sequential
 
-# The library whose file a name's end asks for.
+# The library of a file that is written, by the end of its name.
 LIBRARIES = {
     ".safetensors": "fastlstm",
     ".pt": "torch",
@@ -26,11 +26,11 @@ LIBRARIES = {
     ".h5": "keras",
     ".hdf5": "keras",
 }
-HDF5 = b"\x89HDF\r\n\x1a\n"
+HDF5, PICKLE = b"\x89HDF\r\n\x1a\n", b"\x80"  # how these files begin
 
 
 def library_of(path: str | os.PathLike[str]) -> str:
-    """The library that wrote a file, by its content: "fastlstm", "safetensors" (of another program), "torch" or "keras".
+    """The library of a file, by its content: "fastlstm", "safetensors" (of another program), "torch" or "keras".
 
     Raises
     ------
@@ -46,9 +46,19 @@ def library_of(path: str | os.PathLike[str]) -> str:
     if start.startswith(b"PK"):
         return "keras" if b"config.json" in start or b"metadata.json" in start or _has_config(path) else "torch"
     if start[8:9] == b"{":
-        _, config = files.load(path)
-        return "fastlstm" if config.get("format") == models.FORMAT else "safetensors"
-    return "torch"
+        return "fastlstm" if _has_configuration(path) else "safetensors"
+    return "torch" if start.startswith(PICKLE) else "fastlstm"  # the reader of which says what is wrong
+
+
+def _has_configuration(path: str | os.PathLike[str]) -> bool:
+    """Whether a safetensors file says that fastlstm has written it."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return files.METADATA_KEY in (file.metadata() or {})
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise files.FileError(f"{path} cannot be read: damaged, or cut short ({files.one_line(error)})") from error
 
 
 def _has_config(path: str | os.PathLike[str]) -> bool:

@@ -94,6 +94,10 @@ def test_from_torch_to_our_file_and_keras(tmp_path: Path) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(2, I), torch.nn.GRU(I, H, 2))
     torch.save(module.state_dict(), tmp_path / "a.pt")
     assert library_of(tmp_path / "a.pt") == "torch"
+    pytest.importorskip("safetensors.torch").save_file(module.state_dict(), tmp_path / "s.safetensors")
+    assert library_of(tmp_path / "s.safetensors") == "safetensors"
+    convert(tmp_path / "s.safetensors", tmp_path / "s2.safetensors", name="1")
+    assert main(["info", str(tmp_path / "s.safetensors")]) == 0
     convert(tmp_path / "a.pt", tmp_path / "b.safetensors", name="1")
     y = module[1](torch.tensor(X))[0].detach()
     close(fl.load(tmp_path / "b.safetensors")(X)[0], y)
