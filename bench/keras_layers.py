@@ -19,7 +19,7 @@ import torch
 
 import fastlstm as fl
 
-ROUNDS, BATCHES = 5, 10
+ROUNDS, BATCHES = 7, 10
 
 
 def model() -> Any:
