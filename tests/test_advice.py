@@ -280,7 +280,7 @@ NOT_TRIED = {
     "do not say its nonlinearity": "tests/test_from_torch.py follows the advice",
     "Install versions that fit": "needs a Numba that does not fit NumPy",
     "needs all samples at once": "the weights are the user's to choose; tests/test_sklearn.py gives them",
-    "has no counterpart here": "names what Keras computes and nothing here does; tests/test_from_keras.py gives such layers",
+    "has no counterpart here": "names what Keras alone computes; tests/test_from_keras.py gives such layers",
 }
 
 
