@@ -130,7 +130,7 @@ def _why_left(module: Any, storage: str | None) -> str | None:
             return "it is compiled by TorchScript; accelerate the model before torch.jit.script"
         if not issubclass(cls, tuple(CLASSES)):
             return f"it is a {cls.__module__}.{cls.__qualname__}, which computes in its own way"
-        return f"its class {cls.__qualname__} derives from {cls.__mro__[1].__name__} and may compute something else"
+        return f"its class {cls.__name__} derives from {cls.__mro__[1].__name__} and may compute something else"
     if getattr(module, "nonlinearity", "tanh") not in ("tanh", "relu"):
         return f"nonlinearity is {module.nonlinearity!r}"
     for parameter in module.parameters():

@@ -249,27 +249,27 @@ class _Cell(_Accelerated):
         return tuple(found) if form.has_c else (found,)
 
 
-class LSTM(_Layer, nn.LSTM):  # type: ignore[misc,unused-ignore]
+class LSTM(_Layer, nn.LSTM):
     """nn.LSTM on fastlstm's kernels."""
 
 
-class GRU(_Layer, nn.GRU):  # type: ignore[misc,unused-ignore]
+class GRU(_Layer, nn.GRU):
     """nn.GRU on fastlstm's kernels."""
 
 
-class RNN(_Layer, nn.RNN):  # type: ignore[misc,unused-ignore]
+class RNN(_Layer, nn.RNN):
     """nn.RNN on fastlstm's kernels."""
 
 
-class LSTMCell(_Cell, nn.LSTMCell):  # type: ignore[misc,unused-ignore]
+class LSTMCell(_Cell, nn.LSTMCell):
     """nn.LSTMCell on fastlstm's kernels."""
 
 
-class GRUCell(_Cell, nn.GRUCell):  # type: ignore[misc,unused-ignore]
+class GRUCell(_Cell, nn.GRUCell):
     """nn.GRUCell on fastlstm's kernels."""
 
 
-class RNNCell(_Cell, nn.RNNCell):  # type: ignore[misc,unused-ignore]
+class RNNCell(_Cell, nn.RNNCell):
     """nn.RNNCell on fastlstm's kernels."""
 
 

@@ -127,7 +127,7 @@ def _repeat(call: Call, x: Array, h: Any, c_0: Any, masks: Sequence[Array | None
     return record
 
 
-class Recurrence(Function):  # type: ignore[misc,unused-ignore]
+class Recurrence(Function):
     """Forward and backward on the kernels. Its inputs are x, h, c (None where zero, or where there is none), weights."""
 
     @staticmethod
