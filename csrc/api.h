@@ -253,6 +253,16 @@ ptrdiff_t fl_blocks(const fl_span *spans, int count);
 double fl_square_sum(const fl_span *spans, int count, double *sums, int threads);
 void fl_scale(const fl_span *spans, int count, float factor, int threads);
 
+/* A checksum of the bytes of some stretches of memory, at the speed at which one core reads them. It tells whether memory
+ * has changed: the same bytes give the same number on every instruction set, others another one (but for 1 in 2^64).
+ * flq_checksum does not release Python's lock: for less than about 1 MiB. */
+typedef struct {
+    const void *memory;
+    ptrdiff_t bytes;
+} fl_memory;
+uint64_t fl_checksum(const fl_memory *stretches, int count);
+uint64_t flq_checksum(const fl_memory *stretches, int count);
+
 /* peak.c, for the reports: the most floating-point operations, and bytes read, in a second, that the calling thread
  * reaches within about `seconds`. Reading runs again and again through `bytes` of memory; 0 where there is too little. */
 double fl_measure_fma(int isa, double seconds);

@@ -170,6 +170,7 @@ typedef struct {
     fl_piece_fn dense_forward, dense_backward;         /* fl_dense_job */
     fl_piece_fn dense_cross_entropy;                   /* fl_dense_job; step 0: forward and loss, step 1: backward */
     fl_piece_fn span_update, span_squares, span_scale; /* fl_spans_job; piece: a block */
+    uint64_t (*checksum)(const void *memory, ptrdiff_t bytes);
 } fl_isa;
 
 extern const fl_isa fl_isa_scalar, fl_isa_avx2, fl_isa_avx512, fl_isa_neon;

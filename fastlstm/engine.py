@@ -161,6 +161,7 @@ def backward(
     grads: Mapping[str, Array],
     keys: Sequence[Sequence[dict[str, str]]],
     ids: Array | None = None,
+    input_gradient: bool = True,
 ) -> Array | None:
     """Back-propagate through all layers. Uses up the record.
 
@@ -180,16 +181,18 @@ def backward(
         The names in `grads` of each block's parameters, by their names in ``spec.parameters``.
     ids : (N,) int64 array, optional
         For token ids: the row of the first layer's gradient ``weight_ih`` (rows, G*H) that each packed row adds to.
+    input_gradient : bool
+        Whether the gradient of the input is wanted.
 
     Returns
     -------
-    dx : (N, I) array, or None for token ids
+    dx : (N, I) array, or None for token ids and where it is not wanted
     """
     batch, rows, D = record.batch, record.batch.rows, len(blocks[0])
     own = dstates if batch.order is None else batch.pack_states(dstates)
     for layer in reversed(range(len(blocks) if rows.N else 0)):
         x = ids if ids is not None and layer == 0 else record.inputs[layer]
-        dx = buffers.zeros(x.shape, own[0].dtype) if x.ndim == 2 else None
+        dx = buffers.zeros(x.shape, own[0].dtype) if x.ndim == 2 and (layer or input_gradient) else None
         for d, block in enumerate(blocks[layer]):
             R = block.spec.R
             carried = tuple([s[layer * D + d] for s in own])
@@ -205,7 +208,7 @@ def backward(
         mask = record.masks[layer - 1] if layer else None
         dy = dx if mask is None or dx is None else dx * mask
     batch.unpack_states(dstates, own)
-    if record.inputs[0].ndim == 1:
+    if record.inputs[0].ndim == 1 or not input_gradient:
         return None
     return dy if rows.N else record.inputs[0]  # without rows the gradient is empty, as the input is
 

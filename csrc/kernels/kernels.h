@@ -65,6 +65,8 @@
 
 #include "optimisers.h"
 
+#include "checksum.h"
+
 const fl_isa JOIN(fl_isa_, ISA) = {
     .name = FL_STRING_OF(ISA),
     .vl = VL,
@@ -84,4 +86,5 @@ const fl_isa JOIN(fl_isa_, ISA) = {
     .span_update = span_update,
     .span_squares = span_squares,
     .span_scale = span_scale,
+    .checksum = checksum,
 };

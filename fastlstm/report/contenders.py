@@ -132,8 +132,15 @@ def named(y: Array, dx: Array | None, grads: Mapping[str, Array]) -> dict[str, A
 
 
 # ---------------------------------------------------------------------------------------------------------------- torch
-def torch(case: Case, threads: int) -> Contender:
-    """nn.LSTM, nn.GRU, nn.RNN: inference_mode, or autograd. Sequences of unequal length as a PackedSequence."""
+def torch(case: Case, threads: int, prepare: Callable[[Any], object] = lambda layer: None) -> Contender:
+    """nn.LSTM, nn.GRU, nn.RNN: inference_mode, or autograd. Sequences of unequal length as a PackedSequence.
+
+    Parameters
+    ----------
+    case, threads
+    prepare : function
+        Called with the module before anything is computed.
+    """
     torch = needed("torch")
     if not case.reset_after:
         raise Unsupported("has no GRU that resets first")
@@ -142,6 +149,7 @@ def torch(case: Case, threads: int) -> Contender:
     make = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[case.kind]
     layer = make(case.I, case.H, case.layers, bidirectional=case.bidirectional)
     layer.load_state_dict({name: torch.from_numpy(w) for name, w in drawn.weights.items()})
+    prepare(layer)
     x, dy = torch.from_numpy(drawn.x), torch.from_numpy(drawn.dy)
     if case.mode == "step":
         return torch_step(torch, layer, x)
