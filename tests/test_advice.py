@@ -281,6 +281,7 @@ NOT_TRIED = {
     "Install versions that fit": "needs a Numba that does not fit NumPy",
     "needs all samples at once": "the weights are the user's to choose; tests/test_sklearn.py gives them",
     "has no counterpart here": "names what Keras alone computes; tests/test_from_keras.py gives such layers",
+    "cannot be differentiated twice": "names three ways; tests/test_accelerate.py raises it",
 }
 
 
