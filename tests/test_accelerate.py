@@ -724,7 +724,7 @@ def test_compiled_regions(kernels: Any) -> None:
 
 # -------------------------------------------------------------------------------------------------- the call, summaries
 def test_inputs_and_weights_are_read_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
-    c, seen = importlib.import_module("fastlstm._backends.c.recurrent"), []
+    c, seen = module("c"), []
     forward, pack = c.forward, c.pack
     monkeypatch.setattr(c, "forward", lambda blocks, x, *rest: (seen.append(x), forward(blocks, x, *rest))[1])
     packed: list[Any] = []
