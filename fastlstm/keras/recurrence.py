@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,9 @@ from .._backends import c
 from .._keras_weights import from_keras, to_keras
 from ..gradients import GradientLayout
 from ..layout import Array
-from ..num_threads import get_num_threads, threads
 from ..packing import Batch
 from ..spec import Spec
+from ..torch.recurrence import limited
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -67,12 +66,6 @@ class Call:
         assert dx is not None
         of_keras = to_keras(grads, spec.kind, spec.reset_after)
         return torch.from_numpy(batch.unpack(dx)), [torch.from_numpy(np.ascontiguousarray(g)) for g in of_keras]
-
-
-def limited() -> AbstractContextManager[None]:
-    """No more threads than PyTorch has: a DataLoader's worker has one."""
-    n = torch.get_num_threads()
-    return threads(n) if n < get_num_threads() else nullcontext()
 
 
 def fresh(states: Sequence[Any]) -> engine.States:

@@ -224,9 +224,6 @@ class _Layer(_Accelerated):
         outputs: Outputs = function(*x, state, weights, *options)
         return outputs
 
-    def __getstate__(self: Any) -> Any:
-        return super().__getstate__()
-
 
 class _Cell(_Accelerated):
     def _forward(self: Any, input: Any, hx: Any = None) -> Any:

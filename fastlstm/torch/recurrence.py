@@ -72,7 +72,7 @@ class Call:
         return drawn
 
     def run(self, x: Array, states: engine.States, record: engine.Record | None, drop: Any = None) -> Array:
-        with _limited():
+        with limited():
             return engine.forward(c, self.blocks, x, self.batch, states, record, drop, self.rows)
 
     def outputs(self, y: Array, states: engine.States) -> Outputs:
@@ -82,7 +82,7 @@ class Call:
         return torch.from_numpy(y), *tensors
 
 
-def _limited() -> AbstractContextManager[None]:
+def limited() -> AbstractContextManager[None]:
     """No more threads than PyTorch has: a DataLoader's worker has one."""
     n = torch.get_num_threads()
     return threads(n) if n < get_num_threads() else nullcontext()
@@ -173,7 +173,7 @@ def _backward(call: Call, record: engine.Record, x: Any, grads: Sequence[Any], n
     if dy is not None:
         d_rows = batch.pack(call.array(dy), FLOAT32).reshape(N, -1)
     of_weights = call.form.gradients.zeros()
-    with _limited():
+    with limited():
         dx = engine.backward(
             c, call.blocks, record, states, d_rows, of_weights, call.form.keys, input_gradient=needed[0]
         )

@@ -303,7 +303,7 @@ def prepare(model: Sequential, data: Data, batch_size: int, class_weight: Any) -
     model.build(first.x.shape[1:])
     states = begin_anew(model)
     try:
-        model(first.x, first.mask)  # raises where x is nothing for the first module
+        model(first.x, first.mask)  # raises unless x fits the first module
     finally:
         restore(states)
     check_inputs(model, data, batch_size, "x")
@@ -328,13 +328,13 @@ def check_inputs(model: Sequential, data: Data, batch_size: int, name: str) -> N
 
 
 def checked_callbacks(given: Any, model: Sequential, validation: Data | None) -> list[Callback]:
-    """The callbacks as a list, or an error: something is none, or watches a validation that there is not."""
+    """The callbacks as a list, or an error where one is no callback or watches validation data that were not given."""
     callbacks = [given] if isinstance(given, Callback) else list(given)
+    watched = [VALIDATION + name for name in model._compiled.objective.names()]
     for one in callbacks:
         if not isinstance(one, Callback):
             raise TypeError(f"callbacks must be objects of fastlstm.callbacks.Callback, got {one!r}")
         monitor = getattr(one, "monitor", "")
-        watched = [VALIDATION + name for name in model._compiled.objective.names()]
         if validation is None and monitor in watched and getattr(one, "WATCHES", False):
             raise ValueError(
                 f"{type(one).__name__} watches {monitor}, and there is no validation: give validation_data, "
