@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -22,6 +23,17 @@ from fastlstm._backends import backends, module
 PEERS = ("torch", "onnx", "onnxruntime", "keras", "h5py", "sklearn", "pandas", "pyarrow")
 ASKS = re.compile(rf"importorskip\(\s*\"({'|'.join(PEERS)})[\".]")
 FILE_ASKS = re.compile(rf"^(\w+ = )?pytest\.{ASKS.pattern}", re.MULTILINE)
+
+
+def pytest_configure() -> None:
+    """Undo what a background job of a shell (SIGINT) or nohup (SIGHUP) has ignored: tests send these signals.
+
+    Processes that tests start inherit the default action.
+    """
+    for name, action in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, action)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

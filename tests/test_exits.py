@@ -138,12 +138,7 @@ def test_a_pipe_gets_plain_lines(tmp_path: Path, monkeypatch: Any, capsys: Any) 
 def test_signals_save(tmp_path: Path, name: str) -> None:
     """Also if a signal comes twice at once: to the process group, and from a parent that passes it on."""
     number = getattr(signal, name)
-    process = subprocess.Popen(
-        command(tmp_path, steps=10**6, checkpoint_every=5),
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup and shells hand on an ignored signal
-    )
+    process = subprocess.Popen(command(tmp_path, steps=10**6, checkpoint_every=5), stderr=subprocess.PIPE, text=True)
     wait_for((tmp_path / "model").exists)
     process.send_signal(number)
     process.send_signal(number)

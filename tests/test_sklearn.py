@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -253,16 +252,13 @@ class Interrupt(Callback):
 
 
 @pytest.fixture
-def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores the signal
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     fit = fl.Sequential.fit
 
     def with_interrupt(self: Any, *args: Any, callbacks: Any = (), **options: Any) -> Any:
         return fit(self, *args, callbacks=[*callbacks, Interrupt()], **options)
 
     monkeypatch.setattr(fl.Sequential, "fit", with_interrupt)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interrupted")
