@@ -47,7 +47,7 @@ def library_of(path: str | os.PathLike[str]) -> str:
         return "keras" if b"config.json" in start or b"metadata.json" in start or _has_config(path) else "torch"
     if start[8:9] == b"{":
         return "fastlstm" if _has_configuration(path) else "safetensors"
-    return "torch" if start.startswith(PICKLE) else "fastlstm"  # the reader of which says what is wrong
+    return "torch" if start.startswith(PICKLE) else "fastlstm"  # its reader then reports what is wrong
 
 
 def _has_configuration(path: str | os.PathLike[str]) -> bool:

@@ -38,7 +38,7 @@ class Recipe:
     window, horizon : int
         Rows that a forecast is made from, and rows that are forecast.
     max_length : int
-        Of a text, its first words so many.
+        The number of words read from the beginning of a text.
     words : dict
         Configuration of the vocabulary, for texts.
     scales : dict

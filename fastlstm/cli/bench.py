@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     threads, rounds = options.threads or [1], options.rounds or 15
     groups = ["training"] * options.training + ["cells"] * options.cells
     chosen = cases.select(groups or ["inference", "odd", "lengths", "tokens", "others"], options.cases)
-    plot.figure()  # what would fail after the measuring is to fail before it
+    plot.figure()  # raises before the measuring if matplotlib is missing
     out = Path(options.out)
     report.check_folder(out, chosen, threads, options.force)
     ours = contenders.ours(options.isas)

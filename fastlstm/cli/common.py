@@ -51,7 +51,7 @@ def add_backend(parser: Any) -> None:
 
 
 def check_outputs(written: dict[str, str | None], inputs: dict[str, str], force: bool) -> None:
-    """Find out before the work what would fail after it, and what would be lost by it.
+    """Check, before the work, that the outputs can be written and replace nothing unasked.
 
     Parameters
     ----------

@@ -114,7 +114,7 @@ def plain_arrays(path: str, arrays: Mapping[str, Array], config: Mapping[str, An
 
 
 Reader = Callable[[str, Mapping[str, Array], Mapping[str, Any]], Description | None]
-# Asked in this order for a safetensors file; the first that knows it describes it.
+# Readers of safetensors files, tried in order until one returns a Description.
 READERS: list[Reader] = [text_model, layer_file, plain_arrays]
 
 

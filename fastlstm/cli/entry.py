@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
         return status
-    except BrokenPipeError:  # the reader, say `head`, has had enough
+    except BrokenPipeError:  # the reading end of the pipe, say `head`, is closed
         console.discard(sys.stdout)
         return 0 if options.command.PRINTS else INTERRUPTED + 13
     except KeyboardInterrupt:

@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the one or the other."""
+    """Print the installation, or what a file holds."""
     if options.file is None:
         print(as_json(config()) if options.json else "\n".join(lines()))
     else:

@@ -55,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw the one or the other."""
+    """Draw the loss curve, or the gates."""
     over = next((name for name in ("text", "text_file", "data") if getattr(options, name) is not None), None)
     page = plot.kind_of(options.out) in ("html", "htm")
     inputs = {"the model": options.file, "--text-file": options.text_file, "--data": options.data}

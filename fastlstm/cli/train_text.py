@@ -27,7 +27,7 @@ EXAMPLES = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Those of training come from `Settings`."""
+    """The options of this command; those of training come from `Settings`."""
     parser.add_argument("file", metavar="FILE", help="the text; - for standard input")
     parser.add_argument("--encoding", metavar="NAME", help="of FILE, say cp1252 (default: by its mark, else UTF-8)")
     parser.add_argument("--out", default="model.safetensors", metavar="MODEL", help="model file (default: %(default)s)")

@@ -86,7 +86,7 @@ def accelerate(model: Any) -> Summary:
     Raises
     ------
     TypeError
-        The model is none of Keras.
+        `model` is no Keras model.
     RuntimeError
         Keras runs on another backend, or is version 2, or the kernels cannot be used here.
     """

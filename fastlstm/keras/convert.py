@@ -51,7 +51,7 @@ def from_keras(x: Any, name: str | None = None, *, backend: str = "auto", **opti
     -------
     nn.LSTM, nn.GRU, nn.SimpleRNN, nn.Bidirectional, another module, or Sequential
         In inference and training Keras's equations, batch-first. A stack of cells is a `Sequential` of one module each.
-        float64 where an array is, else float32, which holds half and bfloat16 exactly.
+        float64 if any weight is float64, else float32, which holds float16 and bfloat16 exactly.
 
     Raises
     ------

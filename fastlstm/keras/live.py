@@ -69,7 +69,7 @@ def _config(x: Any) -> dict[str, Any]:
 
 
 def _weights(x: Any) -> list[Array]:
-    """The weights of a layer without layers inside; of a recurrent one and of a cell those of `ROLES`."""
+    """The weights of a layer without inner layers; for a recurrent layer or a cell, those named in `ROLES`."""
     of = x.cell if type(x).__name__ in RECURRENT and hasattr(x, "cell") else x
     if all(hasattr(of, name) for name in ROLES[:2]):
         found = [getattr(of, name) for name in ROLES if getattr(of, name, None) is not None]

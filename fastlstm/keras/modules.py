@@ -31,7 +31,7 @@ class Conversion(Plain):
         """
         found: list[Module] = []
         masked: str | None = None  # the layer that makes the mask
-        turned: str | None = None  # the layer whose outputs come in the order of its walk, which Keras's mask does not
+        turned: str | None = None  # the masked go_backwards layer: outputs are reversed in time, Keras's mask is not
         for layer in layers:
             modules = self.modules(layer)
             recurrent = any(isinstance(m, (Recurrent, nn.Bidirectional)) for m in modules)
@@ -199,7 +199,7 @@ class Conversion(Plain):
         return [module]
 
     def _TimeDistributed(self, layer: KerasLayer) -> list[Module]:
-        """A layer that works on the last axis alone does the same without it."""
+        """The modules of the inner layer, which acts on the last axis and so on every step alike."""
         (inner,) = layer.layers
         if inner.class_name not in ("Dense", "Activation", "Softmax", "ReLU", "LeakyReLU", "ELU", "Dropout"):
             raise ValueError(

@@ -77,7 +77,7 @@ class Options:
             raise ValueError(f"layer {layer.name!r} has {option}={given!r:.80}: {error}") from error
 
     def _shaped(self, layer: KerasLayer, ndim: int, count: int) -> list[Array]:
-        """A layer's weights: a matrix, and the other ones as long as it is wide."""
+        """The checked weights of a layer: a kernel, and vectors as long as the kernel is wide."""
         weights = layer.weights
         fits = len(weights) == count and weights[0].ndim == ndim and min(weights[0].shape) > 0
         if not fits or any(w.shape != weights[0].shape[1:] for w in weights[1:]):

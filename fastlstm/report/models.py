@@ -32,7 +32,7 @@ def our_contender(case: ModelCase, dtype: str = "float32", backend: str = "auto"
 
 
 def contender_of(make: Callable[[], Step]) -> Contender:
-    """What is timed is a training that goes on; what is compared, the first steps of a new one."""
+    """A contender: timed are successive training steps, compared the first steps of a new model."""
     return Contender(make(), lambda: first_steps(make()))
 
 

@@ -186,7 +186,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         else:
             dtype = given.X[0].dtype.name
             model = self._make(given.X[0].shape[-1], given.learned, dtype, int(rng.randint(2**31 - 1)))
-        model.seed = int(rng.randint(2**31 - 1))  # of the order of the samples, another one for each call
+        model.seed = int(rng.randint(2**31 - 1))  # seeds the order of the samples; drawn anew for each call
         early = self.early_stopping and not partial
         kept, held = self._held_out(given, rng) if early else (given, None)
         watch = Convergence(
@@ -197,12 +197,12 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
             model.load_state_dict(watch.parameters)
         self._keep(model, given, watch, rng, continued and partial)
         if number_of_signal is not None:
-            # The handlers are those of before the training again: Ctrl-C becomes KeyboardInterrupt, as everywhere.
+            # The signal handlers are restored by now: after Ctrl-C this raises KeyboardInterrupt.
             signal.raise_signal(number_of_signal)
         elif not partial and not watch.converged:
             warnings.warn(
                 f"max_iter={self.max_iter} epochs ended before the {'score' if early else 'loss'} stopped improving: "
-                "raise max_iter, or tol to be content earlier",
+                "raise max_iter, or raise tol to stop earlier",
                 ConvergenceWarning,
                 stacklevel=3,
             )

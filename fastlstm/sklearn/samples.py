@@ -33,7 +33,7 @@ def is_table(X: Any, known: bool) -> bool:
 
 
 def _peek(one: Any) -> Any:
-    """The beginning of a sequence, which has its rank."""
+    """At most the first entry of a sequence: enough to tell the rank."""
     return one[:1] if isinstance(one, (list, tuple)) else one
 
 

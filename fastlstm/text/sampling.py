@@ -17,7 +17,7 @@ class Draw:
     Parameters
     ----------
     temperature : float
-        Divides the logits: below 1 bolder, above 1 wilder. 0 always takes the likeliest.
+        Divides the logits: below 1 probabilities are sharper, above 1 flatter. 0 takes the likeliest token.
     top_k : int, optional
         Only the k likeliest tokens are drawn; of equally likely ones those with lower ids (Fan et al. 2018).
     top_p : float, optional

@@ -24,7 +24,7 @@ from .weights import Form, Kernels
 PLAIN = (torch.Tensor, nn.Parameter)  # other tensors may compute in another way
 _VF = torch._VF
 
-# What a whole call is left on PyTorch for, each with how it is told.
+# Reasons to leave a whole call on PyTorch, each with its test.
 ELSEWHERE: dict[str, Callable[[], Any]] = {
     "autocast": getattr(torch._C, "_is_any_autocast_enabled", torch.is_autocast_enabled),
     "torch.jit.trace": torch.jit.is_tracing,
@@ -79,7 +79,7 @@ class _Accelerated:
         """As in PyTorch."""
         if torch.compiler.is_compiling():  # traced
             return self._by_torch("torch.compile of a cell, torch.export", input, hx)
-        if "torch._dynamo" in sys.modules:  # beside a compiled region: nothing in here is to be compiled
+        if "torch._dynamo" in sys.modules:  # torch.compile is in use: this call stays out of its graph
             return _outside_graphs(type(self)._forward)(self, input, hx)
         return self._forward(input, hx)
 
