@@ -55,10 +55,9 @@ class Small(NamedTuple):
             found[(power == most) & (fraction == (1 << self.mantissa) - 1)] = np.nan
         found = np.where(negative, -found, found)
         if self.special == "negative zero":
-            found[(code & ((2 << (self.mantissa + self.exponent)) - 1)) == 1 << (self.mantissa + self.exponent)] = (
-                np.nan
-            )
-        return found.astype(np.float32)
+            found[negative & (found == 0)] = np.nan
+        numbers: Array = found.astype(np.float32)
+        return numbers
 
 
 class DataType(NamedTuple):
