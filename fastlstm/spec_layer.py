@@ -160,11 +160,17 @@ class SpecLayer(Layer):
     def _choose(self) -> ModuleType:
         return choose(self._backend, self.dtype.name, self._specs[0], self._storage)
 
+    def _walks_back(self, d: int) -> bool:
+        """Whether a direction walks from the last step to the first."""
+        return bool(d)
+
     def _pack(self) -> list[list[Any]]:
         """The packed weights of each layer and direction."""
         return [
             [
-                self._module.pack(spec, {n: self._params[key] for n, key in keys.items()}, self._storage, bool(d))
+                self._module.pack(
+                    spec, {n: self._params[key] for n, key in keys.items()}, self._storage, self._walks_back(d)
+                )
                 for d, (spec, keys) in enumerate(zip(specs, of_layer, strict=True))
             ]
             for specs, of_layer in zip(self._specs, self._keys, strict=True)

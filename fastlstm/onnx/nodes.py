@@ -36,7 +36,7 @@ DIRECTIONS: dict[str, tuple[bool, ...]] = {"forward": (False,), "reverse": (True
 OURS = {onnx.lower(): name for name, (onnx, _, _) in ACTIVATION_NAMES.items()}
 # ScaledTanh has no default in any version of the operators; ONNX Runtime takes 0.
 NO_DEFAULT = {"scaled_tanh": Activation("scaled_tanh", 0.0, 0.0)}
-ATTRIBUTES = {
+ATTRIBUTES: dict[str, type] = {
     "activation_alpha": list,
     "activation_beta": list,
     "activations": list,
@@ -173,7 +173,7 @@ def _check_attribute(title: str, kind: Kind, name: str, value: Any) -> None:
     if expected is None or ONLY.get(name, kind) != kind:
         raise FileError(f"{title} has the attribute {name!r:.80}, which the operator does not know")
     of_list: type = str if name == "activations" else float
-    fits = isinstance(value, expected) and (expected is not list or all(isinstance(one, of_list) for one in value))
+    fits = isinstance(value, expected) and (expected is not list or all(type(one) is of_list for one in value))
     if not fits:
         raise FileError(f"{title} has the attribute {name} with a value of another type than the operator's")
 
