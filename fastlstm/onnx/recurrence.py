@@ -90,9 +90,19 @@ class Recurrence:
         ValueError
             A shape or a length does not fit; the message names the node.
         """
+        given = np.asarray(x).dtype
+        found = self.views(x, sequence_lens, initial_h, initial_c)
+        return tuple(np.ascontiguousarray(a, None if a.dtype == given else given) for a in found)
+
+    def views(
+        self, x: Array, sequence_lens: Array | None, initial_h: Array | None, initial_c: Array | None
+    ) -> tuple[Array, ...]:
+        """As a call, but the outputs are views without a copy.
+
+        In memory Y is (T, B, D, H); it is (B, T, D, H) with layout=1, and where x is so, a view of a (B, T, I) array.
+        """
         node, spec, D = self.node, self.weights.specs[0], self.node.D
         x = np.asarray(x)
-        given = x.dtype
         if x.ndim != 3 or x.shape[2] != spec.I:
             axes = "(B, T, I)" if node.batch_first else "(T, B, I)"
             raise ValueError(f"{node.title} takes X of shape {axes} with I = {spec.I}, got {x.shape}")
@@ -103,17 +113,16 @@ class Recurrence:
             self._initial(name, state, B)
             for name, state in (("initial_h", initial_h), ("initial_c", initial_c))[: len(spec.initial)]
         )
-        batch = Batch.of(T, B, lengths, node.batch_first)
+        by_batch = node.batch_first or not (x.flags.c_contiguous or not x.swapaxes(0, 1).flags.c_contiguous)
+        batch = Batch.of(T, B, lengths, by_batch)
         y = engine.forward(self._module, self._blocks, x.astype(self.dtype, copy=False), batch, states)
         if lengths is not None and not lengths.all():
             for s in states:
                 s[:, lengths == 0] = 0
         y = y.reshape(*y.shape[:2], D, spec.H)
         if node.batch_first:
-            states = tuple(s.swapaxes(0, 1) for s in states)
-        else:
-            y = y.swapaxes(1, 2)
-        return tuple(np.ascontiguousarray(a, None if a.dtype == given else given) for a in (y, *states))
+            return y, *(s.swapaxes(0, 1) for s in states)
+        return y.transpose(1, 2, 0, 3) if by_batch else y.swapaxes(1, 2), *states
 
     def _lengths(self, lengths: Any, T: int, B: int) -> Array | None:
         if lengths is None:

@@ -161,6 +161,16 @@ def shape_of(tensor: TensorProto) -> tuple[int, ...]:
     return shape
 
 
+def size_in_bytes(tensor: TensorProto) -> int:
+    """How many bytes the numbers of a tensor have, by its type and shape; 0 of a type that is not known."""
+    of = TYPES.get(tensor.data_type)
+    return 0 if of is None else _size(of, math.prod(shape_of(tensor)))
+
+
+def _size(of: DataType, count: int) -> int:
+    return -(-count * of.bits // 8) if of.bits else count * np.dtype(of.dtype).itemsize
+
+
 def _wrong(tensor: TensorProto, given: str, expected: str) -> FileError:
     return FileError(
         f"its tensor {tensor.name!r:.80} has {given}, where the shape {tuple(tensor.dims)!s:.80} of type "
@@ -170,8 +180,7 @@ def _wrong(tensor: TensorProto, given: str, expected: str) -> FileError:
 
 def _raw(tensor: TensorProto, of: DataType, count: int, folder: Path | None) -> Array:
     """The numbers of raw_data or of an external file, flat."""
-    stored = np.dtype(of.dtype)
-    size = -(-count * of.bits // 8) if of.bits else count * stored.itemsize
+    stored, size = np.dtype(of.dtype), _size(of, count)
     if tensor.data_location == EXTERNAL and count:
         data = external(tensor, size, folder)
     else:

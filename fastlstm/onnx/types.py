@@ -1,0 +1,84 @@
+"""ONNX's types of values: as ONNX Runtime writes them ("tensor(float)"), and as NumPy's dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .messages import Dimension, TensorShapeProto, TensorType, TypeProto, ValueInfoProto
+from .tensors import TYPES
+
+# ONNX Runtime's names of the types of numbers: their number in TensorProto.DataType.
+NAMES = {of.name: number for number, of in TYPES.items() if of.name not in ("float32", "float64")}
+NAMES |= {"float": 1, "double": 11}
+NAME_OF = {number: name for name, number in NAMES.items()}
+# Those that NumPy has, and that pass between ONNX Runtime and NumPy as they are.
+PLAIN = {number: np.dtype(of.dtype) for number, of in TYPES.items() if of.small is None and not of.bits}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An input or an output of a model, like ONNX Runtime's NodeArg.
+
+    Attributes
+    ----------
+    name : str
+    type : str
+        Such as "tensor(float)"; "" where the model does not say it.
+    shape : list
+        An int, a name or None for each axis; empty where the model does not say it.
+    """
+
+    name: str
+    type: str
+    shape: list[int | str | None]
+
+    @classmethod
+    def of(cls, value: ValueInfoProto) -> Argument:
+        held = None if value.type is None else value.type.tensor_type
+        if held is None:
+            return cls(value.name, "", [])
+        dims = [] if held.shape is None else held.shape.dim
+        shape = [d.dim_value if d.dim_value is not None else d.dim_param or None for d in dims]
+        return cls(value.name, f"tensor({NAME_OF.get(held.elem_type, held.elem_type)})", shape)
+
+
+def tensor_type(number: int, dims: Sequence[Any] | None) -> TypeProto:
+    """The type of a tensor; of dims, those that are ints above 0 are kept."""
+    shape = None
+    if dims is not None:
+        known = [n if isinstance(n, int) and n > 0 else None for n in dims]
+        shape = TensorShapeProto(dim=[Dimension(dim_value=n) for n in known])
+    return TypeProto(tensor_type=TensorType(elem_type=number, shape=shape))
+
+
+def parsed(text: str, dims: Sequence[Any]) -> TypeProto | None:
+    """The type that ONNX Runtime gives as text, or None: no tensor, or of numbers that NumPy does not have."""
+    number = NAMES.get(text.removeprefix("tensor(").removesuffix(")")) if text.startswith("tensor(") else None
+    return None if number not in PLAIN else tensor_type(number, dims)
+
+
+def check_feed(value: Any, expected: ValueInfoProto) -> Any:
+    """An input of a call as an array, if it is to be a tensor.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Its type, number of axes or a fixed size is another one.
+    """
+    held = None if expected.type is None else expected.type.tensor_type
+    if held is None or held.elem_type not in PLAIN:
+        return value
+    array, dtype = np.asarray(value), PLAIN[held.elem_type]
+    if array.dtype != dtype and not (dtype.kind == "O" and array.dtype.kind in "USO"):
+        raise TypeError(f"the input {expected.name!r} takes {dtype}, got {array.dtype}: give it as .astype({dtype})")
+    if held.shape is not None:
+        sizes = [d.dim_value for d in held.shape.dim]
+        fits = len(sizes) == array.ndim and all(n is None or n == m for n, m in zip(sizes, array.shape, strict=True))
+        if not fits:
+            shown = ", ".join(str(n) for n in Argument.of(expected).shape)
+            raise ValueError(f"the input {expected.name!r} takes the shape ({shown}), got {array.shape}")
+    return array
