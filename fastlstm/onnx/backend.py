@@ -17,7 +17,7 @@ from .messages import ModelProto
 from .program import Program
 
 
-class Representation(BackendRep):  # type: ignore[misc]
+class Representation(BackendRep):
     """A model that is ready to run."""
 
     def __init__(self, program: Program) -> None:
@@ -45,7 +45,7 @@ class Representation(BackendRep):  # type: ignore[misc]
         return namedtupledict("Outputs", self.program.outputs)(*self.program.run(inputs))
 
 
-class Backend(Base):  # type: ignore[misc]
+class Backend(Base):
     """ONNX's interface of backends. The keyword ``backend`` of its methods is that of `LSTM`."""
 
     @classmethod
