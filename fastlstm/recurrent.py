@@ -247,13 +247,11 @@ class Recurrent(SpecLayer):
 
         return to_torch(self)
 
-    def to_onnx(
-        self, path: str | os.PathLike[str], stateful: bool = False, *, lengths: bool = False, opset: int = 17
-    ) -> None:
+    def to_onnx(self, path: str | os.PathLike[str], stateful: bool = False, *, lengths: bool = False) -> None:
         """Write the layers as an ONNX model, atomically; see `fastlstm.onnx.to_onnx`."""
         from .onnx import to_onnx
 
-        to_onnx(self, path, stateful, lengths=lengths, opset=opset)
+        to_onnx(self, path, stateful, lengths=lengths)
 
 
 class LSTM(Recurrent):

@@ -16,7 +16,7 @@ from .graphs import Found, NotConstant, recurrent_nodes
 from .messages import ModelProto, read_model
 from .nodes import WEIGHTS, Equation, Weights, weights
 
-LAYERS: dict[Kind, type[Recurrent]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+LAYERS: dict[Kind, Any] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 LISTED = 50  # nodes in a message
 
 
@@ -93,7 +93,7 @@ def model_of(given: Any) -> ModelProto:
         given = given.SerializeToString()
     if not isinstance(given, (bytes, bytearray, memoryview)):
         raise TypeError(f"an ONNX model is a path, bytes or an onnx.ModelProto, got {type(given).__name__}")
-    model = ModelProto.from_bytes(given)
+    model = ModelProto.from_bytes(bytes(given))
     if model.graph is None:
         raise FileError("the bytes hold no graph: they are no ONNX model")
     return model
@@ -207,7 +207,7 @@ def _layer(node: Equation, constants: Weights, backend: str) -> Recurrent:
         options |= {"peepholes": spec.peepholes, "input_forget": spec.input_forget}
     if node.kind == "gru":
         options["reset_after"] = spec.reset_after
-    layer = LAYERS[node.kind](
+    layer: Recurrent = LAYERS[node.kind](
         spec.I,
         spec.H,
         bias=spec.biases > 0,

@@ -205,11 +205,11 @@ def _dequantize(a: Arguments) -> Array:
             cut = [slice(None)] * x.ndim
             cut[axis] = slice(0, x.shape[axis])
             a.room.take(x.shape, 16)
-            scale, zero = (None if s is None else s.repeat(reach, axis)[tuple(cut)] for s in (scale, zero))
+            scale = scale.repeat(reach, axis)[tuple(cut)]
+            zero = None if zero is None else zero.repeat(reach, axis)[tuple(cut)]
         else:
             shape = [-1 if k == axis else 1 for k in range(x.ndim)]
             scale, zero = scale.reshape(shape), None if zero is None else zero.reshape(shape)
-    assert scale is not None
     whole = x.astype(np.float64) if zero is None else x.astype(np.float64) - zero.astype(np.float64)
     return (whole * scale.astype(np.float64)).astype(scale.dtype)
 

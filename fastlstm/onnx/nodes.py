@@ -173,7 +173,10 @@ def _check_attribute(title: str, kind: Kind, name: str, value: Any) -> None:
     if expected is None or ONLY.get(name, kind) != kind:
         raise FileError(f"{title} has the attribute {name!r:.80}, which the operator does not know")
     of_list: type = str if name == "activations" else float
-    fits = isinstance(value, expected) and (expected is not list or all(type(one) is of_list for one in value))
+    if expected is list:
+        fits = isinstance(value, list) and all(type(one) is of_list for one in value)
+    else:
+        fits = isinstance(value, expected)
     if not fits:
         raise FileError(f"{title} has the attribute {name} with a value of another type than the operator's")
 

@@ -186,7 +186,7 @@ class Recurrent:
     def work_of(self, values: Values) -> int:
         """FLOPs of the products in a call with these values."""
         shape = values[self.names["X"]].shape
-        return self.work * shape[0] * shape[1]
+        return self.work * int(shape[0]) * int(shape[1])
 
     def types(self) -> dict[str, TypeProto]:
         """The types of the outputs."""

@@ -27,8 +27,8 @@ class Session:
     """An ONNX model with its recurrent nodes on fastlstm's kernels; made by `accelerate`.
 
     Calls of a session without states may come from several threads at once; those of one with states are run one after
-    another. A call with little recurrent work (`LEAST_WORK`), which is quicker uncut, is run by ONNX Runtime as a whole;
-    one with states never is.
+    another. A call with little recurrent work (`LEAST_WORK`), which is quicker uncut, is run by ONNX Runtime as a
+    whole (`uncut_calls` counts them); a session with states has no such calls.
 
     Attributes
     ----------
@@ -59,6 +59,11 @@ class Session:
         self._states: dict[str, States] = {}
         self._lock = Lock() if stateful else None
         self._uncut = Uncut(whole, [part for _, part in parts if isinstance(part, Recurrent)]) if whole else None
+
+    @property
+    def uncut_calls(self) -> int:
+        """How many calls had so little recurrent work that ONNX Runtime ran the whole model."""
+        return self._uncut.calls if self._uncut is not None else 0
 
     def get_inputs(self) -> list[Argument]:
         """The inputs that a call must have."""
@@ -117,12 +122,13 @@ class Session:
         """Run the steps, and return the FLOPs of the recurrent nodes."""
         if self._lock is not None:
             with self._lock:
-                states = {}
+                states: dict[str, States] = {}
                 for one, outputs, last in plan:
-                    is_recurrent = isinstance(one, Recurrent)
-                    found = one.run(values, outputs, self._states.get(one.name) if is_recurrent else None)
-                    if is_recurrent:
+                    if isinstance(one, Recurrent):
+                        found = one.run(values, outputs, self._states.get(one.name))
                         states[one.name] = tuple([part.copy() for part in found])
+                    else:
+                        one.run(values, outputs, None)
                     for name in last:
                         del values[name]
                 self._states |= states
@@ -211,19 +217,27 @@ class Uncut:
     def __init__(self, make: Callable[[], Any], recurrent: list[Recurrent]) -> None:
         self.small: dict[tuple[Any, ...], bool] = {}
         self.calls = 0
-        self._make, self._session = make, None
+        self._make, self._failed = make, False
+        self._session: Any = None
         self._lock = Lock()
 
     def decide(self, shapes: tuple[Any, ...], work: int) -> bool:
         """Whether calls of these shapes have little work, from the FLOPs of one."""
-        small = work < LEAST_WORK
-        if small and self._session is None:
-            with self._lock:
-                self._session = self._session or self._make()
+        small = work < LEAST_WORK and self._ready()
         if len(self.small) >= MOST_SHAPES:
             self.small.clear()
         self.small[shapes] = small
         return small
+
+    def _ready(self) -> bool:
+        """Whether there is a session of the whole model."""
+        with self._lock:
+            if self._session is None and not self._failed:
+                try:
+                    self._session = self._make()
+                except Exception:  # ONNX Runtime has not all that the kernels have, layout=1 for one
+                    self._failed = True
+            return not self._failed
 
     def run(self, wanted: Sequence[str], values: Values) -> list[Any]:
         """Run the whole model."""

@@ -90,8 +90,11 @@ class Check:
         if array.dtype != dtype and not (dtype.kind == "O" and array.dtype.kind in "USO"):
             raise TypeError(f"the input {name!r} takes {dtype}, got {array.dtype}: give it as .astype({str(dtype)!r})")
         if sizes is not None:
-            shape = array.shape
-            if len(sizes) != len(shape) or not all([n is None or n == m for n, m in zip(sizes, shape, strict=True)]):
+            shape, fits = array.shape, len(sizes) == array.ndim
+            if fits:
+                for wanted, size in zip(sizes, shape, strict=True):
+                    fits = fits and (wanted is None or wanted == size)
+            if not fits:
                 shown = ", ".join(str(n) for n in Argument.of(self._expected).shape)
                 raise ValueError(f"the input {name!r} takes the shape ({shown}), got {shape}")
         return array
