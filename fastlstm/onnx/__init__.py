@@ -2,12 +2,7 @@
 
 `protobuf` has the wire format, `messages` ONNX's messages (`read_model`), `tensors` the numbers of tensors; `nodes`
 what a recurrent node says, `recurrence` runs it, `folding` and `graphs` find the nodes of a model and their constants,
-<<<<<<< HEAD
-`convert` makes layers of them (`from_onnx`). `acceleration` cuts a model (`cutting`) into `pieces` and runs them in a
-`session`: recurrent nodes here, axes rearranged as `views`, the rest on ONNX Runtime, with values of `types`.
-=======
-`convert` makes layers of them (`from_onnx`); `export` (`to_onnx`), with `modules`, `scan` and `builder`, writes models.
->>>>>>> w-onnx
+__all__ = ["Summary", "accelerate", "from_onnx", "to_onnx"]
 """
 
 from __future__ import annotations
@@ -17,8 +12,4 @@ from .acceleration import accelerate as accelerate
 from .convert import from_onnx as from_onnx
 from .export import to_onnx as to_onnx
 
-<<<<<<< HEAD
-__all__ = ["Summary", "accelerate", "from_onnx"]
-=======
-__all__ = ["from_onnx", "to_onnx"]
->>>>>>> w-onnx
+__all__ = ["Summary", "accelerate", "from_onnx", "to_onnx"]
