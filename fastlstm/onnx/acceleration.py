@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .. import num_threads
 from ..files import FileError
 from ..validation import flag
@@ -250,6 +252,7 @@ def _cut(graph: Graph, taken: dict[NodeProto, Recurrent], options: Any) -> list[
             made.append((step, Piece(graph, step, types, options)))
         elif node in taken:
             types |= taken[node].types()
+            taken[node].by_batch = _places(graph, taken[node], views)
             made.append((step, taken[node]))
         else:
             view = Rearranged(views[node])
@@ -277,4 +280,30 @@ def _views(graph: Graph, taken: dict[NodeProto, Recurrent]) -> dict[NodeProto, V
             users = graph.users.get(name, [])
             if users and name not in outputs and all(user in here for user in users):
                 here.add(node)
+    for node in views:  # what follows a piece is quicker in the piece, where it may be part of another node
+        if node.input[0] not in graph.inputs and graph.makers.get(node.input[0]) not in here:
+            here.discard(node)
     return {node: view for node, view in views.items() if node in here}
+
+
+def _places(graph: Graph, one: Recurrent, views: dict[NodeProto, View]) -> bool:
+    """Whether Y is best written as (B, T, D, H), so that after the views behind the node it is in order for a piece."""
+    D, axes = one.recurrence.node.D, (3, 2)  # any T and B
+    in_order = {}
+    for by_batch in (False, True):
+        y = np.empty((axes[1], axes[0], D, 4) if by_batch else (*axes, D, 4))
+        reached = [(one.outputs[0], y.transpose(1, 2, 0, 3) if by_batch else y.swapaxes(1, 2))]
+        ordered = 0
+        while reached:
+            name, array = reached.pop()
+            for user in graph.users.get(name, []):
+                if user in views:
+                    try:
+                        reached.append((Rearranged(views[user]).output, views[user](array)))
+                    except ValueError:  # a shape that these T and B do not fit
+                        return False
+                else:
+                    ordered += array.flags.c_contiguous
+            ordered += name in graph.outputs and array.flags.c_contiguous
+        in_order[by_batch] = ordered
+    return in_order[True] > in_order[False]

@@ -151,6 +151,7 @@ class Recurrent:
         self.outputs = [*node.output, *[""] * 3][: len(equation.outputs)]
         self.initial = ("initial_h", "initial_c")[: len(self.outputs) - 1]
         self.one_way = not any(equation.reverse)
+        self.by_batch = False  # whether Y is to be (B, T, D, H) in memory
         self._axis = 0 if equation.batch_first else 1  # of the sequences, in X and in states
         spec = recurrence.weights.specs[0]
         self.work = 2 * equation.D * spec.G * spec.H * (spec.I + spec.H)  # FLOPs of a step of one sequence
@@ -177,7 +178,7 @@ class Recurrent:
                     f"{x.shape[self._axis]}: feed {size}, or call reset() first"
                 )
         lengths = values[names["sequence_lens"]] if "sequence_lens" in names else given.get("sequence_lens")
-        found = self.recurrence.views(x, lengths, h, c)
+        found = self.recurrence.views(x, lengths, h, c, self.by_batch)
         for name, array in zip(self.outputs, found, strict=True):
             if name:
                 values[name] = array

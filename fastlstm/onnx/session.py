@@ -17,7 +17,7 @@ from .types import Argument, Check
 if TYPE_CHECKING:
     from .acceleration import Summary
 
-LEAST_WORK = 4_000_000  # FLOPs in recurrent nodes: with fewer, cutting costs more than the kernels gain
+LEAST_WORK = 8_000_000  # FLOPs in recurrent nodes: with fewer, cutting costs more than the kernels gain
 MOST_SHAPES = 4096  # of calls that are remembered
 
 Part = Piece | Recurrent | Rearranged
@@ -96,18 +96,21 @@ class Session:
         ValueError, TypeError
             A name, type or shape does not fit; the states are then as before.
         """
-        wanted = tuple(output_names) if output_names else tuple(self._outputs)
-        plan = self._plans.get(wanted) or self._plan(wanted)
-        values = {name: self._check(name, value) for name, value in input_feed.items()}
-        for name in self._required:
-            if name not in values:
-                raise ValueError(f"the input {name!r} is missing; the model takes {', '.join(self._inputs)}")
         uncut = self._uncut
+        shapes: tuple[Any, ...] = ()
+        small: bool | None = None
         if uncut is not None:
-            shapes = tuple([value.shape for value in values.values() if isinstance(value, np.ndarray)])
+            shapes = tuple([getattr(value, "shape", None) for value in input_feed.values()])
             small = uncut.small.get(shapes)
             if small:
-                return uncut.run(wanted, values)
+                try:
+                    return uncut.run(output_names, input_feed)
+                except Exception:
+                    self._checked(input_feed)  # which says it better
+                    raise
+        wanted = tuple(output_names) if output_names else tuple(self._outputs)
+        plan = self._plans.get(wanted) or self._plan(wanted)
+        values = self._checked(input_feed)
         given, values = values, self._defaults | values if self._defaults else dict(values)
         if self._threads is None or self._threads == num_threads.get_num_threads():
             work = self._compute(plan, values)
@@ -160,11 +163,18 @@ class Session:
         """Copies of the states by the names of the nodes: (h, c) of an LSTM, (h,) of the others, each (D, B, H)."""
         return {name: tuple(part.copy() for part in parts) for name, parts in self._states.items()}
 
-    def _check(self, name: str, value: Any) -> Any:
-        check = self._checks.get(name)
-        if check is None:
-            raise ValueError(f"the model has no input {name!r}; its inputs are {', '.join(self._inputs)}")
-        return check(value)
+    def _checked(self, feed: Mapping[str, Any]) -> Values:
+        """The inputs as arrays, checked."""
+        values = {}
+        for name, value in feed.items():
+            check = self._checks.get(name)
+            if check is None:
+                raise ValueError(f"the model has no input {name!r}; its inputs are {', '.join(self._inputs)}")
+            values[name] = check(value)
+        for name in self._required:
+            if name not in values:
+                raise ValueError(f"the input {name!r} is missing; the model takes {', '.join(self._inputs)}")
+        return values
 
     def _plan(self, wanted: tuple[str, ...]) -> list[tuple[Part, list[str], list[str]]]:
         """For some outputs: each step, what it gives, and the values that no later step takes."""
@@ -239,10 +249,10 @@ class Uncut:
                     self._failed = True
             return not self._failed
 
-    def run(self, wanted: Sequence[str], values: Values) -> list[Any]:
+    def run(self, wanted: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
         """Run the whole model."""
         self.calls += 1
-        found: list[Any] = self._session.run(wanted, values)
+        found: list[Any] = self._session.run(wanted or None, feed)
         return found
 
 
