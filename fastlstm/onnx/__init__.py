@@ -2,14 +2,18 @@
 
 `protobuf` has the wire format, `messages` ONNX's messages (`read_model`), `tensors` the numbers of tensors; `nodes` has
 what a recurrent node says, `recurrence` runs it, `folding` and `graphs` find the nodes of a model and their constants.
-`convert` makes layers of nodes (`from_onnx`), `export` models of layers (`to_onnx`). `backend` is one of the onnx
-package, which it needs: `prepare`, `run_model`, `run_node`, `supports_device`, `is_compatible`.
+`convert` makes layers of nodes (`from_onnx`), `export` models of layers (`to_onnx`). `acceleration` cuts a model
+(`cutting`) into `pieces` and runs them in a `session`: recurrent nodes here, axes rearranged as `views`, the rest on
+ONNX Runtime, with values of `types`. `backend` is one of the onnx package, which it needs: `prepare`, `run_model`,
+`run_node`, `supports_device`, `is_compatible`; it runs a `program`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .acceleration import Summary as Summary
+from .acceleration import accelerate as accelerate
 from .convert import from_onnx as from_onnx
 from .export import to_onnx as to_onnx
 
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     from .backend import supports_device as supports_device
 
 BACKEND = ("Backend", "is_compatible", "prepare", "run_model", "run_node", "supports_device")
-__all__ = ["from_onnx", "to_onnx", *BACKEND]
+__all__ = ["Summary", "accelerate", "from_onnx", "to_onnx", *BACKEND]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .. import num_threads
 from ..files import FileError
 from ..validation import flag
 from .cutting import Graph, Step, steps
-from .graphs import Found, NotConstant, Scope, recurrent_nodes
+from .graphs import Found, Model, NotConstant, Scope, recurrent_nodes
 from .messages import NodeProto, TypeProto, read_model
 from .nodes import WEIGHTS
 from .pieces import (
@@ -27,7 +29,7 @@ from .pieces import (
     onnxruntime,
 )
 from .recurrence import Recurrence
-from .session import Session, Whole
+from .session import LEAST_WORK, Part, Session, Whole
 from .views import View, view_of
 
 
@@ -152,7 +154,7 @@ def accelerate(
         options.intra_op_num_threads = threads or num_threads.get_num_threads()
         if taken and options.intra_op_num_threads > 1:  # a worker that spins after its piece keeps our threads waiting
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return _session(path, graph, taken, entries, options, stateful, threads)
+    return _session(graph, taken, entries, options, stateful, threads)
 
 
 def _taken(found: Found, graph: Graph, backend: str, storage: str | None) -> Recurrent | str:
@@ -180,7 +182,7 @@ def _taken(found: Found, graph: Graph, backend: str, storage: str | None) -> Rec
         return f"its weights are not constant: {error}"
     except FileError as error:
         return str(error)
-    return Recurrent(Step(1, []), found, recurrence, constants)
+    return Recurrent(found, recurrence, constants)
 
 
 def _check_states(entries: list[Entry], taken: dict[NodeProto, Recurrent], graph: Graph) -> None:
@@ -195,22 +197,21 @@ def _check_states(entries: list[Entry], taken: dict[NodeProto, Recurrent], graph
         if entry.why is not None:
             raise ValueError(f"stateful=True: the state of {entry.name} cannot be kept, since it is left: {entry.why}")
     for node, one in taken.items():
-        if any(one.found.equation.reverse):
+        if not one.one_way:
             raise ValueError(
                 f"stateful=True: {node.title} walks from the end of a sequence, and cannot be fed piece by piece"
             )
-        for own in one.states:
+        for own in one.initial:
             name = one.names.get(own)
             given = None if name is None else depends_on_input(graph, name)
             if given is not None:
                 raise ValueError(
-                    f"stateful=True: {node.title} begins with a state that the input {given!r} decides: pass the states "
-                    "from call to call yourself, without stateful=True"
+                    f"stateful=True: {node.title} begins with a state that the input {given!r} decides: pass the "
+                    "states from call to call yourself, without stateful=True"
                 )
 
 
 def _session(
-    path: Any,
     graph: Graph,
     taken: dict[NodeProto, Recurrent],
     entries: list[Entry],
@@ -218,49 +219,51 @@ def _session(
     stateful: bool,
     threads: int | None,
 ) -> Session:
+    def whole() -> Any:
+        return inference_session(graph.model.to_bytes(), options)
+
     if taken:
         try:
-            made = _cut(graph, taken, options)
+            parts = _cut(graph, taken, options)
         except CannotCutError as error:
             if stateful:
                 raise ValueError(f"stateful=True: the model cannot be cut: {error}") from None
             entries = [Entry(one.name, one.operator, one.why or f"the model cannot be cut: {error}") for one in entries]
         else:
-            pieces = sum(isinstance(one, Piece) for one in made)
-            return Session(graph, made, Summary(entries, pieces), stateful, threads)
-    return Session(
-        graph, [Whole(graph, inference_session(os.fspath(path), options))], Summary(entries), stateful, threads
-    )
+            summary = Summary(entries, sum(isinstance(part, Piece) for _, part in parts))
+            least = sum(one.work for one in taken.values())  # FLOPs of a call of one step of one sequence
+            return Session(graph, parts, summary, stateful, threads, None if stateful or least >= LEAST_WORK else whole)
+    step = Step(0, list(graph.proto.node), [*graph.inputs], graph.outputs)
+    return Session(graph, [(step, Whole(whole()))], Summary(entries), stateful, threads)
 
 
-def _cut(graph: Graph, taken: dict[NodeProto, Recurrent], options: Any) -> list[Piece | Recurrent | Rearranged]:
+def _cut(graph: Graph, taken: dict[NodeProto, Recurrent], options: Any) -> list[tuple[Step, Part]]:
     """The steps of a model, ready to run."""
-    scope = next(iter(taken.values())).found.scope
-    views = _views(graph, taken, scope)
+    views = _views(graph, taken)
     types: dict[str, TypeProto] = {
         value.name: value.type
         for value in (*graph.proto.value_info, *graph.proto.input)
         if value.type is not None and value.type.tensor_type is not None
     }
-    made: list[Piece | Recurrent | Rearranged] = []
+    made: list[tuple[Step, Part]] = []
     for step in steps(graph, lambda node: node in taken or node in views):
         node = step.nodes[0] if step.nodes else None
         if not step.here or node is None:
-            made.append(Piece(graph, step, types, options))
+            made.append((step, Piece(graph, step, types, options)))
         elif node in taken:
-            one = taken[node]
-            one.step = step
-            types |= one.types()
-            made.append(one)
+            types |= taken[node].types()
+            taken[node].by_batch = _places(graph, taken[node], views)
+            made.append((step, taken[node]))
         else:
-            view = Rearranged(step, views[node])
+            view = Rearranged(views[node])
             types |= view.types(types)
-            made.append(view)
+            made.append((step, view))
     return made
 
 
-def _views(graph: Graph, taken: dict[NodeProto, Recurrent], scope: Scope) -> dict[NodeProto, View]:
+def _views(graph: Graph, taken: dict[NodeProto, Recurrent]) -> dict[NodeProto, View]:
     """The nodes that only rearrange axes of what taken nodes give or take, and are therefore views here."""
+    scope = Scope.of_graph(Model(graph.model), graph.proto)
     here: set[NodeProto] = set(taken)
     views: dict[NodeProto, View] = {}
     for node in graph.proto.node:
@@ -277,4 +280,30 @@ def _views(graph: Graph, taken: dict[NodeProto, Recurrent], scope: Scope) -> dic
             users = graph.users.get(name, [])
             if users and name not in outputs and all(user in here for user in users):
                 here.add(node)
+    for node in views:  # what follows a piece is quicker in the piece, where it may be part of another node
+        if node.input[0] not in graph.inputs and graph.makers.get(node.input[0]) not in here:
+            here.discard(node)
     return {node: view for node, view in views.items() if node in here}
+
+
+def _places(graph: Graph, one: Recurrent, views: dict[NodeProto, View]) -> bool:
+    """Whether Y is best written as (B, T, D, H), so that after the views behind the node it is in order for a piece."""
+    D, axes = one.recurrence.node.D, (3, 2)  # any T and B
+    in_order = {}
+    for by_batch in (False, True):
+        y = np.empty((axes[1], axes[0], D, 4) if by_batch else (*axes, D, 4))
+        reached = [(one.outputs[0], y.transpose(1, 2, 0, 3) if by_batch else y.swapaxes(1, 2))]
+        ordered = 0
+        while reached:
+            name, array = reached.pop()
+            for user in graph.users.get(name, []):
+                if user in views:
+                    try:
+                        reached.append((Rearranged(views[user]).output, views[user](array)))
+                    except ValueError:  # a shape that these T and B do not fit
+                        return False
+                else:
+                    ordered += array.flags.c_contiguous
+            ordered += name in graph.outputs and array.flags.c_contiguous
+        in_order[by_batch] = ordered
+    return in_order[True] > in_order[False]

@@ -46,6 +46,11 @@ class Step:
     outputs: list[str] = field(default_factory=list)
 
     @property
+    def made(self) -> list[str]:
+        """All values that it makes."""
+        return [name for node in self.nodes for name in node.output if name]
+
+    @property
     def here(self) -> bool:
         return self.level % 2 == 1
 
@@ -187,15 +192,14 @@ def steps(graph: Graph, here: Callable[[NodeProto], bool]) -> list[Step]:
 
 def _connect(graph: Graph, found: list[Step]) -> None:
     """Set what each step takes and gives."""
-    at = {name: step for step in found for node in step.nodes for name in filter(None, node.output)}
+    at = {name: step for step in found for name in step.made}
     wanted = dict.fromkeys(graph.outputs)
     for step in found:
         taken = dict.fromkeys(name for node in step.nodes for name in graph.uses[node] if not graph.is_constant(name))
         step.inputs = [name for name in taken if at.get(name) is not step]
         wanted |= dict.fromkeys(step.inputs)
     for step in found:
-        made = dict.fromkeys(name for node in step.nodes for name in filter(None, node.output))
-        step.outputs = [name for name in made if name in wanted]
+        step.outputs = [name for name in step.made if name in wanted]
 
 
 def with_constants(graph: Graph, step: Step) -> tuple[list[NodeProto], list[str]]:

@@ -283,16 +283,14 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
     FileError
         It is damaged, too large, or no ONNX file.
     """
+    status = os.stat(path)
+    kind = SPECIAL.get(stat.S_IFMT(status.st_mode))
+    if kind:
+        raise OSError(f"cannot read {path}: it is {kind}")
+    if status.st_size > MAX_BYTES:
+        raise FileError(f"{path} has {status.st_size} bytes; an ONNX file has less than 2 GiB, with tensors outside")
     with open(path, "rb") as file:
-        status = os.fstat(file.fileno())
-        kind = SPECIAL.get(stat.S_IFMT(status.st_mode))
-        if kind:
-            raise OSError(f"cannot read {path}: it is {kind}")
-        if status.st_size > MAX_BYTES:
-            raise FileError(
-                f"{path} has {status.st_size} bytes; an ONNX file has less than 2 GiB, with tensors outside"
-            )
-        data = file.read(MAX_BYTES + 1)
+        data = file.read(status.st_size)
     try:
         model = ModelProto.from_bytes(data)
         if model.graph is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..layout import Array
@@ -17,6 +16,7 @@ from .views import View
 
 FOLDER = "session.model_external_initializers_file_folder_path"  # an entry of ONNX Runtime's options
 Values = dict[str, Any]
+States = tuple[Array, ...]
 
 
 class CannotCutError(Exception):
@@ -37,7 +37,7 @@ class Piece:
     """
 
     def __init__(self, graph: Graph, step: Step, types: dict[str, TypeProto], options: Any) -> None:
-        self.step = step
+        self.inputs = step.inputs
         model = piece_model(graph, step, types)
         self.session = inference_session(model.to_bytes(), options)
         for output in self.session.get_outputs():
@@ -45,9 +45,9 @@ class Piece:
             if known is not None:
                 types[output.name] = known
 
-    def run(self, values: Values, outputs: list[str]) -> None:
+    def run(self, values: Values, outputs: list[str], kept: States | None) -> None:
         """Compute some of the outputs."""
-        found = self.session.run(outputs, {name: values[name] for name in self.step.inputs})
+        found = self.session.run(outputs, {name: values[name] for name in self.inputs})
         values.update(zip(outputs, found, strict=True))
 
 
@@ -126,7 +126,6 @@ def check_external(graph: Graph) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------- here
-@dataclass
 class Recurrent:
     """A recurrent node on the kernels.
 
@@ -136,86 +135,83 @@ class Recurrent:
     recurrence : Recurrence
     constants : dict
         Its inputs that are the same in every call, by the operator's names.
+
+    Attributes
+    ----------
+    names : dict
+        The values that it takes, by the operator's names of its inputs.
+    outputs : list of str
+        The values that it gives, in the operator's order; "" for one that is left out.
     """
 
-    step: Step
-    found: Found
-    recurrence: Recurrence
-    constants: dict[str, Array]
-    names: dict[str, str] = field(init=False)
-    outputs: list[str] = field(init=False)
-    states: tuple[str, ...] = field(init=False)
+    def __init__(self, found: Found, recurrence: Recurrence, constants: dict[str, Array]) -> None:
+        node, equation = found.node, found.equation
+        self.name, self.title, self.recurrence, self.constants = found.name, node.title, recurrence, constants
+        self.names = {own: name for own, name in found.inputs().items() if own not in constants}
+        self.outputs = [*node.output, *[""] * 3][: len(equation.outputs)]
+        self.initial = ("initial_h", "initial_c")[: len(self.outputs) - 1]
+        self.one_way = not any(equation.reverse)
+        self.by_batch = False  # whether Y is to be (B, T, D, H) in memory
+        self._axis = 0 if equation.batch_first else 1  # of the sequences, in X and in states
+        spec = recurrence.weights.specs[0]
+        self.work = 2 * equation.D * spec.G * spec.H * (spec.I + spec.H)  # FLOPs of a step of one sequence
 
-    def __post_init__(self) -> None:
-        self.names = {own: name for own, name in self.found.inputs().items() if own not in self.constants}
-        node = self.found.node
-        self.outputs = [*node.output, *[""] * 3][: len(self.found.equation.outputs)]
-        self.states = ("initial_h", "initial_c")[: len(self.outputs) - 1]
-
-    @property
-    def name(self) -> str:
-        return self.found.name
-
-    def run(self, values: Values, kept: tuple[Array, ...] | None = None) -> tuple[Array, ...]:
+    def run(self, values: Values, outputs: list[str], kept: States | None) -> States:
         """Compute the outputs, and return the final states (D, B, H).
 
         Parameters
         ----------
         values : dict
+        outputs : list of str
+            Not needed here: all of them are computed.
         kept : tuple of arrays, optional
             The initial states in place of the node's own.
         """
-        x = values[self.names["X"]]
+        x, given, names = values[self.names["X"]], self.constants, self.names
         if kept is None:
-            initial = [self._get(values, name) for name in ("initial_h", "initial_c")]
+            h, c = [values[names[own]] if own in names else given.get(own) for own in ("initial_h", "initial_c")]
         else:
-            initial = [*kept, None][:2]
-            batch = x.shape[0 if self.found.equation.batch_first else 1] if x.ndim == 3 else 0
-            size = kept[0].shape[0 if self.found.equation.batch_first else 1]
-            if batch != size:
+            (h, c), size = (*kept, None)[:2], kept[0].shape[self._axis]
+            if x.ndim == 3 and x.shape[self._axis] != size:
                 raise ValueError(
-                    f"the session holds the states of {size} sequences for {self.found.node.title}, and this call has "
-                    f"{batch}: feed {size}, or call reset() first"
+                    f"the session holds the states of {size} sequences for {self.title}, and this call has "
+                    f"{x.shape[self._axis]}: feed {size}, or call reset() first"
                 )
-        found = self.recurrence.views(x, self._get(values, "sequence_lens"), *initial)
+        lengths = values[names["sequence_lens"]] if "sequence_lens" in names else given.get("sequence_lens")
+        found = self.recurrence.views(x, lengths, h, c, self.by_batch)
         for name, array in zip(self.outputs, found, strict=True):
             if name:
                 values[name] = array
         return found[1:]
 
-    def _get(self, values: Values, own: str) -> Any:
-        name = self.names.get(own)
-        return self.constants.get(own) if name is None else values[name]
+    def work_of(self, values: Values) -> int:
+        """FLOPs of the products in a call with these values."""
+        shape = values[self.names["X"]].shape
+        return self.work * int(shape[0]) * int(shape[1])
 
     def types(self) -> dict[str, TypeProto]:
         """The types of the outputs."""
-        spec, D = self.recurrence.weights.specs[0], self.found.equation.D
+        D, H = self.recurrence.node.D, self.recurrence.weights.specs[0].H
         number = 11 if self.recurrence.dtype.itemsize == 8 else 1
-        state: list[Any] = [D, None, spec.H]
-        y = [None, D, None, spec.H]
-        if self.found.equation.batch_first:
-            state, y = [None, D, spec.H], [None, None, D, spec.H]
+        state: list[Any] = [None, D, H] if self._axis == 0 else [D, None, H]
+        y = [None, None, D, H] if self._axis == 0 else [None, D, None, H]
         return {name: tensor_type(number, y if at == 0 else state) for at, name in enumerate(self.outputs) if name}
 
 
-@dataclass
 class Rearranged:
     """An operator that rearranges axes, as a view."""
 
-    step: Step
-    view: View
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.input, self.output = view.node.input[0], next(filter(None, view.node.output))
 
-    def run(self, values: Values) -> None:
-        node = self.view.node
-        values[self.output] = self.view(values[node.input[0]])
-
-    @property
-    def output(self) -> str:
-        return next(filter(None, self.view.node.output))
+    def run(self, values: Values, outputs: list[str], kept: States | None) -> None:
+        """Compute the output."""
+        values[self.output] = self.view(values[self.input])
 
     def types(self, types: Mapping[str, TypeProto]) -> dict[str, TypeProto]:
         """The type of the output, where that of the input is known."""
-        known = types.get(self.view.node.input[0])
+        known = types.get(self.input)
         if known is None or known.tensor_type is None:
             return {}
         held = known.tensor_type

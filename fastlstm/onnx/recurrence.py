@@ -95,11 +95,16 @@ class Recurrence:
         return tuple(np.ascontiguousarray(a, None if a.dtype == given else given) for a in found)
 
     def views(
-        self, x: Array, sequence_lens: Array | None, initial_h: Array | None, initial_c: Array | None
+        self,
+        x: Array,
+        sequence_lens: Array | None,
+        initial_h: Array | None,
+        initial_c: Array | None,
+        by_batch: bool = False,
     ) -> tuple[Array, ...]:
-        """As a call, but the outputs are views without a copy.
+        """As a call, but the outputs are views without a copy: in memory Y is (T, B, D, H).
 
-        In memory Y is (T, B, D, H); it is (B, T, D, H) with layout=1, and where x is so, a view of a (B, T, I) array.
+        With `by_batch`, and with layout=1, Y is (B, T, D, H) in memory.
         """
         node, spec, D = self.node, self.weights.specs[0], self.node.D
         x = np.asarray(x)
@@ -113,7 +118,7 @@ class Recurrence:
             self._initial(name, state, B)
             for name, state in (("initial_h", initial_h), ("initial_c", initial_c))[: len(spec.initial)]
         )
-        by_batch = node.batch_first or not (x.flags.c_contiguous or not x.swapaxes(0, 1).flags.c_contiguous)
+        by_batch = by_batch or node.batch_first
         batch = Batch.of(T, B, lengths, by_batch)
         y = engine.forward(self._module, self._blocks, x.astype(self.dtype, copy=False), batch, states)
         if lengths is not None and not lengths.all():

@@ -281,8 +281,9 @@ def external_place(tensor: TensorProto, size: int, folder: Path | None) -> tuple
     location = entries.get("location", "")
     if folder is None:
         raise FileError(f"{title} is in another file, {location!r:.80}, but the model was not read from a file")
-    path = Path(os.path.realpath(folder / location.replace("\\", "/"))) if "\0" not in location else folder
-    if not location or not path.is_relative_to(os.path.realpath(folder)):
+    sound = location and "\0" not in location
+    path = Path(os.path.realpath(folder / location.replace("\\", "/"))) if sound else folder
+    if not sound or not path.is_relative_to(os.path.realpath(folder)):
         raise FileError(f"{title} is in {location!r:.80}: external data outside the model's folder are not read")
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):

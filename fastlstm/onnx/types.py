@@ -61,24 +61,40 @@ def parsed(text: str, dims: Sequence[Any]) -> TypeProto | None:
     return None if number not in PLAIN else tensor_type(number, dims)
 
 
-def check_feed(value: Any, expected: ValueInfoProto) -> Any:
-    """An input of a call as an array, if it is to be a tensor.
+class Check:
+    """What a model says of one of its inputs.
 
-    Raises
-    ------
-    ValueError, TypeError
-        Its type, number of axes or a fixed size is another one.
+    Parameters
+    ----------
+    expected : ValueInfoProto
     """
-    held = None if expected.type is None else expected.type.tensor_type
-    if held is None or held.elem_type not in PLAIN:
-        return value
-    array, dtype = np.asarray(value), PLAIN[held.elem_type]
-    if array.dtype != dtype and not (dtype.kind == "O" and array.dtype.kind in "USO"):
-        raise TypeError(f"the input {expected.name!r} takes {dtype}, got {array.dtype}: give it as .astype({dtype})")
-    if held.shape is not None:
-        sizes = [d.dim_value for d in held.shape.dim]
-        fits = len(sizes) == array.ndim and all(n is None or n == m for n, m in zip(sizes, array.shape, strict=True))
-        if not fits:
-            shown = ", ".join(str(n) for n in Argument.of(expected).shape)
-            raise ValueError(f"the input {expected.name!r} takes the shape ({shown}), got {array.shape}")
-    return array
+
+    def __init__(self, expected: ValueInfoProto) -> None:
+        held = None if expected.type is None else expected.type.tensor_type
+        self._expected = expected
+        self._dtype = None if held is None else PLAIN.get(held.elem_type)
+        self._sizes = None if held is None or held.shape is None else [d.dim_value for d in held.shape.dim]
+
+    def __call__(self, value: Any) -> Any:
+        """The value; as an array, if it is to be a tensor.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Its type, number of axes or a fixed size is another one.
+        """
+        dtype, sizes, name = self._dtype, self._sizes, self._expected.name
+        if dtype is None:
+            return value
+        array = value if type(value) is np.ndarray else np.asarray(value)
+        if array.dtype != dtype and not (dtype.kind == "O" and array.dtype.kind in "USO"):
+            raise TypeError(f"the input {name!r} takes {dtype}, got {array.dtype}: give it as .astype({str(dtype)!r})")
+        if sizes is not None:
+            shape, fits = array.shape, len(sizes) == array.ndim
+            if fits:
+                for wanted, size in zip(sizes, shape, strict=True):
+                    fits = fits and (wanted is None or wanted == size)
+            if not fits:
+                shown = ", ".join(str(n) for n in Argument.of(self._expected).shape)
+                raise ValueError(f"the input {name!r} takes the shape ({shown}), got {shape}")
+        return array

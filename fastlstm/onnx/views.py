@@ -91,7 +91,7 @@ def _squeeze(node: NodeProto, scope: Scope) -> View | None:
         gone = {axis % len(dims) for axis in chosen}
         return [n for axis, n in enumerate(dims) if axis not in gone]
 
-    return View(node, lambda x: np.squeeze(x, chosen), of_dims)
+    return View(node, lambda x: x.squeeze(chosen), of_dims)
 
 
 def _unsqueeze(node: NodeProto, scope: Scope) -> View | None:
