@@ -188,8 +188,22 @@ class Storage:
         """
         w = params[name]
         if self.operand and w.dtype.name == self.name:
-            return Kept(w, params[SCALE.format(name)])
+            kept = Kept(w, params[SCALE.format(name)])
+            self._check(kept, name)
+            return kept
         return self.keep(w, name)
+
+    def _check(self, kept: Kept, name: str) -> None:
+        """Raise ValueError where integers are larger than `keep` makes them, so that sums might not fit."""
+        q, K = kept.values, kept.values.shape[1] // 2 * 2
+        wide = int(q.max(initial=0)) > self.largest or int(q.min(initial=0)) < -self.largest
+        if self.pairs and not wide:
+            sums = q[:, 0:K:2].astype(np.int16) + q[:, 1:K:2]
+            wide = bool(K) and (int(sums.max()) > 128 or int(sums.min()) < -128)
+        if wide:
+            raise ValueError(
+                f"{name} has integers that storage {self.name} never has: they were changed after quantize()"
+            )
 
     def form(self, of_bounded: bool = False) -> Form | None:
         """How the other operand is rounded: rows within [-1, 1], or any. None for storages of floats."""
