@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from . import metrics as metrics
     from . import nn as nn
     from . import sklearn as sklearn
+    from . import streams as streams
     from . import torch as torch
     from . import training as training
     from .arrays import from_arrays as from_arrays
@@ -64,6 +65,10 @@ if TYPE_CHECKING:
     from .schedules import SequentialLR as SequentialLR
     from .schedules import StepLR as StepLR
     from .sequential import Sequential as Sequential
+    from .streams import StateError as StateError
+    from .streams import StreamBatch as StreamBatch
+    from .streams import StreamClosed as StreamClosed
+    from .streams import StreamsFull as StreamsFull
     from .torch import from_torch as from_torch
 
 # Public name -> the module that has it. Loaded when first asked for, so that importing fastlstm costs next to nothing.
@@ -99,9 +104,13 @@ _HOME = {
     "ReduceLROnPlateau": "schedules",
     "SequentialLR": "schedules",
     "StepLR": "schedules",
+    "StateError": "streams",
+    "StreamBatch": "streams",
+    "StreamClosed": "streams",
+    "StreamsFull": "streams",
 }
 # Public submodules, loaded in the same way.
-_SUBMODULES = ("callbacks", "files", "forecast", "keras", "losses", "metrics", "nn", "torch", "training")
+_SUBMODULES = ("callbacks", "files", "forecast", "keras", "losses", "metrics", "nn", "streams", "torch", "training")
 # Those that cannot be loaded without an installed library of the same name; `from fastlstm import *` leaves them out.
 _WITH_LIBRARY = ("sklearn",)
 __all__ = ["BackendError", "__version__", "backends", *_HOME, *_SUBMODULES]

@@ -35,7 +35,7 @@ ORDER = [
         "layer",
         "spec_layer",
     ],
-    ["recurrent", "cell", "layers", "cells", "parameters", "_readers"],
+    ["recurrent", "cell", "layers", "cells", "parameters", "_readers", "streams"],
     [
         "losses",
         "metrics",
