@@ -68,6 +68,12 @@ def with_head(dtype: Any = None) -> Any:
     return fl.from_arrays({k: a.astype(np.float16) for k, a in arrays.items()}, "rnn", dtype=dtype)
 
 
+def restore(other_weights: bool) -> Any:
+    """A stream's state, given to streams of other weights."""
+    old, new = (fl.StreamBatch(fl.GRU(3, 4, seed=seed)) for seed in (1, 2))
+    return new.restore(old.export(old.open()), other_weights=other_weights)
+
+
 def clip(g: Any) -> Any:
     return fl.clip_by_norm({"w": g}, 1.0)
 
@@ -153,6 +159,7 @@ CASES: dict[str, Bad] = {
     "a dtype that backend c has not": Bad(
         lambda dtype="float64", backend="c": fl.LSTM(3, 4, dtype=dtype, backend=backend), {}
     ),
+    "a state of other weights": Bad(restore, {"other_weights": False}),
     "nesterov": Bad(lambda nesterov: fl.SGD(fl.RNN(3, 4), momentum=0.9, nesterov=nesterov), {"nesterov": "no"}),
     "bias": Bad(lambda bias: fl.LSTM(3, 4, bias=bias), {"bias": "False"}),
     "a loss": Bad(lambda y: fl.losses.MeanSquaredError()(y, np.ones(3)), {"y": np.ones(3, np.float16)}),

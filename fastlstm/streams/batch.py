@@ -13,15 +13,16 @@ from numpy import empty, ndarray  # global names are found sooner than attribute
 from .._backends import provides
 from ..layout import Array
 from ..num_threads import threads as limited_to
-from ..packing import Batch
 from ..validation import as_array, check_out, checked_ids, checked_input, flag, positive
 from .gathered import Gathered
+from .kept import KeptStreams
 from .model import packed_of
-from .open import INT64, Evicted, OpenStreams, as_handles
-from .snapshots import read, write
+from .open import INT64, Evicted, as_handles
+from .pieces import checked_lengths, feed
+from .snapshots import read
 
 
-class StreamBatch(OpenStreams):
+class StreamBatch(KeptStreams):
     """Many independent streams over one set of weights: a state each, stepped together in any choice.
 
     Each stream gets the bits that it would get alone (backend "c"). NaN stays in its stream. An error is raised before
@@ -179,7 +180,7 @@ class StreamBatch(OpenStreams):
             As `step`, or the lengths do not fit; all states are as before.
         """
         given = as_handles(handles)
-        counts = self._checked_lengths(lengths, len(given))
+        counts = checked_lengths(lengths, len(given))
         total = int(counts.sum())
         array = as_array(x, "x")
         if array.ndim and len(array) != total:
@@ -192,46 +193,17 @@ class StreamBatch(OpenStreams):
         slots = self._slabs.find(given.tolist())
         y = empty((total, self._width), self._dtype) if out is None or np.may_share_memory(out, rows) else out
         if total:
-            self._feed([slot for slot, n in zip(slots, counts, strict=True) if n], rows, counts[counts > 0], y)
+            fed = [slot for slot, n in zip(slots, counts, strict=True) if n]
+            self._busy = True
+            try:
+                with limited_to(self.threads):
+                    feed(self._packed, self._slabs, fed, rows, counts[counts > 0], y, self._clock())
+            finally:
+                self._busy = False
         if out is None or y is out:
             return y
         out[...] = y
         return out
-
-    def _feed(self, slots: list[int], rows: Array, counts: Array, y: Array) -> None:
-        """`feed` of streams that all have rows, with checked arguments."""
-        slabs, packed = self._slabs, self._packed
-        batch = Batch.of(int(counts.max()), len(slots), counts)
-        steps = np.repeat(np.arange(batch.rows.T), batch.rows.batch_sizes)
-        of_step = np.arange(batch.rows.N) - batch.rows.offsets[steps]  # number among the sequences of the step
-        order = np.arange(len(slots)) if batch.order is None else batch.order
-        at = (np.cumsum(counts) - counts)[order[of_step]] + steps  # the row of x of each packed row
-        records = [slabs.record(slot) for slot in slots]
-        states = packed.gather(records)
-        self._busy = True
-        try:
-            with limited_to(self.threads):
-                made = packed.forward(np.ascontiguousarray(rows[at]), batch, states)
-        finally:
-            self._busy = False
-        y[at] = made
-        packed.scatter(states, records)
-        now = self._clock()
-        for slot, n in zip(slots, counts, strict=True):
-            info = slabs.info(slot)
-            info["steps"] += n
-            info["used"] = now
-
-    @staticmethod
-    def _checked_lengths(lengths: Any, n: int) -> Array:
-        counts = as_array(lengths, "lengths")
-        if counts.dtype.kind not in "iu" and counts.size:
-            raise TypeError(f"lengths must be integers, got dtype {counts.dtype}")
-        if counts.shape != (n,):
-            raise ValueError(f"lengths has shape {counts.shape}, expected ({n},): one entry for each handle")
-        if counts.size and counts.min() < 0:
-            raise ValueError(f"lengths must be 0 or more, got {counts.min()}")
-        return counts.astype(np.int64)
 
     # ----------------------------------------------------------------------------------------------- weights, snapshots
     def swap(self, model: Any, *, keep_states: bool = True) -> None:
@@ -260,19 +232,6 @@ class StreamBatch(OpenStreams):
         if not keep_states:
             self.reset(self.handles())
 
-    def snapshot(self, path: str | os.PathLike[str]) -> None:
-        """Write all streams to one file, atomically: states, handles and keys; `load` reads it.
-
-        Raises
-        ------
-        OSError
-            The file cannot be written; an old one is untouched.
-        TypeError
-            A key is no str, bytes or int, which alone a file can hold.
-        """
-        self._check_free()
-        write(self, path)
-
     @classmethod
     def load(cls, model: Any, path: str | os.PathLike[str], **options: Any) -> StreamBatch:
         """The streams of a `snapshot`, with their handles and keys.
@@ -295,23 +254,3 @@ class StreamBatch(OpenStreams):
         batch = cls(model, **options)
         read(batch, path)
         return batch
-
-    def stats(self) -> dict[str, Any]:
-        """Counts since the StreamBatch was made, and its present size.
-
-        Returns
-        -------
-        stats : dict
-            streams, capacity, max_streams; opened, closed, evicted, exported, restored; calls of `step` and rows
-            of these calls; state_bytes, the numbers of one stream; memory_bytes, all slabs without keys.
-        """
-        return {
-            "streams": len(self),
-            "capacity": self._slabs.capacity,
-            "max_streams": self.max_streams,
-            **self._counts,
-            "calls": int(self._rows.calls),
-            "rows": int(self._rows.rows),
-            "state_bytes": self._slabs.width * self._dtype.itemsize,
-            "memory_bytes": self._slabs.nbytes,
-        }

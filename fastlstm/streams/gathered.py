@@ -25,7 +25,6 @@ class Gathered:
 
     def __init__(self, packed: Packed, slabs: Slabs, most_threads: int) -> None:
         self._packed, self._slabs, self._threads = packed, slabs, most_threads
-        self.calls = self.rows = 0
 
     def add(self) -> None:
         """Called after the slabs have grown."""
@@ -42,6 +41,5 @@ class Gathered:
             info = self._slabs.info(slot)
             info["steps"] += 1
             info["used"] = now
-        self.calls += 1
-        self.rows += len(slots)
+        self._slabs.counted += np.array((1, len(slots)), np.uint64)
         return True

@@ -1,8 +1,8 @@
-"""Which streams are open: handles, keys, room, idle ones, and states as bytes. The base of `StreamBatch`."""
+"""Which streams are open, by which handle and key, and which are idle. A base of `StreamBatch`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, KeysView, Sequence
+from collections.abc import Callable, Hashable, Iterable, KeysView
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from ..layout import Array
 from ..validation import number, positive
 from .errors import StreamsFull
 from .model import Packed, packed_of
-from .records import decode, encode
+from .records import encode
 from .slabs import Slabs
 
 Evicted = Callable[[Any, bytes], object]
@@ -122,37 +122,6 @@ class OpenStreams:
         return self._keys.get(int(handle))
 
     # ------------------------------------------------------------------------------------------------- opening, closing
-    def open(self, key: Hashable = None, *, state: bytes | None = None) -> int:
-        """Begin a stream.
-
-        Parameters
-        ----------
-        key : hashable, optional
-            A name of your own, by which `handle_of` finds the stream.
-        state : bytes, optional
-            What `export` returned; None begins with a state of zeros.
-
-        Returns
-        -------
-        handle : int
-            Names this stream and no later one: after `close` it is never given out again.
-
-        Raises
-        ------
-        StreamsFull
-            max_streams are open, and none has been idle for idle_seconds.
-        StateError
-            The bytes do not fit; see `restore`.
-        ValueError
-            The key has an open stream.
-        """
-        if state is not None:
-            return int(self.restore([state], keys=[key])[0])
-        self._check_free()
-        self._check_key(key)
-        self._make_room(1)
-        return self._take(key)
-
     def _check_key(self, key: Hashable) -> None:
         if key is not None and key in self._handles:
             raise ValueError(
@@ -225,93 +194,10 @@ class OpenStreams:
         self._slabs.info(to)["steps"] = self._slabs.info(slot)["steps"]
         return new
 
-    # ------------------------------------------------------------------------------------------------- states as bytes
-    @property
-    def weights_id(self) -> bytes:
-        """16 bytes that tell equation and weights from all others; state bytes carry them."""
-        return self._packed.weights_id
-
+    # ----------------------------------------------------------------------------------------------------- idle streams
     def _encoded(self, slot: int) -> bytes:
         p = self._packed
         return encode(self._slabs.record(slot), p.widths, int(self._slabs.info(slot)["steps"]), p.weights_id)
-
-    def export(self, handles: Any, drop: bool = False) -> list[bytes]:
-        """The states of streams as bytes, which `open` and `restore` take, in this process or another.
-
-        Parameters
-        ----------
-        handles : int, or (n,) integers
-        drop : bool
-            Close the streams.
-
-        Returns
-        -------
-        states : list of n bytes
-            A header with version, sizes and the number of the weights, the numbers, and a checksum.
-
-        Raises
-        ------
-        StreamClosed, ValueError
-            As `close`.
-        """
-        self._check_free()
-        slots = self._slabs.find(as_handles(handles).tolist())
-        states = [self._encoded(slot) for slot in slots]
-        self._counts["exported"] += len(states)
-        if drop:
-            self._close(slots)
-            self._counts["closed"] += len(slots)
-        return states
-
-    def restore(
-        self, states: Iterable[bytes], *, keys: Sequence[Hashable] | None = None, other_weights: bool = False
-    ) -> Array:
-        """Begin streams with states that `export` returned.
-
-        Parameters
-        ----------
-        states : list of n bytes
-        keys : list of n keys, optional
-        other_weights : bool
-            Take states that were made with other weights of the same equation, such as those before more training.
-
-        Returns
-        -------
-        handles : (n,) int64 array
-
-        Raises
-        ------
-        StateError
-            A state is damaged, cut short, or of another version, other sizes or other weights.
-        StreamsFull, ValueError, TypeError
-            No room for all; a key has an open stream or comes twice. No stream is opened then.
-        """
-        self._check_free()
-        states, p = list(states), self._packed
-        names: Sequence[Hashable] = [None] * len(states) if keys is None else list(keys)
-        if len(names) != len(states):
-            raise ValueError(f"there are {len(names)} keys for {len(states)} states: give one for each, or None")
-        given = [name for name in names if name is not None]
-        for name in given:
-            self._check_key(name)
-        if len(set(given)) < len(given):
-            raise ValueError(f"key {next(n for n in given if given.count(n) > 1)!r} comes twice")
-        expected = None if other_weights else p.weights_id
-        read = [
-            decode(state, p.widths, p.dtype, expected, f"state {i}" if len(states) > 1 else "state")
-            for i, state in enumerate(states)
-        ]
-        self._make_room(len(read))
-        return np.array([self._opened(*one, name) for one, name in zip(read, names, strict=True)], np.int64)
-
-    def _opened(self, numbers: Array, steps: int, key: Hashable) -> int:
-        """Begin a stream with a state, for which there is room."""
-        handle = self._take(key)
-        (slot,) = self._slabs.find([handle])
-        self._slabs.record(slot)[...] = numbers
-        self._slabs.info(slot)["steps"] = steps
-        self._counts["restored"] += 1
-        return handle
 
     def evict_idle(self, seconds: float | None = None, at_most: int = 1024) -> list[tuple[Any, bytes]]:
         """Close streams that have done no step for some time.

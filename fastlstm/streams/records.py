@@ -89,7 +89,7 @@ def decode(
     if weights_id is not None and of_weights != weights_id:
         raise StateError(
             f"{name} belongs to other weights: to those with number {of_weights.hex()}, and these have "
-            f"{weights_id.hex()}. To go on with it nevertheless: restore([state], other_weights=True)"
+            f"{weights_id.hex()}. To go on with it nevertheless, give restore other_weights=True"
         )
     numbers = np.frombuffer(data, dtype.newbyteorder("<"), sum(widths), at)
     return numbers.astype(dtype), steps

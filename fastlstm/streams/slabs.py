@@ -40,6 +40,7 @@ class Slabs:
         self.records: list[Array] = []  # (SLAB, stride) each
         self.slots: list[Array] = []  # (SLAB,) of SLOT each
         self.taken = 0
+        self.counted = np.zeros(2, np.uint64)  # calls of steps; rows of these calls
         self._free: list[int] = []  # heap of the slots that were given back
         self.fresh = 0  # the first slot that was never taken; all above it are fresh too
 
@@ -120,10 +121,10 @@ class Slabs:
         ValueError
             A handle comes twice.
         """
-        slots, capacity = [], self.capacity
+        slots = []
         for handle in handles:
             slot = handle & SLOT_MASK
-            if handle < 0 or slot >= capacity or self.info(slot)["generation"] != handle >> SLOT_BITS:
+            if not self.is_open(handle):
                 raise StreamClosed(self._why_closed(handle, slot))
             slots.append(slot)
         if once and len(set(slots)) < len(slots):
@@ -142,8 +143,13 @@ class Slabs:
         )
 
     def is_open(self, handle: int) -> bool:
-        slot = handle & SLOT_MASK
-        return handle >= 0 and slot < self.capacity and bool(self.info(slot)["generation"] == handle >> SLOT_BITS)
+        slot, generation = handle & SLOT_MASK, handle >> SLOT_BITS
+        return bool(
+            generation > 0
+            and generation % 2
+            and slot < self.capacity
+            and self.slots[slot // SLAB]["generation"][slot % SLAB] == generation
+        )
 
     def handle(self, slot: int) -> int:
         """The handle of a taken slot."""

@@ -45,9 +45,12 @@ def read(batch: OpenStreams, path: str | os.PathLike[str]) -> None:
     """Take the streams of a file into a StreamBatch that never had a stream."""
     arrays, config = files.load(path)
     slabs, packed = batch._slabs, batch._packed
-    if config.get("streams") != FORMAT:
-        found = f"version {config['streams']} of" if "streams" in config else "no"
-        raise FileError(f"{path} is {found} a snapshot of streams: this fastlstm reads version {FORMAT}")
+    if "streams" not in config:
+        raise FileError(f"{path} is no snapshot of streams, but another file of fastlstm")
+    if config["streams"] != FORMAT:
+        raise FileError(
+            f"{path} has version {config['streams']} of snapshots, and this fastlstm reads version {FORMAT}"
+        )
     try:
         handles, states, steps, generations = (arrays[n] for n in ("handles", "states", "steps", "generations"))
         keys = [_key(one) for one in config["keys"]]
