@@ -26,6 +26,7 @@ def _check_built() -> None:
 _check_built()
 
 if TYPE_CHECKING:
+    from . import aio as aio
     from . import forecast as forecast
     from . import keras as keras
     from . import losses as losses
@@ -110,7 +111,19 @@ _HOME = {
     "StreamsFull": "streams",
 }
 # Public submodules, loaded in the same way.
-_SUBMODULES = ("callbacks", "files", "forecast", "keras", "losses", "metrics", "nn", "streams", "torch", "training")
+_SUBMODULES = (
+    "aio",
+    "callbacks",
+    "files",
+    "forecast",
+    "keras",
+    "losses",
+    "metrics",
+    "nn",
+    "streams",
+    "torch",
+    "training",
+)
 # Those that cannot be loaded without an installed library of the same name; `from fastlstm import *` leaves them out.
 _WITH_LIBRARY = ("sklearn",)
 __all__ = ["BackendError", "__version__", "backends", *_HOME, *_SUBMODULES]

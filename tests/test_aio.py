@@ -162,6 +162,7 @@ def test_rows_of_one_stream_keep_their_order_and_share_no_batch() -> None:
         return np.stack(await asyncio.gather(*(batcher.step(handle, row) for row in x)))
 
     assert np.array_equal(run(main), alone(layer, x))
+    assert batcher.stats()["sizes"][1] == 32, "no batch has two rows"
 
 
 def test_the_row_may_be_changed_at_once() -> None:
@@ -307,7 +308,7 @@ def test_a_deadline_in_the_batch_says_that_the_stream_is_stepped() -> None:
     run(main)
 
 
-# -------------------------------------------------------------------------------------------------------------- overload
+# ------------------------------------------------------------------------------------------------------------- overload
 def asked(batcher: Batcher, n: int) -> Any:
     """n requests of streams of their own, in one turn."""
     handles = [batcher.streams.open() for _ in range(n)]
@@ -405,7 +406,7 @@ def test_a_key_serves_one_client_at_a_time() -> None:
             with pytest.raises(ValueError, match="has an open stream"):
                 async with batcher.stream("a", store=store):
                     pass
-            assert "a" in batcher.streams.keys()
+            assert list(batcher.streams.keys()) == ["a"]
         with pytest.raises(TypeError, match="a stream with a store has a key, a str"):
             async with batcher.stream(3, store=store):
                 pass

@@ -52,7 +52,7 @@ ORDER = [
         "_keras_weights",
         "_onnx_weights",
     ],
-    ["training", "callbacks", "forecast"],
+    ["training", "callbacks", "forecast", "aio"],
     ["text", "recipes", "trace", "gates_page", "torch", "keras", "onnx", "sklearn", "report", "plot", "convert"],
     ["cli"],
     ["__main__"],

@@ -1,7 +1,7 @@
 """An asyncio front of `fastlstm.StreamBatch`: requests of many clients become steps of many streams. See docs/aio.md.
 
-`batcher` has `Batcher`, over `queue` (which requests make the next batch); `client` is one client's stream from open to
-close, `errors` what is raised.
+`batcher` has `Batcher`, over `batches` (when a batch begins, and where it runs) and `queue` (its requests); `client` is
+one client's stream from open to close, `errors` what is raised.
 """
 
 from .batcher import Batcher
