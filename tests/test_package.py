@@ -32,6 +32,7 @@ ORDER = [
         "gradients",
         "_old_pickles",
         "configuration",
+        "quantise",
         "layer",
         "spec_layer",
     ],
