@@ -3,7 +3,7 @@
 A backend is a stateless module with four functions, the same in name, signature and values as those of
 `fastlstm._backends.numpy`, whose docstrings are the contract:
 
-    pack(spec, params, storage, reverse)                     a block: one direction of one layer, in the backend's form
+    pack(spec, params, storage, reverse, x_form)             a block: one direction of one layer, in the backend's form
     forward(blocks, x, rows, states, y, tapes, at, row_map)  the directions of one layer over packed rows
     backward(block, x, rows, states, tape, dy, dx, grads)    one direction, one stretch of time
     bind(blocks, x, states) -> step()                        one step of all layers, everything bound
