@@ -1,12 +1,13 @@
 """A model as a list of steps: plain data for programs that run a model without this package's layers.
 
-`steps_of` takes a layer, a `Sequential`, or a list such as ``[lstm, dense, "sigmoid"]``, and returns what happens to one
-input of one time step: a row is looked up, a recurrent layer advances, a product is taken, an activation is applied.
+`steps_of` takes a layer, a `Sequential`, or a list such as ``[lstm, dense, "sigmoid"]``, and returns what happens to
+one input of one time step: a row is looked up, a recurrent layer advances, a product is taken, an activation applied.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,7 @@ def steps_of(model: Any) -> list[Step]:
     steps: list[Step] = []
     for part in parts:
         steps += _of_part(part, steps[-1].sizes[1] if steps else None)
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         if isinstance(after, Lookup):
             raise ValueError(f"{after} takes token ids, so it must be the first step: {before} stands before it")
         if before.sizes[1] != after.sizes[0]:
@@ -194,7 +195,9 @@ def _of_module(module: nn.Module, width: int | None) -> list[Step]:
     if isinstance(module, nn.Residual):
         (inner,) = _of_module(module.module, width)
         if not isinstance(inner, Recurrence | Affine):
-            raise ValueError(f"{module!r} cannot run step by step: only recurrent layers and Dense have a residual path")
+            raise ValueError(
+                f"{module!r} cannot run step by step: only recurrent layers and Dense have a residual path"
+            )
         return [type(inner)(**{**vars(inner), "skip": True})]
     core = module.core
     if isinstance(module, nn.Embedding):
@@ -211,17 +214,13 @@ def _affine(layer: dense.Dense, activation: Activation = "linear") -> Affine:
     """A dense layer as a step."""
     params = layer.state_dict()
     bias = params.get("bias")
-    return Affine(
-        _float32(params["weight"], layer), None if bias is None else _float32(bias, layer), activation
-    )
+    return Affine(_float32(params["weight"], layer), None if bias is None else _float32(bias, layer), activation)
 
 
 def _of_recurrent(layer: Recurrent) -> list[Step]:
     """A step for each layer of a recurrent layer."""
     if layer.bidirectional:
-        raise ValueError(
-            f"{layer!r} cannot run step by step: its reverse direction begins at the sequence's end"
-        )
+        raise ValueError(f"{layer!r} cannot run step by step: its reverse direction begins at the sequence's end")
     params = layer.state_dict()
     return [
         Recurrence(spec, {name: _float32(params[key], layer) for name, key in keys.items()})

@@ -1,4 +1,4 @@
-"""A model as one C99 source and header, for programs without Python: see docs/c.md."""
+"""A model as one C99 source and header, for programs without Python: see docs/to_c.md."""
 
 from __future__ import annotations
 
@@ -99,15 +99,14 @@ def to_c(
     header = path.with_suffix(".h")
     write_atomically(header, program.header.encode())
     write_atomically(path, program.source.encode())
-    return Exported(
-        str(path), str(header), program.state_bytes, program.stack_bytes, program.flash_bytes, change
-    )
+    return Exported(str(path), str(header), program.state_bytes, program.stack_bytes, program.flash_bytes, change)
 
 
 # What a C99 or C++ program cannot use as a name.
 RESERVED = set(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
-    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while".split()
+    "auto break case char const continue default do double else enum extern float for goto if inline int long "  # noqa: SIM905
+    "register restrict return short signed sizeof static struct switch typedef union unsigned void volatile "
+    "while".split()
 )
 
 
@@ -122,7 +121,11 @@ def identifier(name: Any) -> str:
     if isinstance(name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) and name not in RESERVED:
         return name
     like = re.sub(r"\W", "_", str(name), flags=re.ASCII)
-    like = like if re.match(r"[A-Za-z]", like) and like not in RESERVED and not keyword.iskeyword(like) else f"model_{like}"
+    like = (
+        like
+        if re.match(r"[A-Za-z]", like) and like not in RESERVED and not keyword.iskeyword(like)
+        else f"model_{like}"
+    )
     raise ValueError(f"name must be a C identifier, got {name!r}: name={like!r} would be one")
 
 
@@ -132,7 +135,9 @@ def check_finite(steps: list[Step]) -> None:
         arrays = vars(step).get("params") or {key: vars(step).get(key) for key in ("weight", "bias")}
         for name, array in arrays.items():
             if array is not None and not np.isfinite(array).all():
-                raise ValueError(f"{name} of {step} holds NaN or infinity, which C has no constants for: mend the weights")
+                raise ValueError(
+                    f"{name} of {step} holds NaN or infinity, which C has no constants for: mend the weights"
+                )
 
 
 def test_inputs(first: Step) -> Array:
@@ -154,7 +159,9 @@ def checked_sample(given: Any, first: Step) -> Array:
     if not fits or not sample.size or (sample.dtype.kind not in ("iu" if ids else "iuf")):
         raise ValueError(f"calibrate has shape {np.shape(given)} and dtype {sample.dtype}, expected {wanted}")
     if isinstance(first, Lookup) and (sample.min() < 0 or sample.max() >= first.weight.shape[0]):
-        raise ValueError(f"calibrate has token ids from {sample.min()} to {sample.max()}, expected 0 to {first.weight.shape[0] - 1}")
+        raise ValueError(
+            f"calibrate has token ids from {sample.min()} to {sample.max()}, expected 0 to {first.weight.shape[0] - 1}"
+        )
     if not np.isfinite(sample).all():
         raise ValueError("calibrate holds NaN or infinity")
     return sample if ids else sample.astype(np.float32)

@@ -33,6 +33,7 @@ EXPRESSIONS: dict[str, tuple[str, Callable[[str, str, str], str]]] = {
     "softplus": ("fl_softplus", lambda x, a, b: f"fl_softplus({x})"),
 }
 
+
 def expression(given: Any, x: str, used: set[str]) -> str:
     """The activation of the C variable x; the functions that it calls are added to `used`."""
     f: Activation = activation(given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..spec import Spec
@@ -25,7 +24,10 @@ def gate(spec: Spec, role: int, x: str, used: set[str]) -> str:
 def lstm(spec: Spec, at: int, out: Source) -> list[str]:
     """The gates of an LSTM from their sums a (4H), and the new h and c."""
     H, used = spec.H, out.used
-    peep = (lambda k, c: f" + peep{at}[{k * H} + j] * {c}") if spec.peepholes else (lambda k, c: "")
+
+    def peep(k: int, c: str) -> str:
+        return f" + peep{at}[{k * H} + j] * {c}" if spec.peepholes else ""
+
     lines = [f"const float a_i = a[j]{peep(0, 'c[j]')};"]
     if not spec.input_forget:
         lines.append(f"const float a_f = a[{H} + j]{peep(1, 'c[j]')};")
@@ -106,7 +108,9 @@ def recurrent_function(spec: Spec, at: int, out: Source, x_bounded: bool, h_boun
         declared += [f"int8_t q[{widest}];", "float factor;"]
         size += widest
     declared.append("int j;")
-    text = function(f"static void step{at}(const float *x, {', '.join(state)})", [*declared, *body, *loop(H, gates), *after])
+    text = function(
+        f"static void step{at}(const float *x, {', '.join(state)})", [*declared, *body, *loop(H, gates), *after]
+    )
     return text, size
 
 
@@ -145,5 +149,3 @@ def loop(n: int, lines: list[str]) -> list[str]:
 def function(head: str, lines: list[str]) -> str:
     """A C function."""
     return "\n".join([head, "{", *(f"    {line}" for line in lines), "}"])
-
-

@@ -151,7 +151,7 @@ static float fl_softplus(float x)
 static float fl_elu(float x, float alpha)
 {
     return x > 0.0f ? x : x > -0.3f ? alpha * x * (1.0f + x * (0.5f + x * (0.166666667f + x * (4.16666667e-2f
-           + x * 8.33333333e-3f)))) : alpha * (fl_exp(x) - 1.0f);
+           + x * (8.33333333e-3f + x * 1.38888889e-3f))))) : alpha * (fl_exp(x) - 1.0f);
 }""",
         ("fl_exp",),
     ),

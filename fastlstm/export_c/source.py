@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import __version__
 from ..layout import Array
-from ..steps import Affine, Lookup, Pointwise, Recurrence, Step
+from ..steps import Affine, Lookup, Recurrence, Step
 from ..storage import STORAGES, bounded
 from .activations import expression, number
 from .cells import function, loop, product, recurrent_function
@@ -115,7 +115,7 @@ def add_recurrence(out: Source, at: int, step: Recurrence, x_bounded: bool) -> N
 
 def add_affine(out: Source, at: int, step: Affine, x_bounded: bool) -> None:
     """The constants and the function of a dense layer."""
-    I, U = step.sizes
+    I, U = step.sizes  # noqa: E741
     out.matrix(f"w_x{at}", step.weight)
     if step.bias is not None:
         out.constant(f"bias{at}", step.bias)
@@ -216,14 +216,14 @@ def add_lookup(out: Source, at: int, step: Lookup, y: str) -> list[str]:
 # -------------------------------------------------------------------------------------------------------- the two files
 def assembled(out: Source, steps: list[Step], note: str, include: str, samples: tuple[Array, Array]) -> Program:
     """Source and header from what was collected."""
-    name, I, U = out.name, steps[0].sizes[0], steps[-1].sizes[1]
+    name, inputs, outputs = out.name, steps[0].sizes[0], steps[-1].sizes[1]
     argument = "int32_t token" if isinstance(steps[0], Lookup) else "const float *x"
     head = f"int {name}_step({name}_state *state, {argument}, float *y)"
     what = ", ".join(map(str, steps)) + (", weights in int8" if out.int8 else "")
     guard = f"{name.upper()}_H"
     sizes = {
-        "INPUTS": I,
-        "OUTPUTS": U,
+        "INPUTS": inputs,
+        "OUTPUTS": outputs,
         "STATE_BYTES": out.state,
         "STACK_BYTES": out.stack,
         "FLASH_BYTES": out.flash,
@@ -238,7 +238,7 @@ def assembled(out: Source, steps: list[Step], note: str, include: str, samples: 
         sizes="\n".join(f"#define {name.upper()}_{key} {value}" for key, value in sizes.items()),
         fields="\n".join(f"    {line}" for line in out.fields),
         head=head,
-        fed=fed(steps[0], U),
+        fed=fed(steps[0], outputs),
     )
     reset = [f"for (j = 0; j < {size}; j++) state->{part}[j] = 0.0f;" for part, size in out.state_arrays()]
     parts = [
@@ -247,7 +247,10 @@ def assembled(out: Source, steps: list[Step], note: str, include: str, samples: 
         *out.data,
         *out.functions,
         function(f"void {name}_reset({name}_state *state)", ["int j;", *reset]),
-        function(head, [*out.buffers, "int j;", *out.body, "return 0;"] if uses_j(out) else [*out.buffers, *out.body, "return 0;"]),
+        function(
+            head,
+            [*out.buffers, "int j;", *out.body, "return 0;"] if uses_j(out) else [*out.buffers, *out.body, "return 0;"],
+        ),
         self_test(out, steps, samples),
     ]
     return Program("\n\n".join(parts) + "\n", header, out.state, out.stack, out.flash)
@@ -263,8 +266,8 @@ def fed(first: Step, U: int) -> str:
     if isinstance(first, Lookup):
         V = first.weight.shape[0]
         return (
-            f"One step: a token id from 0 to {V - 1}, {U} outputs. Returns 0, or -1 for another id: nothing has changed\n"
-            "   then."
+            f"One step: a token id from 0 to {V - 1}, {U} outputs. Returns 0, or -1 for another id: nothing\n"
+            "   has changed then."
         )
     return f"One step: {first.sizes[0]} inputs, {U} outputs; x and y do not overlap. Returns 0."
 
