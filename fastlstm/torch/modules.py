@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..layout import Rows
 from ..packing import Batch
-from .recurrence import Call, Outputs, Recurrence, infer
+from .recurrence import Call, Outputs, Recurrence, infer, recorded
 from .weights import Form, Kernels
 
 PLAIN = (torch.Tensor, nn.Parameter)  # other tensors may compute in another way
@@ -101,7 +101,7 @@ class _Accelerated:
         kernels.calls += 1
         dropout = self.dropout if not kernels.form.cell and self.training and self.num_layers > 1 else 0.0
         given = (x, h, c, *weights)
-        record = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+        record = recorded(given)
         blocks = kernels.training_blocks(weights) if record else kernels.inference_blocks(weights)
         call = Call(kernels.form, blocks, batch, rows, dropout, native)
         outputs: Outputs = Recurrence.apply(call, *given) if record else infer(call, x, h, c)
