@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .cell import LSTMCell as LSTMCell
     from .cell import RNNCell as RNNCell
     from .dense import Dense as Dense
+    from .export_c import to_c as to_c
     from .gradients import SparseGradient as SparseGradient
     from .info import show_config as show_config
     from .keras import from_keras as from_keras
@@ -90,6 +91,7 @@ _HOME = {
     "SparseGradient": "gradients",
     "softmax_cross_entropy": "losses",
     "Dense": "dense",
+    "to_c": "export_c",
     "load": "models",
     "Sequential": "sequential",
     "SGD": "optim",
