@@ -55,8 +55,6 @@ ORDER = [
         "_onnx_weights",
     ],
     ["training", "callbacks", "forecast", "aio"],
-    ["text", "recipes", "trace", "gates_page", "torch", "keras", "onnx", "sklearn", "report", "plot", "convert"],
-    ["training", "callbacks", "forecast"],
     [
         "text",
         "recipes",
