@@ -44,7 +44,8 @@ def test_outputs_are_those_of_the_quantised_layer(kind: str, options: dict[str, 
     y, state = model(X)
     expected, last = own(model, storage)(X.numpy())
     parts = (state, last) if isinstance(last, tuple) else ((state,), (last,))
-    assert_same_bits({"y": y.numpy(), **dict(enumerate(s.numpy() for s in parts[0]))}, {"y": expected, **dict(enumerate(parts[1]))})  # type: ignore[arg-type]  # fmt: skip
+    got = [y.numpy(), *(part.numpy() for part in parts[0])]
+    assert_same_bits(dict(zip("yhc", got, strict=False)), dict(zip("yhc", [expected, *parts[1]], strict=False)))
     assert 0 < np.abs(y.numpy() - plain).max() < 3e-2 and not y.requires_grad
     packed = nn.utils.rnn.pack_padded_sequence(X, [7, 4, 2])
     data = model(packed)[0].data.numpy()
