@@ -26,6 +26,7 @@ def _check_built() -> None:
 _check_built()
 
 if TYPE_CHECKING:
+    from . import aio as aio
     from . import forecast as forecast
     from . import keras as keras
     from . import losses as losses
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .cell import LSTMCell as LSTMCell
     from .cell import RNNCell as RNNCell
     from .dense import Dense as Dense
+    from .export_c import to_c as to_c
     from .gradients import SparseGradient as SparseGradient
     from .info import show_config as show_config
     from .keras import from_keras as from_keras
@@ -89,6 +91,7 @@ _HOME = {
     "SparseGradient": "gradients",
     "softmax_cross_entropy": "losses",
     "Dense": "dense",
+    "to_c": "export_c",
     "load": "models",
     "Sequential": "sequential",
     "SGD": "optim",
@@ -110,7 +113,19 @@ _HOME = {
     "StreamsFull": "streams",
 }
 # Public submodules, loaded in the same way.
-_SUBMODULES = ("callbacks", "files", "forecast", "keras", "losses", "metrics", "nn", "streams", "torch", "training")
+_SUBMODULES = (
+    "aio",
+    "callbacks",
+    "files",
+    "forecast",
+    "keras",
+    "losses",
+    "metrics",
+    "nn",
+    "streams",
+    "torch",
+    "training",
+)
 # Those that cannot be loaded without an installed library of the same name; `from fastlstm import *` leaves them out.
 _WITH_LIBRARY = ("sklearn",)
 __all__ = ["BackendError", "__version__", "backends", *_HOME, *_SUBMODULES]

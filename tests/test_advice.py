@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -118,6 +119,10 @@ CASES: dict[str, Bad] = {
             3, 4, bidirectional=bidirectional, activations=(("sigmoid", "tanh", "tanh"), ("sigmoid", "tanh", "relu"))
         ),
         {"bidirectional": False},
+    ),
+    "a calibration for float32": Bad(
+        lambda weights: fl.LSTM(3, 4).to_c(Path(tempfile.mkdtemp()) / "model.c", weights=weights, calibrate=ONES[:, 0]),
+        {"weights": "float32"},
     ),
     "a masked array": Bad(lstm, {"x": np.ma.array(ONES, mask=ONES > 0)}),
     "samples of sound for a layer of one": Bad(

@@ -142,14 +142,15 @@ static void make_phase(Phase *p, const fl_block *k, int phase, const Starts *sta
     fl_share(q->panels, 1, part, parts, &q->first_panel, &q->end_panel);
 }
 
-/* A phase of one step of n rows. */
-INLINE void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, int reversed_panels) {
+/* A phase of a job's step i, of n rows. */
+INLINE void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, const fl_forward_job *job, ptrdiff_t i) {
     Product *const q = &p->product;
     q->b = p->of_m ? s->m : s->h;
     if (p->hoisted && p->of_x)
         q->start = in->start + p->start_at;
     else if (p->of_x)
         q->a = in->x, q->ids = in->ids, q->next_ids = in->next_ids;
-    q->reversed_panels = reversed_panels;
+    q->reversed_panels = (i + job->reversed_panels) & 1;
+    q->prefetches = job->prefetches;
     product(q, n, p->epilogue, s);
 }

@@ -13,12 +13,15 @@ typedef struct {
 } Tile;
 
 /* acc (M rows, CA vectors) += a w. w has C vectors, of which the third is added to accumulator third_acc. M, C, CA and
- * third_acc are constants wherever this is inlined, so the accumulators stay in registers. */
+ * third_acc are constants wherever this is inlined, so the accumulators stay in registers. So does each vector of w: for
+ * 2 or 3 rows GCC would load it again for each, and processors load no more vectors in a cycle than they multiply. */
 INLINE void multiply(V *acc, const int M, const int CA, const int C, const int third_acc, const float *a, ptrdiff_t lda,
                      const float *w, ptrdiff_t K) {
     for (ptrdiff_t k = 0; k < K; k++, w += C * VL) {
         EACH(v, C) {
-            const V wv = V_LOAD(w + v * VL);
+            V wv = V_LOAD(w + v * VL);
+            if (M < 4)
+                V_IN_REGISTER(wv);
             EACH(m, M) {
                 V *const s = &acc[m * CA + (v == 2 ? third_acc : v)];
                 *s = V_FMA(V_SET1(a[m * lda + k]), wv, *s);
