@@ -26,6 +26,9 @@ typedef struct {
     fl_chunk *chunks; /* by rows: one for each piece; else one for each direction */
 } fl_plan;
 
+/* The memory in which a task quantises operands: that of its part; in a pipeline the walk's is the third. */
+enum { FL_WALKER = 2 };
+
 typedef struct {
     enum {
         FL_IDLE,  /* nothing to do */
