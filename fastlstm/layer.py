@@ -17,6 +17,7 @@ from ._backends import choose
 from .configuration import Configurable
 from .forksafe import Lock
 from .layout import Array
+from .quantise import Quantisation
 from .validation import float_dtype, is_real
 
 
@@ -81,6 +82,11 @@ class Layer(Configurable):
             if self._children
             else (self._version)
         )
+
+    @property
+    def _quantised(self) -> Quantisation | None:
+        """How weights are kept in a reduced storage; None where all are floats of the dtype."""
+        return next((how for child in self._children.values() if (how := child._quantised) is not None), None)
 
     @property
     def children(self) -> dict[str, Layer]:

@@ -13,7 +13,7 @@ from ...forksafe import Lock
 from ...layout import Array, RowMap, Rows
 from ...num_threads import get_num_threads
 from ...spec import ACTIVATIONS, Spec
-from ...storage import problem
+from ...storage import Form, problem
 from .calls import BYTES, FLOATS, INTS, NULL, Call, aligned, free_calls, from_buffer, new, pointer, run, sizes_of
 from .extension import ffi, lib
 
@@ -48,7 +48,13 @@ class Block:
     work_of_ids: int  # multiply-adds of a token id's row, without a product with the input matrix
 
 
-def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, reverse: bool = False) -> Block:
+def pack(
+    spec: Spec,
+    params: dict[str, Array],
+    storage: str | None = None,
+    reverse: bool = False,
+    x_form: Form | None = None,
+) -> Block:
     """See `_backends.numpy.pack`. The panels for backward are packed when it is first called."""
     why = supports(spec, storage or "float32", "float32")
     if why is not None:
