@@ -63,11 +63,11 @@ static void pack_bytes(char *to, const Panel *panel, ptrdiff_t K, const Matrix *
             const int8_t *const from = (const int8_t *)of->w + output * of->by_output;
             int32_t sum = 0;
             for (ptrdiff_t k = k0; k < fl_min(K, k0 + FL_PACK_STRETCH); k++) {
-                to[((2 + k / 4) * row + i) * 4 + k % 4] = from[k];
+                to[(row_of_depth(k) * row + i) * 4 + k % 4] = (char)from[k];
                 sum += from[k];
             }
             ((float *)to)[i] = of->scales[output];
-            ((int32_t *)to)[row + i] -= BYTE_BIAS * sum;
+            ((int32_t *)to)[row_of_block(k0 / (4 * BLOCK_ROWS)) * row + i] -= BYTE_BIAS * sum;
         }
 }
 

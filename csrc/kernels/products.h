@@ -47,7 +47,7 @@ INLINE void token_rows(const Product *q, const int CA, const int C, ptrdiff_t pa
     for (int m = 0; m < rows; m++, into += CA * VL)
         EACH(v, CA) {
             const V start = V_LOAD(bias + v * VL);
-            V_STORE(into + v * VL, v < C ? V_ADD(start, stored(q->storage, wa, C, q->ids[row + m], v)) : start);
+            V_STORE(into + v * VL, v < C ? add_stored(q->storage, start, wa, C, q->ids[row + m], v) : start);
         }
 }
 static const float *token_start(const Product *q, int shape, ptrdiff_t panel, ptrdiff_t row, int rows, float *into) {
@@ -71,7 +71,7 @@ INLINE void prefetch_token_rows(const Product *q, ptrdiff_t panel, int step, ptr
     const char *const wa = panel_at(q, q->wa, q->ka, wanted);
     for (int m = 0; m < rows; m++)
         for (ptrdiff_t j = 0; j < piece; j += 64)
-            __builtin_prefetch(wa + (of_bytes ? 2 + ids[m] / 4 : ids[m]) * piece + j);
+            __builtin_prefetch(wa + (of_bytes ? row_of_depth(ids[m]) : ids[m]) * piece + j);
 }
 
 /* ------------------------------------------------------------------------------------------------------------- tiles */

@@ -3,22 +3,24 @@
  * FL_FLOAT32, FL_FLOAT16: a panel is (K, C, VL) numbers; the arithmetic is float32, in the same order.
  *
  * FL_INT8: a weight is q s, with an integer q in -127..127 and a scale s for each output (row of the matrix). The other
- * operand is quantised too, row by row (quantise): its number is j u, with an integer j in -127..127 and a unit u. A
- * product's sum of q j is exact in int32, whatever the order, and is dequantised by one fused multiply-add:
+ * operand is quantised too, row by row (quantise): its number is j u, with an integer j and a unit u. A sum of q j is
+ * exact in int32, whatever the order, and is dequantised by one fused multiply-add:
  *
  *     out = start + float(sum) * (s * u)          s * u and float(sum) are rounded to float32 first
  *
- * For K up to 2^17 no sum leaves int32. A panel is (2 + ceil(K / 4), C, VL) words of 4 bytes: the scales; the corrections;
- * then the weights, four depths to a word. Integers of the other operand are stored with BYTE_BIAS added, as unsigned
- * bytes; an output's correction is -BYTE_BIAS times the sum of its q. Two neighbouring weights (k even, k + 1) never sum
- * to more than 128 (fastlstm/storage.py chooses the scales so), so that the sum of their products with unsigned bytes
- * fits 16 bits: 255 * 128 < 2^15, and no instruction saturates.
+ * j is in -127..127 (8 bits), or in -8191..8191 (16 bits: x of a first layer, on request). A sum has at most 65536 or 2048
+ * depths, so that it fits int32; a larger K takes several, one multiply-add each, in order. A row of 16 bits is two planes
+ * of bytes: j = low + 256 high with low and high in -128..127, so that all products are of bytes.
  *
- * An operand of 16 bits (x of a first layer, on request) has integers in -32639..32639, j = low + 256 high with low and
- * high in -128..127. It is two planes of bytes: the products of the low bytes are added first, then those of the high
- * ones with the unit 256 u.
+ * Integers of the other operand are stored with BYTE_BIAS added, as unsigned bytes; an output's correction is -BYTE_BIAS
+ * times the sum of its q. Two neighbouring weights (k even, k + 1) never sum to more than 128 (fastlstm/storage.py chooses
+ * the scales so), so that the sum of their products with unsigned bytes fits 16 bits: 255 * 128 < 2^15, and no instruction
+ * saturates.
  *
- * A row of token ids reads the numbers float(q) * s of its column, rounded to float32, and adds them to the start. */
+ * A panel is (rows, C, VL) words of 4 bytes: a row of scales; then for each block of 2048 depths a row of corrections and
+ * up to 512 rows of weights, four depths to a word.
+ *
+ * A row of token ids adds q s of its column, by one fused multiply-add. */
 
 typedef struct Product Product;
 
@@ -38,18 +40,24 @@ typedef struct {
 
 static ptrdiff_t bytes_f32(ptrdiff_t K) { return 4 * K; }
 static ptrdiff_t bytes_f16(ptrdiff_t K) { return 2 * K; }
-static ptrdiff_t bytes_int8(ptrdiff_t K) { return 4 * (2 + fl_ceil_div(K, 4)); }
+
+/* FL_INT8: rows of weights of a block; the row of a panel in which the weights of depth k are, and that of a block's
+ * corrections; and blocks of a sum. */
+enum { BLOCK_ROWS = 512 };
+INLINE ptrdiff_t row_of_depth(ptrdiff_t k) { return 2 + k / 4 + k / (4 * BLOCK_ROWS); }
+INLINE ptrdiff_t row_of_block(ptrdiff_t block) { return 1 + block * (1 + BLOCK_ROWS); }
+INLINE ptrdiff_t blocks_of_sum(int planes) { return planes == 2 ? 1 : 32; }
+static ptrdiff_t bytes_int8(ptrdiff_t K) { return 4 * (row_of_depth(K - 1) + 1); }
 
 static const Storage storage_f32 = {.bytes = bytes_f32, .tiles = tile_f32_table};
 
-/* Vector v of C of the stored weights of depth k in a panel: what a token id adds to its start values. */
-INLINE V stored(int storage, const void *panel, const int C, ptrdiff_t k, const int v) {
+/* start + vector v of C of the stored weights of depth k in a panel: what a token id adds to its start values. */
+INLINE V add_stored(int storage, V start, const void *panel, const int C, ptrdiff_t k, const int v) {
     if (storage == FL_INT8) {
-        const char *const scales = panel;
-        const char *const words = scales + (2 + k / 4) * C * VL * 4;
-        return V_MUL(VI_FLOAT(VI_BYTE(words + v * VL * 4, k % 4)), V_LOAD((const float *)panel + v * VL));
+        const char *const words = (const char *)panel + row_of_depth(k) * C * VL * 4;
+        return V_DEQUANTISE(VI_BYTE(words + v * VL * 4, k % 4), V_LOAD((const float *)panel + v * VL), start);
     }
-    return weights(behind(panel, k * C, storage == FL_FLOAT16), v, storage == FL_FLOAT16);
+    return V_ADD(start, weights(behind(panel, k * C, storage == FL_FLOAT16), v, storage == FL_FLOAT16));
 }
 
 /* -------------------------------------------------------------------------------------------------- quantised operands */
@@ -62,11 +70,7 @@ typedef struct {
     int planes;     /* 1: integers of 8 bits; 2: of 16 bits */
 } Bytes;
 
-/* Where plane p of a row begins, and what its integers are multiplied with. */
-INLINE ptrdiff_t plane_at(ptrdiff_t ld, int planes, int p) { return p * (ld / planes); }
-INLINE float plane_factor(int p) { return p ? 256.0f : 1.0f; }
-
-enum { MOST_OF_8_BITS = 127, MOST_OF_16_BITS = 127 * 256 + 127 };
+enum { MOST_OF_8_BITS = 127, MOST_OF_16_BITS = 8191 };
 
 /* The row's numbers times `times`, rounded to integers, halves to even. What lies behind them, up to ld, is 0. */
 INLINE void round_row(uint8_t *to, ptrdiff_t ld, const float *from, ptrdiff_t K, float times, const int planes) {

@@ -56,6 +56,7 @@ INLINE V scalar_half(const void *p) {
     return copysignf(rest < 0x400 ? (float)rest * 0x1p-24f : v, sign ? -1.0f : 1.0f);
 }
 #define V_LOADH(p) scalar_half(p)    /* VL float16 from any address */
+#define VI_ZERO 0
 #define VI_LOAD(p) scalar_word(p)    /* from any address */
 #define VI_WORD(p) scalar_word(p)    /* the 4 bytes at p, in every lane */
 #define VI_BYTE(p, j) ((VI)((const int8_t *)(p))[j]) /* byte j (0..3) of each of VL words at p, with its sign */
@@ -64,6 +65,8 @@ INLINE V scalar_half(const void *p) {
 #define VI_SIZE(a) scalar_size(a)    /* the bits of |a|: ordered as the numbers are, and NaN last */
 #define VI_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define VI_LARGEST(a) (a)            /* the largest lane */
+#define VI_ADD(a, b) ((a) + (b))
+#define VI_256(i) ((i) * 256)
 #define VI_LOW(i) ((VI)(int8_t)(i))  /* the lowest byte, with its sign; and the integer i is VI_LOW(i) + 256 VI_HIGH(i) */
 #define VI_HIGH(i) (((i) + 128) >> 8)
 #define VI_PUT(p, i) (*(uint8_t *)(p) = (uint8_t)((i) + BYTE_BIAS)) /* VL integers in -128..127 as bytes, biased */
@@ -126,6 +129,7 @@ INLINE void neon_put(void *p, VI i) {
     memcpy(p, &word, sizeof word);
 }
 #define V_LOADH(p) neon_half(p)
+#define VI_ZERO vdupq_n_s32(0)
 #define VI_LOAD(p) vreinterpretq_s32_u8(vld1q_u8((const uint8_t *)(p)))
 #define VI_WORD(p) neon_word(p)
 #define VI_BYTE(p, j) vshrq_n_s32(vshlq_s32(VI_LOAD(p), vdupq_n_s32(24 - 8 * (int)(j))), 24)
@@ -134,6 +138,8 @@ INLINE void neon_put(void *p, VI i) {
 #define VI_SIZE(a) vreinterpretq_s32_f32(vabsq_f32(a))
 #define VI_MAX(a, b) vmaxq_s32(a, b)
 #define VI_LARGEST(a) vmaxvq_s32(a)
+#define VI_ADD(a, b) vaddq_s32(a, b)
+#define VI_256(i) vshlq_n_s32(i, 8)
 #define VI_LOW(i) vshrq_n_s32(vshlq_n_s32(i, 24), 24)
 #define VI_HIGH(i) vshrq_n_s32(vaddq_s32(i, vdupq_n_s32(128)), 8)
 #define VI_PUT(p, i) neon_put(p, i)
@@ -184,6 +190,7 @@ INLINE void avx2_put(void *p, VI i) {
     _mm_storel_epi64((__m128i *)p, _mm_xor_si128(_mm_packs_epi16(narrow, narrow), _mm_set1_epi8(-128)));
 }
 #define V_LOADH(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define VI_ZERO _mm256_setzero_si256()
 #define VI_LOAD(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 #define VI_WORD(p) avx2_word(p)
 #define VI_BYTE(p, j) _mm256_srai_epi32(_mm256_sll_epi32(VI_LOAD(p), _mm_cvtsi32_si128(24 - 8 * (int)(j))), 24)
@@ -192,6 +199,8 @@ INLINE void avx2_put(void *p, VI i) {
 #define VI_SIZE(a) _mm256_and_si256(_mm256_set1_epi32(INT32_MAX), _mm256_castps_si256(a))
 #define VI_MAX(a, b) _mm256_max_epi32(a, b)
 #define VI_LARGEST(a) avx2_largest(a)
+#define VI_ADD(a, b) _mm256_add_epi32(a, b)
+#define VI_256(i) _mm256_slli_epi32(i, 8)
 #define VI_LOW(i) _mm256_srai_epi32(_mm256_slli_epi32(i, 24), 24)
 #define VI_HIGH(i) _mm256_srai_epi32(_mm256_add_epi32(i, _mm256_set1_epi32(128)), 8)
 #define VI_PUT(p, i) avx2_put(p, i)
@@ -232,6 +241,7 @@ INLINE VI avx512_word(const void *p) {
     return _mm512_set1_epi32(word);
 }
 #define V_LOADH(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
+#define VI_ZERO _mm512_setzero_si512()
 #define VI_LOAD(p) _mm512_loadu_si512((const void *)(p))
 #define VI_WORD(p) avx512_word(p)
 #define VI_BYTE(p, j) _mm512_srai_epi32(_mm512_sll_epi32(VI_LOAD(p), _mm_cvtsi32_si128(24 - 8 * (int)(j))), 24)
@@ -240,6 +250,8 @@ INLINE VI avx512_word(const void *p) {
 #define VI_SIZE(a) _mm512_and_si512(_mm512_set1_epi32(INT32_MAX), _mm512_castps_si512(a))
 #define VI_MAX(a, b) _mm512_max_epi32(a, b)
 #define VI_LARGEST(a) _mm512_reduce_max_epi32(a)
+#define VI_ADD(a, b) _mm512_add_epi32(a, b)
+#define VI_256(i) _mm512_slli_epi32(i, 8)
 #define VI_LOW(i) _mm512_srai_epi32(_mm512_slli_epi32(i, 24), 24)
 #define VI_HIGH(i) _mm512_srai_epi32(_mm512_add_epi32(i, _mm512_set1_epi32(128)), 8)
 #define VI_PUT(p, i)                                                                                                   \

@@ -44,10 +44,14 @@ INLINE VI plain_dot(VI x, VI w) { return _mm512_madd_epi16(_mm512_maddubs_epi16(
 #if VL == 16
 #define DOT(sum, x, w) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w))
 #elif VL == 8 && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
-#define DOT(sum, x, w) __asm__("{vex} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(x), "x"(w))
+#define DOT(sum, x, w) __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(x), "x"(w))
 #elif VL == 4
-#define DOT(sum, x, w)                                                                                                 \
-    __asm__(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(x), "w"(w))
+#if defined(__ARM_FEATURE_DOTPROD)
+#define KNOWN ""
+#else
+#define KNOWN ".arch armv8.2-a+dotprod\n\t" /* or the assembler does not know the instruction */
+#endif
+#define DOT(sum, x, w) __asm__(KNOWN "sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(x), "w"(w))
 #endif
 #ifdef DOT
 #define HAS_DOTS 1
@@ -75,7 +79,7 @@ static const Storage *storage_of(int storage) {
  * the processor says that it has them. */
 static int dots_agree(void) {
 #if HAS_DOTS
-    enum { GROUPS = 9, C = 4 };
+    enum { GROUPS = 9, C = 4 }; /* weights of one block */
     uint8_t a[ROWS * 4 * GROUPS];
     char w[(2 + GROUPS) * C * VL * 4] __attribute__((aligned(64)));
     uint32_t random = 1;
@@ -83,12 +87,14 @@ static int dots_agree(void) {
         a[i] = (uint8_t)(i % 5 == 0 ? 255 - BYTE_BIAS : i % 5 == 1 ? BYTE_BIAS - 127 : (int)(random >> 24));
     for (size_t i = 0; i < sizeof w; i++, random = random * 1664525 + 1013904223)
         w[i] = (char)((i & 1 ? 1 : -1) * (int)(random >> 26));
-    for (ptrdiff_t i = 0; i < C * VL * 4; i += 3) /* pairs of neighbours whose sum is the largest, or the least */
-        w[C * VL * 4 + i / 2 * 2] = (char)(i & 1 ? 127 : -127), w[C * VL * 4 + i / 2 * 2 + 1] = (char)(i & 1 ? 1 : -1);
-    VI sums[ROWS * 4], plain[ROWS * 4];
-    sums_dots(sums, ROWS, 1, C, a, 4 * GROUPS, w, 0, GROUPS);
-    sums_plain(plain, ROWS, 1, C, a, 4 * GROUPS, w, 0, GROUPS);
-    return memcmp(sums, plain, sizeof sums) == 0;
+    for (ptrdiff_t i = 0; i < C * VL * 4; i += 3) { /* pairs of neighbours whose sum is the largest, or the least */
+        char *const pair = w + 2 * C * VL * 4 + i / 2 * 2;
+        pair[0] = (char)(i & 1 ? 127 : -127), pair[1] = (char)(i & 1 ? 1 : -1);
+    }
+    VI dots[ROWS * 4], plain[ROWS * 4];
+    sums_dots(dots, ROWS, 1, C, 1, a, 4 * GROUPS, w, 0, 0, GROUPS);
+    sums_plain(plain, ROWS, 1, C, 1, a, 4 * GROUPS, w, 0, 0, GROUPS);
+    return memcmp(dots, plain, sizeof dots) == 0;
 #else
     return 0;
 #endif
