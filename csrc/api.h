@@ -219,8 +219,8 @@ void fl_step(fl_stream *stream);
 void flq_step(fl_stream *stream);
 
 /* A call below fl_locked_work multiply-adds takes less than about 50 us on one core, so that it may keep Python's lock;
- * each row counts for fl_row_work multiply-adds beside its own. */
-extern const ptrdiff_t fl_locked_work, fl_row_work;
+ * each row counts for fl_row_work multiply-adds beside its own, fl_bytes_speed of FL_INT8 for one. */
+extern const ptrdiff_t fl_locked_work, fl_row_work, fl_bytes_speed;
 
 /* Panels of a dense layer whose isa and sizes are set: bytes, and packing, as above. backward: 0 or 1. */
 ptrdiff_t fl_dense_size(const fl_dense *dense, int backward);

@@ -2,7 +2,8 @@
  * in which the instruction set can do it, with
  *
  *   DOT(sum, x, w)   sum += the products of the four bytes of x and of w, lane by lane
- *   DOTS(name)       a name of this way's own */
+ *   DOTS(name)       a name of this way's own
+ *   BY_PROCESSOR     whether DOT is one instruction */
 
 /* sum (M rows, P panels of C vectors) += the products of `groups` rows of weights w with as many words of each row a.
  * Panels are `next` bytes apart. */
@@ -153,9 +154,11 @@ static void DOTS(row_gru)(const Product *q, ptrdiff_t from, ptrdiff_t end, epilo
 
 static const Storage DOTS(storage) = {.bytes = bytes_int8,
                                       .quantises = 1,
+                                      .has_dots = BY_PROCESSOR,
                                       .tiles = DOTS_TABLE(DOTS(tile)),
                                       .row = DOTS(row),
                                       .row_gru = DOTS(row_gru)};
 
 #undef DOT
 #undef DOTS
+#undef BY_PROCESSOR

@@ -34,6 +34,7 @@ typedef void single_row_fn(const Product *q, ptrdiff_t from, ptrdiff_t end, epil
 typedef struct {
     ptrdiff_t (*bytes)(ptrdiff_t K); /* of an output's weights, its scale and correction included */
     int quantises;                   /* the other operand is bytes (Bytes below); else floats */
+    int has_dots;                    /* by the processor's dot products of bytes */
     tile_fn *const (*tiles)[SHAPES]; /* by number of rows and shape */
     single_row_fn *row, *row_gru;    /* panels of 4 vectors, and of SHAPE_GRU; NULL: the epilogue's own function */
 } Storage;

@@ -10,6 +10,7 @@
 #define TILES_OF(NAME) TILES(NAME)
 
 #define DOTS(name) name##_plain
+#define BY_PROCESSOR 0
 #if VL == 1
 INLINE VI plain_dot(VI x, VI w) {
     VI sum = 0;
@@ -56,9 +57,22 @@ INLINE VI plain_dot(VI x, VI w) { return _mm512_madd_epi16(_mm512_maddubs_epi16(
 #ifdef DOT
 #define HAS_DOTS 1
 #define DOTS(name) name##_dots
+#define BY_PROCESSOR 1
 #include "dots.h"
 #else
 #define HAS_DOTS 0
+#endif
+
+/* EPILOGUE for what is inlined for FL_INT8 too. */
+#if HAS_DOTS
+#define EPILOGUE_OF_BYTES(NAME, ROW, CA, C, THIRD_ACC)                                                                 \
+    EPILOGUE_FUNCTIONS(NAME, ROW, CA, C, THIRD_ACC)                                                                    \
+    static void NAME##_row_bytes(const Product *q, ptrdiff_t from, ptrdiff_t end, const void *context) {               \
+        row_panels_dots(q, CA, C, THIRD_ACC, from, end, ROW, context);                                                 \
+    }                                                                                                                  \
+    static const Epilogue NAME##_epilogue = {NAME##_tile, NAME##_row, NAME##_row_bytes};
+#else
+#define EPILOGUE_OF_BYTES EPILOGUE
 #endif
 
 /* How a storage is computed with on this processor. */
