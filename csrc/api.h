@@ -205,11 +205,13 @@ typedef struct {
     float *h, *c;       /* (L, B, R), (L, B, H); c: LSTM only, else NULL */
     float *scratch;     /* (fl_step_scratch), 64-byte aligned */
     /* Set to 0 before the first step; stream.c alone changes them. */
-    int reversed_panels; /* whether the last step walked its panels from the last to the first */
-    uint64_t ended;      /* when the last step ended (fl_now) */
-    int followed;        /* steps of the present round: steps that followed one another without a pause */
-    int round;           /* steps of a round, where one thread was quicker; else 0 */
-    uint64_t spent[2];   /* nanoseconds of the round's timed steps: with one thread, with all threads */
+    int reversed_panels;        /* whether the last step walked its panels from the last to the first */
+    int taken;                  /* steps since prefetching was last tried */
+    uint64_t prefetch_spent[2]; /* nanoseconds of the timed steps then: without and with prefetching */
+    uint64_t ended;             /* when the last step ended (fl_now) */
+    int followed;               /* steps of the present round: steps that followed one another without a pause */
+    int round;                  /* steps of a round, where one thread was quicker; else 0 */
+    uint64_t spent[2];          /* nanoseconds of the round's timed steps: with one thread, with all threads */
 } fl_stream;
 
 /* One step of all layers; the result is the last layer's h. flq_step does not release Python's lock: for steps below

@@ -121,6 +121,7 @@ typedef struct {
     ptrdiff_t ldy;
     const fl_row_map *row_map; /* NULL: packed */
     int reversed_panels; /* 1: the first step walks the panels from the last to the first; 0: the second step does */
+    int prefetches;      /* whether products of a single row ask for their weights ahead; see stream.c */
 } fl_forward_job;
 
 /* A backward call as its tasks see it. */

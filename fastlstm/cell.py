@@ -39,8 +39,8 @@ class Cell(SpecLayer):
             x = checked_ids(batch.pack(x[None], INT64).reshape(batch.rows.N), self.input_size, self.dtype)
         return x if ids else x[None], batch, self._take_state(state, "state", leading), unbatched
 
-    def _sampled(self, x: Any) -> tuple[Array, Batch]:
-        return self._enter(x, None, None)[:2]
+    def _sampled(self, x: Any, mask: Any = None) -> tuple[Array, Batch]:
+        return self._enter(x, None, mask)[:2]
 
     def _take_state(self, state: Any, name: str, leading: tuple[int, ...]) -> engine.States:
         """A state, (B, H) or (H,) each, as fresh arrays (1, B, H); one half of an LSTM's gradient may be None."""

@@ -250,6 +250,18 @@ class Layer(Configurable):
 
         save(self, path)
 
+    def to_c(
+        self,
+        path: str | os.PathLike[str],
+        name: str | None = None,
+        weights: str = "float32",
+        calibrate: Any = None,
+    ) -> Any:
+        """Write the layer as C99, a source and a header that need no library; see `fastlstm.export_c.to_c`."""
+        from .export_c import to_c
+
+        return to_c(self, path, name, weights, calibrate)
+
     # ------------------------------------------------------------------------------------------------- copies, pickles
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from .validation import positive_number
 
 if TYPE_CHECKING:
     from .layer import Layer
+    from .packing import Batch
     from .spec_layer import SpecLayer
 
 REDUCED = ("int8", "int16", "float16")
@@ -45,6 +46,11 @@ class Quantisation:
     storage: str
     storages: tuple[str, ...]
     inputs: str | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The storages of all layers, each once."""
+        return tuple(dict.fromkeys(self.storages))
 
     def to_config(self) -> dict[str, Any]:
         """In JSON's types."""
@@ -228,9 +234,21 @@ def joined(reports: Mapping[str, Report], changes: Array | None, rest: int) -> R
     return Report(layers, Change.of("output", "", changes, before, after))
 
 
+class Masked(NamedTuple):
+    """The input of the layer in a module: x (B, T, I), and a mask (B, T) or None."""
+
+    x: Any
+    mask: Any
+
+
 def bytes_of(layer: SpecLayer, at: int) -> int:
     """The bytes of all arrays of one layer."""
     return sum(layer._params[key].nbytes for of_d in layer._keys[at] for key in of_d.values())
+
+
+def _entered(layer: SpecLayer, sample: Any) -> tuple[Array, Batch]:
+    """A sample, checked and packed."""
+    return layer._sampled(*sample) if isinstance(sample, Masked) else layer._sampled(sample)
 
 
 def outputs_of(layers: Sequence[SpecLayer], sample: Any) -> list[list[Array]]:
@@ -241,7 +259,7 @@ def outputs_of(layers: Sequence[SpecLayer], sample: Any) -> list[list[Array]]:
     outputs : a list for each of `layers`, with (N, D*R) for each layer inside
     """
     first = layers[0]
-    x, batch = first._sampled(sample)
+    x, batch = _entered(first, sample)
     found: list[list[Array]] = [[] for _ in layers]
     for at in range(len(first._specs)):
         below: Array | None = None
@@ -306,7 +324,7 @@ def _changes(layer: SpecLayer, made: SpecLayer, sample: Any) -> list[Array | Non
 
 
 def _end(layer: SpecLayer, made: SpecLayer, sample: Any) -> Array:
-    x, batch = layer._sampled(sample)
+    x, batch = _entered(layer, sample)
     ends = []
     for one in (layer, made):
         states = one._zeros(batch.B)
@@ -329,6 +347,6 @@ def check_floats(layer: Layer, what: str) -> None:
     how = layer._quantised
     if how is not None:
         raise ValueError(
-            f"{what} takes weights of float32, and those of {layer!r} are kept as {how.storage}, for inference: take the "
-            "layer that it was made from, or dequantize() for the rounded numbers"
+            f"{what} takes weights of float32, and those of {layer!r} are kept as {how.storage}, for inference: take "
+            "what it was made from, or dequantize() for the rounded numbers"
         )

@@ -57,9 +57,8 @@ class Recurrent(SpecLayer):
         states = self._state.check(state, self._leading(batch.B, unbatched), "state")
         return tuple(s[:, None] for s in states) if unbatched else states
 
-    def _sampled(self, x: Any) -> tuple[Array, Batch]:
-        """The input of a call without lengths, checked and packed."""
-        return enter(x, None, None, self.input_size, self.dtype, self.batch_first)[:2]
+    def _sampled(self, x: Any, mask: Any = None) -> tuple[Array, Batch]:
+        return enter(x, None, mask, self.input_size, self.dtype, self.batch_first)[:2]
 
     # ------------------------------------------------------------------------------------------------------- forward
     def __call__(

@@ -174,7 +174,8 @@ class SpecLayer(Layer):
 
     def _pack(self) -> list[list[Any]]:
         """The packed weights of each layer and direction."""
-        forms = input_forms(self._specs, self._storages, self._quantisation and self._quantisation.inputs)
+        inputs = None if self._quantisation is None else self._quantisation.inputs
+        forms = input_forms(self._specs, self._storages, inputs)
         return [
             [
                 self._module.pack(spec, {n: self._params[key] for n, key in keys.items()}, storage, bool(d), form)
@@ -214,7 +215,8 @@ class SpecLayer(Layer):
         sample : array, optional
             An input, as a call takes it. The changes of the outputs on it are measured for the report.
         tolerance : float, optional
-            A layer whose outputs change by more in the mean, on the sample, stays float16 (float32 for storage float16).
+            A layer whose outputs change by more in the mean, on the sample, stays float16 (float32 where storage is
+            float16).
 
         Returns
         -------
@@ -241,7 +243,7 @@ class SpecLayer(Layer):
         widen(made)
         return made
 
-    def _sampled(self, x: Any) -> tuple[Array, Batch]:
+    def _sampled(self, x: Any, mask: Any = None) -> tuple[Array, Batch]:
         """The input of a call, checked and packed."""
         raise NotImplementedError
 

@@ -806,7 +806,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(TypeError, match="frozen must be a bool, got 1"):
         fl.torch.accelerate(model, frozen=1)  # type: ignore[arg-type]
     with pytest.raises(fl.BackendError, match="storage"):
-        fl.torch.accelerate(model, storage="int8")
+        fl.torch.accelerate(model, storage="int3")
     assert type(model) is nn.LSTM
 
 

@@ -13,7 +13,7 @@ from fastlstm._backends import choose, module
 from fastlstm._backends import numpy as reference
 from fastlstm._backends.numpy.products import Matrix, rows_of, times, times_transposed
 from fastlstm.spec import Spec
-from fastlstm.storage import STORAGES
+from fastlstm.storage import STORAGES, problem
 
 
 def test_the_table_says_what_numpy_does() -> None:
@@ -95,10 +95,13 @@ def test_float32_storage_of_a_float64_layer_rounds() -> None:
     assert block.W_h.values.dtype == np.float32 and block.b_x.dtype == np.float64
 
 
+C = ", ".join(module("c").STORAGES)
+
+
 @pytest.mark.parametrize(
     ("name", "storage", "dtype", "why"),
     [
-        ("c", "float16", "float32", "does not keep weights as float16, only as float32: use one of these"),
+        ("c", "float64", "float32", f"does not keep weights as float64, only as {C}: use one of these"),
         ("numba", "float16", "float32", "does not keep weights as float16, only as float32, float64: use one of these"),
         ("numba", "float32", "float64", "keeps weights as the layer's dtype: use storage float64, not float32"),
         ("numpy", "float64", "float32", "does not keep weights as float64 for a layer of float32: use storage float32"),
@@ -123,9 +126,15 @@ def test_no_block_is_packed_in_a_storage_that_the_backend_lacks(backend: str) ->
     if backend == "numpy":
         assert_same_bits({"W": reference.pack(spec, params, "float16").W_x.values}, {"W": np.zeros((2, 3), np.float16)})
     else:
-        with pytest.raises(ValueError, match=f"backend '{backend}' does not keep weights as float16"):
-            module(backend).pack(spec, params, "float16")
+        for storage in STORAGES.keys() - {*module(backend).STORAGES}:
+            with pytest.raises(ValueError, match=f"backend '{backend}' does not keep weights as {storage}"):
+                module(backend).pack(spec, params, storage)
 
 
-def test_auto_takes_the_next_backend_that_has_the_storage() -> None:
+def test_auto_takes_the_next_backend_that_has_the_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("c", "numba"):
+        monkeypatch.setattr(
+            module(name), "supports", lambda spec, storage, dtype: problem(storage, dtype, ("float32",))
+        )
     assert choose("auto", "float32", [Spec("lstm", 2, 3)], "float16") is reference
+    assert choose("auto", "float32", [Spec("lstm", 2, 3)], ("float32", "float16")) is reference

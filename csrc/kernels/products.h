@@ -22,6 +22,7 @@ struct Product {
     ptrdiff_t ld_out;
     ptrdiff_t first_panel, end_panel; /* the panels that are wanted */
     int reversed_panels;              /* from the last to the first: the step before read the last one last */
+    int prefetches;                   /* weights of a single row, where they lie in the third-level cache */
 };
 
 INLINE int panel_shape(const Product *q, ptrdiff_t p) {
@@ -206,10 +207,9 @@ INLINE void row_tile(const Product *q, const int P, const int CA, const int C, c
  * for the exception see FL_ALONE_FROM. */
 static int in_pairs(ptrdiff_t bytes) { return VL < 16 || bytes < FL_ALONE_FROM || bytes > FL_ALONE_TO; }
 
-/* Whether a single row prefetches its weights: in a step that comes alone, with input and state, and from the third-level
- * cache. The hardware prefetcher is sometimes 20 % slower here, depending on its history. */
+/* Whether a single row prefetches its weights of so many bytes: only from the third-level cache. */
 static int prefetches_weights(const Product *q, ptrdiff_t bytes) {
-    return q->a && q->b && bytes >= FL_PREFETCH_FROM && bytes <= FL_PREFETCH_TO;
+    return q->prefetches && bytes >= FL_PREFETCH_FROM && bytes <= FL_PREFETCH_TO;
 }
 
 /* Panels from..end, of full width, for one row. */

@@ -29,12 +29,15 @@ INLINE const void *behind(const void *w, ptrdiff_t vectors, const int half) {
 
 /* acc (M rows, CA vectors) += a w, w (K, C, VL) floats or float16. w has C vectors, of which the third is added to
  * accumulator third_acc. M, C, CA, third_acc and half are constants wherever this is inlined, so the accumulators stay in
- * registers. */
+ * registers. So does each vector of w: for 2 or 3 rows GCC would load it again for each, and processors load no more vectors
+ * in a cycle than they multiply. */
 INLINE void multiply(V *acc, const int M, const int CA, const int C, const int third_acc, const int half,
                      const float *a, ptrdiff_t lda, const void *w, ptrdiff_t K) {
     for (ptrdiff_t k = 0; k < K; k++, w = behind(w, C, half)) {
         EACH(v, C) {
-            const V wv = weights(w, v, half);
+            V wv = weights(w, v, half);
+            if (M < 4)
+                V_IN_REGISTER(wv);
             EACH(m, M) {
                 V *const s = &acc[m * CA + (v == 2 ? third_acc : v)];
                 *s = V_FMA(V_SET1(a[m * lda + k]), wv, *s);

@@ -264,3 +264,12 @@ INLINE VI avx512_word(const void *p) {
 #define V_SEGMENT(a, bits, first)                                                                                      \
     _mm512_max_epi32(_mm512_set1_epi32(first), _mm512_srli_epi32(_mm512_castps_si512(a), bits))
 #endif
+
+/* Makes the compiler load a vector once, into a register, where it would read memory again at each use. */
+#if VL == 16
+#define V_IN_REGISTER(v) __asm__("" : "+v"(v))
+#elif VL == 8
+#define V_IN_REGISTER(v) __asm__("" : "+x"(v))
+#else
+#define V_IN_REGISTER(v) ((void)(v))
+#endif

@@ -122,7 +122,7 @@ static void walk(Walk *w, ptrdiff_t i0, ptrdiff_t i1, const float *start, ptrdif
             for (ptrdiff_t j = 0; w->prefetches && j < n * fl_max(by, -by); j += 16)
                 __builtin_prefetch(start + n * by + j);
             for (int p = 0; p < w->phases; p++)
-                run_phase(&w->phase[p], s, n, &in, (i + job->reversed_panels) & 1);
+                run_phase(&w->phase[p], s, n, &in, job, i);
             if (w->dense)
                 swap_states(s);
             else /* ragged: rows that are not alive keep their h in place, so it is copied */
@@ -267,7 +267,7 @@ static void run_part(const fl_forward_job *job, const fl_task *task, Phase *phas
     s.c += copied ? task->part * fl_copy_of_c(B, H) : 0;
     if (of_c && i == 0)
         memcpy(s.c, pass->c, (size_t)(B * H) * sizeof *s.c);
-    run_phase(phase, &s, B, in, (i + job->reversed_panels) & 1);
+    run_phase(phase, &s, B, in, job, i);
     if (of_c && i == T - 1)
         copy_columns(pass->c, s.c, B, H, q->first_panel * VL, q->end_panel * VL);
 }

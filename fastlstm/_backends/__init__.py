@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 NAMES = ("c", "numba", "numpy")  # best first
 
 # The functions that a backend may have besides the four, with their parameters. A backend has a whole group or none of
-# it. The reference is `_backends.numpy` or, for "optimisers", the loops of the package `optim`.
+# it. The reference is `_backends.numpy` or, for "optimisers", the loops of the package `optim` and, for "rows",
+# `streams.gathered`.
 EXTRAS: dict[str, dict[str, str]] = {
     "dense": {
         "dense_pack": "params",
@@ -37,6 +38,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "dense_cross_entropy": "block, x, targets, factor, grads",
     },
     "embedding": {"add_rows": "table, ids, rows"},
+    "rows": {"bind_rows": "blocks, slabs, threads"},
     "optimisers": {
         "update": "rule, numbers, arrays",
         "update_columns": "p, ids, rows, lr",
