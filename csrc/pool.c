@@ -55,6 +55,11 @@ static struct {
      * finds the same word before and after it has read them. */
     _Alignas(FL_LINES) atomic_uint_least64_t word;
     atomic_uint_least64_t base; /* the sum of `finished` before it */
+    /* Workers join no call before this moment, and leave a call when it changes: after a call has lost time to a busy
+     * neighbour, the pool rests for as long as was lost, doubled with each further such loss, up to 2^FL_STRIKES times
+     * and FL_REST_NS. A single delay then costs little, a lasting neighbour costs little, and all threads are back soon
+     * after the neighbour has gone, in the call that is under way then. */
+    atomic_uint_least64_t join_from; /* fl_now */
     atomic_int steps;
     int pieces;
     fl_piece_fn fn;
@@ -68,11 +73,7 @@ static struct {
     bool alone;    /* no worker took part in the last step of the last call */
     int made;      /* workers that exist, in slots 1..made */
     bool atfork;   /* the fork handler is registered (a child inherits it) */
-    /* After a call that lost time to a busy neighbour, the pool rests for as long as was lost, doubled with each further
-     * such call, up to 2^FL_STRIKES times and FL_REST_NS. A single delay then costs little, a lasting neighbour costs
-     * little, and all threads are back soon after the neighbour has gone. */
-    uint64_t retry_at; /* nanoseconds */
-    int strikes;       /* calls that lost time; a call that went well takes one back */
+    int strikes;   /* losses; FL_WELL_NS without one, or a call without one, take one back */
 
     slot_t slot[MAX_THREADS]; /* slot 0: the caller */
     claim_t claim[MAX_UNITS];
@@ -93,14 +94,14 @@ static inline uint64_t tick_add(uint64_t tick, uint64_t n) { return (tick + n) &
 /* A word without participants: no call. */
 static inline uint64_t idle_word(void) { return word_of(pool.tick, 0, 0); }
 
-/* Begins a call and wakes its sleeping workers; returns whether there were any. Caller and worker each write their own
- * variable first and then read the other's, in sequentially consistent order: one of the two sees the other's value, so no
- * wake-up is lost. */
-static bool publish(uint64_t word) {
+/* Begins a call and, unless the pool rests, wakes its sleeping workers; returns whether there were any. Caller and worker
+ * each write their own variable first and then read the other's, in sequentially consistent order: one of the two sees the
+ * other's value, so no wake-up is lost. */
+static bool publish(uint64_t word, bool resting) {
     bool woken = false;
     atomic_store(&pool.word, word);
     store_before_load();
-    for (int w = 1; w < threads_of(word); w++)
+    for (int w = 1; w < threads_of(word) && !resting; w++)
         woken |= slot_wake(&pool.slot[w]);
     return woken;
 }
@@ -137,7 +138,7 @@ static uint64_t await(uint64_t seen, int me) {
 
 /* A call as one participant knows it. */
 typedef struct {
-    uint64_t word, base;
+    uint64_t word, base, join_from;
     int units, threads, steps, me;
     bool alone;      /* no other participant took part in the step before, or they had to be woken */
     int64_t all;     /* units finished, as this participant saw last */
@@ -183,9 +184,10 @@ static void take_others(part *p, int step) {
         take_units(p, step, (p->me + i) % p->threads);
 }
 
-/* Whether the caller has ended this call, or goes on alone. */
+/* Whether a worker leaves the call: the caller has ended it, or has let the pool rest. */
 static bool is_over(const part *p) {
-    return p->me > 0 && atomic_load_explicit(&pool.word, memory_order_relaxed) != p->word;
+    return p->me > 0 && (atomic_load_explicit(&pool.word, memory_order_relaxed) != p->word ||
+                         atomic_load_explicit(&pool.join_from, memory_order_relaxed) != p->join_from);
 }
 
 /* Sleeps until another participant finds `enough` units finished. A participant that has finished a unit looks for
@@ -232,6 +234,8 @@ static bool finish(part *p, int step, int64_t enough) {
 
 /* Takes part in the step that is under way. Returns false if nothing is left for a worker to do. */
 static bool take_part(part *p) {
+    if (is_over(p))
+        return false;
     const int step = (int)(p->all / p->units);
     const int64_t before = p->mine;
     take_units(p, step, p->me);
@@ -243,25 +247,30 @@ static bool take_part(part *p) {
     return true;
 }
 
-/* A worker's part of a call. */
-static void join(uint64_t word, int me) {
+/* A worker's part of a call. Returns whether it is done with the call: false where the pool rests meanwhile. */
+static bool join(uint64_t word, int me) {
     part p = {.word = word, .units = units_of(word), .threads = threads_of(word), .me = me};
+    p.join_from = atomic_load_explicit(&pool.join_from, memory_order_acquire);
+    if (sleep_until(p.join_from))
+        return false;
     p.base = atomic_load_explicit(&pool.base, memory_order_acquire);
     p.steps = atomic_load_explicit(&pool.steps, memory_order_acquire);
     if (is_over(&p))
-        return; /* base and steps may be the next call's */
+        return false; /* base and steps may be the next call's */
     while (p.all < (int64_t)p.steps * p.units && take_part(&p))
         ;
+    return !is_over(&p);
 }
 
 static void *worker_main(void *slot) {
     int me = (int)((slot_t *)slot - pool.slot);
     atomic_store_explicit(&pool.slot[me].id, thread_id(), memory_order_relaxed);
-    uint64_t word = 0; /* no word is 0: ticks begin at 1 */
+    uint64_t seen = 0; /* no word is 0: ticks begin at 1 */
     fp_enter();        /* for good: the thread runs nothing else */
     for (;;) {
-        word = await(word, me);
-        join(word, me);
+        const uint64_t word = await(seen, me);
+        if (join(word, me))
+            seen = word;
     }
     return NULL;
 }
@@ -272,7 +281,7 @@ static void *worker_main(void *slot) {
  * thread of the parent had a call under way. */
 static void forget_threads(void) {
     pool.made = 0;
-    pool.retry_at = 0;
+    atomic_store(&pool.join_from, 0);
     pool.strikes = 0;
     pool.ready = 0;
     atomic_store(&pool.word, idle_word());
@@ -320,7 +329,7 @@ static void run_alone(fl_piece_fn fn, void *arg, int steps, int pieces) {
 }
 
 /* Publishes a call; returns the caller's part in it. */
-static part begin_call(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
+static part begin_call(fl_piece_fn fn, void *arg, int steps, int pieces, int threads, bool resting) {
     const int units = pieces < MAX_UNITS ? pieces : MAX_UNITS;
     part p = {.word = word_of(pool.tick, units, threads), .units = units, .threads = threads, .steps = steps};
     p.base = (uint64_t)finished(&p);
@@ -336,38 +345,58 @@ static part begin_call(fl_piece_fn fn, void *arg, int steps, int pieces, int thr
     atomic_store_explicit(&pool.base, p.base, memory_order_release);
     atomic_store_explicit(&pool.steps, steps, memory_order_release);
     make_room(pool.slot, threads);
-    p.alone = publish(p.word) || pool.alone;
+    p.alone = publish(p.word, resting) || pool.alone || resting;
     return p;
 }
 
-/* Nanoseconds by which the caller alone would have been quicker so far, judging by the time that its own units took. */
-static double lost(const part *p, uint64_t took) {
-    const double alone = (double)(took - p->waited) * (double)p->all / (double)p->mine;
-    return p->mine > 0 ? (double)took - alone : 0;
+/* A stretch of a call that is judged at once: what the caller had done when it began, and whether the pool rests. */
+typedef struct {
+    part then;
+    uint64_t begin;
+    bool resting;
+} watch_t;
+
+/* Nanoseconds by which the caller alone would have been quicker since then, judging by the time of its own units. */
+static double lost(const part *then, const part *p, uint64_t took) {
+    const int64_t mine = p->mine - then->mine;
+    const uint64_t worked = took - (p->waited - then->waited);
+    return mine > 0 ? (double)took - (double)worked * (double)(p->all - then->all) / (double)mine : 0;
+}
+
+/* Looks, after a step, whether a neighbour keeps the workers' processors busy. If so, the pool rests: workers leave the
+ * call, and join it, or a later one, when the rest is over. */
+static void judge(const part *p, watch_t *watch) {
+    if (!watch->resting && pool.strikes == 0 && p->waited - watch->then.waited < FL_SLACK_NS)
+        return;
+    const uint64_t now = fl_now(), from = atomic_load_explicit(&pool.join_from, memory_order_relaxed);
+    if (watch->resting && now < from)
+        return;
+    const double loss = watch->resting ? 0 : lost(&watch->then, p, now - watch->begin);
+    const bool resting = loss > FL_SLACK_NS, well = !watch->resting && now - watch->begin > FL_WELL_NS;
+    if (resting) {
+        atomic_store(&pool.join_from, now + (uint64_t)fmin(loss * (1 << pool.strikes), FL_REST_NS));
+        if (pool.strikes < FL_STRIKES)
+            pool.strikes++;
+    } else if (well && pool.strikes > 0) {
+        pool.strikes--;
+    }
+    if (resting || well || watch->resting)
+        *watch = (watch_t){.then = *p, .begin = now, .resting = resting};
 }
 
 /* The caller's part of a call with workers. Returns the nanoseconds that it waited. */
 static uint64_t run_together(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
-    const uint64_t begin = fl_now();
-    part p = begin_call(fn, arg, steps, pieces, threads);
-    bool late = false;
+    watch_t watch = {.begin = fl_now()};
+    const bool resting = watch.resting = watch.begin < atomic_load_explicit(&pool.join_from, memory_order_relaxed);
+    part p = begin_call(fn, arg, steps, pieces, threads, resting);
+    bool well = true;
     while (p.all < (int64_t)steps * p.units) {
         take_part(&p);
-        if (late || p.waited < FL_SLACK_NS)
-            continue;
-        const uint64_t now = fl_now();
-        const double loss = lost(&p, now - begin);
-        if (loss >
-            FL_SLACK_NS) { /* a neighbour keeps the workers' cores busy: the caller goes on alone, and the pool rests */
-            late = true;
-            atomic_store_explicit(&pool.word, word_of(tick_of(p.word), p.units, 1), memory_order_relaxed);
-            pool.retry_at = now + (uint64_t)fmin(loss * (1 << pool.strikes), FL_REST_NS);
-            if (pool.strikes < FL_STRIKES)
-                pool.strikes++;
-        }
+        judge(&p, &watch);
+        well &= !watch.resting;
     }
     pool.alone = p.alone;
-    if (!late && p.mine < p.all && pool.strikes > 0)
+    if (well && p.mine < p.all && pool.strikes > 0)
         pool.strikes--;
     return p.waited;
 }
@@ -382,7 +411,7 @@ uint64_t fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
     if (threads > MAX_THREADS)
         threads = MAX_THREADS;
     if (threads > 1 && !atomic_exchange(&pool.owned, true)) {
-        if (fl_now() < pool.retry_at || (threads = grow(threads)) <= 1)
+        if ((threads = grow(threads)) <= 1)
             run_alone(fn, arg, steps, pieces);
         else
             waited = run_together(fn, arg, steps, pieces, threads);

@@ -126,6 +126,17 @@ static void slot_sleep(slot_t *slot, long ns) {
 #endif
 }
 
+/* Sleeps until a moment (fl_now), unless it has passed; returns whether it slept. Nothing wakes the thread earlier. */
+static bool sleep_until(uint64_t moment) {
+    const uint64_t now = fl_now();
+    if (now >= moment)
+        return false;
+    const struct timespec time = {.tv_sec = (time_t)((moment - now) / 1000000000),
+                                  .tv_nsec = (long)((moment - now) % 1000000000)};
+    nanosleep(&time, NULL);
+    return true;
+}
+
 /* Wakes a slot's thread; returns whether it slept. */
 static bool slot_wake(slot_t *slot) {
     if (atomic_load(&slot->asleep) == 0 || atomic_exchange(&slot->asleep, 0) == 0)
