@@ -18,7 +18,7 @@ from ..gradients import GradientLayout
 from ..layout import Array
 from ..packing import Batch
 from ..spec import Spec
-from ..torch.recurrence import limited
+from ..torch.threads import torch_threads
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -47,7 +47,7 @@ class Call:
         return c.pack(self.spec, from_keras(arrays, self.spec.kind))
 
     def run(self, block: Any, x: Array, states: engine.States, record: engine.Record | None) -> Array:
-        with limited():
+        with torch_threads():
             return engine.forward(c, [[block]], x, self.batch, states, record, packed=not self.sequences)
 
     def array(self, x: Any) -> Array:
@@ -61,7 +61,7 @@ class Call:
         grads = GradientLayout(dict(spec.parameters), FLOAT32).zeros()
         rows = None if dy is None else batch.pack(self.array(dy), FLOAT32).reshape(batch.rows.N, spec.R)
         names = {name: name for name in spec.parameters}
-        with limited():
+        with torch_threads():
             dx = engine.backward(c, [[block]], record, dstates, rows, grads, [[names]])
         assert dx is not None
         of_keras = to_keras(grads, spec.kind, spec.reset_after)

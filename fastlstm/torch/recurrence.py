@@ -7,7 +7,6 @@ that the engine made.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,8 @@ from torch.autograd import Function
 from .. import engine
 from .._backends import c
 from ..layout import Array
-from ..num_threads import get_num_threads, threads
 from ..packing import Batch
+from .threads import torch_threads
 from .weights import FLOAT32, Form
 
 Outputs = tuple[Any, ...]  # y, h_n and, for LSTM, c_n; of a cell without y
@@ -72,7 +71,7 @@ class Call:
         return drawn
 
     def run(self, x: Array, states: engine.States, record: engine.Record | None, drop: Any = None) -> Array:
-        with limited():
+        with torch_threads():
             return engine.forward(c, self.blocks, x, self.batch, states, record, drop, self.rows)
 
     def outputs(self, y: Array, states: engine.States) -> Outputs:
@@ -80,12 +79,6 @@ class Call:
         if self.form.cell:
             return tuple([t[0] for t in tensors])
         return torch.from_numpy(y), *tensors
-
-
-def limited() -> AbstractContextManager[None]:
-    """No more threads than PyTorch has: a DataLoader's worker has one."""
-    n = torch.get_num_threads()
-    return threads(n) if n < get_num_threads() else nullcontext()
 
 
 def infer(call: Call, x: Any, h: Any, c_0: Any) -> Outputs:
@@ -173,7 +166,7 @@ def _backward(call: Call, record: engine.Record, x: Any, grads: Sequence[Any], n
     if dy is not None:
         d_rows = batch.pack(call.array(dy), FLOAT32).reshape(N, -1)
     of_weights = call.form.gradients.zeros()
-    with limited():
+    with torch_threads():
         dx = engine.backward(
             c, call.blocks, record, states, d_rows, of_weights, call.form.keys, input_gradient=needed[0]
         )
