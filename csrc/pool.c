@@ -229,13 +229,16 @@ static void judge(const part *p, watch_t *watch) {
         *watch = (watch_t){.then = *p, .begin = now, .resting = resting};
 }
 
-/* The caller's share of a call that others take part in. */
+/* The caller's share of a call that others take part in. With threads of the host program it ends when a rest is over:
+ * these threads have left, and must be called again. */
 static void lead(part *p, watch_t watch) {
-    bool well = true;
-    while (is_under_way(p)) {
+    bool well = true, back = false;
+    while (is_under_way(p) && !back) {
+        const bool rested = watch.resting;
         take_part(p);
         judge(p, &watch);
         well &= !watch.resting;
+        back = p->lent && rested && !watch.resting;
     }
     pool.alone = p->alone;
     if (well && p->mine < p->all)
@@ -243,8 +246,9 @@ static void lead(part *p, watch_t watch) {
 }
 
 /* A call with workers. Returns the nanoseconds that the caller waited for units. */
-static uint64_t run_together(fl_piece_fn fn, void *arg, int steps, int pieces, int threads, bool resting) {
+static uint64_t run_together(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
     const uint64_t begin = fl_now();
+    const bool resting = begin < atomic_load_explicit(&pool.join_from, memory_order_relaxed);
     part p = begin_call(fn, arg, steps, pieces, threads, false);
     make_room(pool.slot, threads);
     p.alone = publish(p.word, resting) || pool.alone || resting;
@@ -265,8 +269,7 @@ void flq_host(fl_parallel_fn parallel, int threads) {
 }
 
 typedef struct {
-    part p; /* the caller's */
-    const part first;
+    part p, others; /* the caller's part, and how the others begin */
     uint64_t begin, end;
     pthread_t caller;
     atomic_int entered; /* threads beside the caller */
@@ -276,11 +279,11 @@ typedef struct {
 static void take_lent_part(void *arg) {
     lent_t *call = arg;
     if (pthread_equal(pthread_self(), call->caller)) {
-        lead(&call->p, (watch_t){.begin = call->begin});
+        lead(&call->p, (watch_t){.then = call->p, .begin = call->begin});
         call->end = fl_now();
         return;
     }
-    part p = call->first;
+    part p = call->others;
     p.me = 1 + atomic_fetch_add(&call->entered, 1);
     if (p.me >= p.threads)
         return;
@@ -290,20 +293,37 @@ static void take_lent_part(void *arg) {
     fp_leave(mode);
 }
 
-/* As run_together, with threads of the host program, which are awake while its own operations surround the call. It ends
- * when all of them have returned; if that takes long, it counts as lost. */
+/* The host program's threads take part until the call, or a rest that begins meanwhile, is over. That ends when all of
+ * them have returned; if this takes long, it counts as lost. Returns the moment. */
+static uint64_t lend(lent_t *call) {
+    call->begin = fl_now();
+    call->others = call->p;
+    call->others.join_from = atomic_load_explicit(&pool.join_from, memory_order_relaxed);
+    atomic_store(&call->entered, 0);
+    host.parallel(take_lent_part, call, (unsigned)host.threads, 0);
+    const uint64_t now = fl_now();
+    if (now - call->end > FL_SLACK_NS)
+        rest(now, (double)(now - call->end));
+    return now;
+}
+
+/* As run_together, with threads of the host program, which are awake while its own operations surround the call. */
 static uint64_t run_lent(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
     for (; pool.lent + 1 < threads; pool.lent++)
         slot_init(&pool.lent_slot[pool.lent + 1]);
     if (pool.made == 0)
         slot_init(&pool.slot[0]);
-    const uint64_t begin = fl_now();
-    const part p = begin_call(fn, arg, steps, pieces, threads, true);
-    lent_t call = {.p = p, .first = p, .begin = begin, .caller = pthread_self()};
-    host.parallel(take_lent_part, &call, (unsigned)host.threads, 0);
-    const uint64_t now = fl_now();
-    if (now - call.end > FL_SLACK_NS)
-        rest(now, (double)(now - call.end));
+    lent_t call = {.p = begin_call(fn, arg, steps, pieces, threads, true), .caller = pthread_self()};
+    uint64_t now = fl_now();
+    while (is_under_way(&call.p)) {
+        if (now >= atomic_load_explicit(&pool.join_from, memory_order_relaxed)) {
+            now = lend(&call);
+            continue;
+        }
+        call.p.alone = true;
+        lead(&call.p, (watch_t){.resting = true});
+        now = fl_now();
+    }
     return call.p.waited;
 }
 
@@ -317,12 +337,11 @@ uint64_t fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
     if (threads > MAX_THREADS)
         threads = MAX_THREADS;
     if (threads > 1 && !atomic_exchange(&pool.owned, true)) {
-        const bool resting = fl_now() < atomic_load_explicit(&pool.join_from, memory_order_relaxed);
         const int lent = threads < host.threads ? threads : host.threads;
-        if (host.parallel && lent > 1 && !resting && !pool.forked && mind_forks())
+        if (host.parallel && lent > 1 && !pool.forked && mind_forks())
             waited = run_lent(fn, arg, steps, pieces, lent);
         else if ((threads = grow(threads)) > 1)
-            waited = run_together(fn, arg, steps, pieces, threads, resting);
+            waited = run_together(fn, arg, steps, pieces, threads);
         else
             run_alone(fn, arg, steps, pieces);
         atomic_store(&pool.owned, false);
