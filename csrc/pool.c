@@ -296,6 +296,7 @@ static void take_lent_part(void *arg) {
 /* The host program's threads take part until the call, or a rest that begins meanwhile, is over. That ends when all of
  * them have returned; if this takes long, it counts as lost. Returns the moment. */
 static uint64_t lend(lent_t *call) {
+    atomic_store_explicit(&pool.cpu, this_cpu(), memory_order_relaxed);
     call->begin = fl_now();
     call->others = call->p;
     call->others.join_from = atomic_load_explicit(&pool.join_from, memory_order_relaxed);

@@ -28,6 +28,7 @@ static struct {
      * and FL_REST_NS. A single delay then costs little, a lasting neighbour costs little, and all threads are back soon
      * after the neighbour has gone, in the call that is under way then. */
     atomic_uint_least64_t join_from; /* fl_now */
+    atomic_int cpu; /* the caller's processor, while threads of the host program take part: they leave it */
     atomic_int steps;
     int pieces;
     fl_piece_fn fn;
@@ -135,6 +136,8 @@ static void doze(const part *p, int64_t enough) {
     if (finished(p) < enough && !is_over(p))
         slot_sleep(slot, FL_DOZE_NS);
     atomic_store(&slot->asleep, 0);
+    if (p->me == 0) /* it may have been woken on another one */
+        atomic_store_explicit(&pool.cpu, this_cpu(), memory_order_relaxed);
 }
 
 /* Waits until `enough` units are finished, that is all of `step`, and runs units that are still free. Returns whether they
@@ -171,6 +174,8 @@ static bool finish(part *p, int step, int64_t enough) {
 static bool take_part(part *p) {
     if (is_over(p))
         return false;
+    if (p->lent && p->me > 0)
+        leave_cpu(atomic_load_explicit(&pool.cpu, memory_order_relaxed));
     const int step = (int)(p->all / p->units);
     const int64_t before = p->mine;
     take_units(p, step, p->me);
