@@ -72,8 +72,9 @@ class Graph:
     def __init__(self, name: str, dtype: np.dtype[Any], outer: Graph | None = None) -> None:
         self.name, self.dtype = name, dtype
         self.proto = GraphProto(name=name)
-        self._names: set[str] = set() if outer is None else outer._names  # of values
-        self._titles: set[str] = set() if outer is None else outer._titles  # of nodes
+        # Of values and of nodes: the names that are taken, and how often each was asked for.
+        self._names: dict[str, int] = {} if outer is None else outer._names
+        self._titles: dict[str, int] = {} if outer is None else outer._titles
         self._constants: dict[tuple[Any, ...], str] = {}
 
     def fresh(self, name: str) -> str:
@@ -145,11 +146,12 @@ class Graph:
         return self.node("Shape", x, start=axis, end=axis + 1)
 
 
-def _fresh(name: str, taken: set[str]) -> str:
-    found, number = name, 1
+def _fresh(name: str, taken: dict[str, int]) -> str:
+    found = name
     while found in taken:
-        found, number = f"{name}_{number}", number + 1
-    taken.add(found)
+        found = f"{name}_{taken[name]}"
+        taken[name] += 1
+    taken[found] = 1
     return found
 
 

@@ -108,7 +108,7 @@ def _cast(a: Arguments) -> Array:
     if isinstance(to, str):  # version 1: a name
         to = next((number for number, of in TYPES.items() if of.name == to.lower()), 0)
     of = TYPES.get(to)
-    if of is not None and of.small is not None:  # rounding to what NumPy does not have
+    if of is not None and (of.small is not None or of.bits):  # rounding to what NumPy does not have
         raise FileError(f"{a.node.title} casts to {of.name}, which is not computed")
     dtype = dtype_of(to)
     a.room.take(a[0].shape, dtype.itemsize)
@@ -237,7 +237,6 @@ OPERATORS: dict[str, Callable[[Arguments], Computed]] = {
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
     "Cast": _cast,
-    "CastLike": lambda a: a[0].astype(a[1].dtype),
     "Slice": _slice,
     "Concat": _concat,
     "Unsqueeze": _unsqueeze,

@@ -290,7 +290,7 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
     if status.st_size > MAX_BYTES:
         raise FileError(f"{path} has {status.st_size} bytes; an ONNX file has less than 2 GiB, with tensors outside")
     with open(path, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
+        data = file.read(status.st_size)
     try:
         model = ModelProto.from_bytes(data)
         if model.graph is None:

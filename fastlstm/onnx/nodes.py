@@ -237,7 +237,9 @@ def weights(node: Equation, arrays: Mapping[str, Array], dtype: Any = None) -> W
     I = W.shape[-1]  # noqa: E741
     if H < 1 or I < 1 or (node.hidden_size or H) != H:
         said = "" if node.hidden_size is None else f", and hidden_size={node.hidden_size}"
-        raise FileError(f"{node.title} has W and R of shapes {_shown(arrays, 'W')} and {_shown(arrays, 'R')}{said}")
+        raise FileError(
+            f"{node.title} has W and R of shapes {_shown(arrays, 'W')} and {_shown(arrays, 'R')}{said}: no fit"
+        )
     expected = {"W": (node.D, G * H, I), "R": (node.D, G * H, H), "B": (node.D, 2 * G * H), "P": (node.D, 3 * H)}
     found = {"W": W, "R": R} | ({} if B is None else {"B": B}) | ({} if P is None else {"P": P})
     for name, array in found.items():
