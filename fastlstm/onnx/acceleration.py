@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import num_threads
+from .._backends import choose
 from ..files import FileError
 from ..validation import flag
 from .cutting import Graph, Step, steps
@@ -106,7 +107,8 @@ def accelerate(
     path : path
     stateful : bool
         Keep the states of the recurrent nodes in the session from call to call, so that sequences can be fed piece by
-        piece; `Session.reset` begins new ones. The first call begins with the model's own initial states.
+        piece; `Session.reset` begins new ones. The first call begins with the model's own initial states. Inputs of
+        the model that hold a state may be left out then; one that is given counts for that call.
     storage : {None, "float32"}
         How the kernels keep the weights.
     threads : int, optional
@@ -127,7 +129,7 @@ def accelerate(
     OSError, FileError
         The file cannot be read, or is damaged.
     ValueError
-        With stateful=True: a recurrent node cannot keep a state, which the message names.
+        With stateful=True: a recurrent node cannot keep a state, which the message names. Or an unknown backend.
     BackendError
         The backend cannot be used, or has not this storage.
     """
@@ -135,6 +137,7 @@ def accelerate(
     if threads is not None:
         with num_threads.threads(threads):  # checks the number
             pass
+    choose(backend, "float32", (), storage)
     model = read_model(path)
     runtime = onnxruntime()
     graph, found = Graph(model), recurrent_nodes(model)
@@ -203,11 +206,14 @@ def _check_states(entries: list[Entry], taken: dict[NodeProto, Recurrent], graph
             )
         for own in one.initial:
             name = one.names.get(own)
+            if name in graph.inputs and graph.users[name] == [node] and name not in graph.outputs:
+                one.state_inputs[own] = name
+                continue
             given = None if name is None else depends_on_input(graph, name)
             if given is not None:
                 raise ValueError(
-                    f"stateful=True: {node.title} begins with a state that the input {given!r} decides: pass the "
-                    "states from call to call yourself, without stateful=True"
+                    f"stateful=True: {node.title} begins with a state that is computed from the input {given!r}: pass "
+                    "the states from call to call yourself, without stateful=True"
                 )
 
 

@@ -151,6 +151,7 @@ class Recurrent:
         self.outputs = [*node.output, *[""] * 3][: len(equation.outputs)]
         self.initial = ("initial_h", "initial_c")[: len(self.outputs) - 1]
         self.one_way = not any(equation.reverse)
+        self.state_inputs: dict[str, str] = {}  # initial states that are inputs, and may be left out in a call
         self.by_batch = False  # whether Y is to be (B, T, D, H) in memory
         self._axis = 0 if equation.batch_first else 1  # of the sequences, in X and in states
         spec = recurrence.weights.specs[0]
@@ -165,18 +166,21 @@ class Recurrent:
         outputs : list of str
             Not needed here: all of them are computed.
         kept : tuple of arrays, optional
-            The initial states in place of the node's own.
+            The initial states in place of the node's own, but for those that the call itself gives as inputs.
         """
         x, given, names = values[self.names["X"]], self.constants, self.names
-        if kept is None:
-            h, c = [values[names[own]] if own in names else given.get(own) for own in ("initial_h", "initial_c")]
-        else:
-            (h, c), size = (*kept, None)[:2], kept[0].shape[self._axis]
+        # An input that holds a state may be left out where the session keeps the states.
+        h, c = [values.get(names[own]) if own in names else given.get(own) for own in ("initial_h", "initial_c")]
+        if kept is not None:
+            size, optional = kept[0].shape[self._axis], self.state_inputs
             if x.ndim == 3 and x.shape[self._axis] != size:
                 raise ValueError(
                     f"the session holds the states of {size} sequences for {self.title}, and this call has "
                     f"{x.shape[self._axis]}: feed {size}, or call reset() first"
                 )
+            h = kept[0] if h is None or "initial_h" not in optional else h
+            if len(kept) > 1:
+                c = kept[1] if c is None or "initial_c" not in optional else c
         lengths = values[names["sequence_lens"]] if "sequence_lens" in names else given.get("sequence_lens")
         found = self.recurrence.views(x, lengths, h, c, self.by_batch)
         for name, array in zip(self.outputs, found, strict=True):

@@ -50,6 +50,9 @@ class Session:
         self._inputs = {value.name: value for value in graph.proto.input if value.name in graph.inputs}
         self._outputs = {value.name: value for value in graph.proto.output}
         self._optional = set(graph.defaults)
+        for _, part in parts if stateful else ():
+            if isinstance(part, Recurrent):
+                self._optional |= set(part.state_inputs.values())
         self._required = [name for name in self._inputs if name not in self._optional]
         self._defaults = {name: to_array(tensor, graph.model.folder) for name, tensor in graph.defaults.items()}
         self._checks = {name: Check(value) for name, value in self._inputs.items()}
@@ -70,7 +73,7 @@ class Session:
         return [Argument.of(self._inputs[name]) for name in self._required]
 
     def get_overridable_initializers(self) -> list[Argument]:
-        """The inputs that a call may have in place of the model's own values."""
+        """The inputs that a call may leave out: those with a default, and states that the session keeps."""
         return [Argument.of(value) for name, value in self._inputs.items() if name in self._optional]
 
     def get_outputs(self) -> list[Argument]:
@@ -100,7 +103,8 @@ class Session:
         shapes: tuple[Any, ...] = ()
         small: bool | None = None
         if uncut is not None:
-            shapes = tuple([getattr(value, "shape", None) for value in input_feed.values()])
+            named = tuple(output_names) if output_names else None
+            shapes = (named, *[getattr(value, "shape", None) for value in input_feed.values()])
             small = uncut.small.get(shapes)
             if small:
                 try:

@@ -36,6 +36,9 @@ class Argument:
     type: str
     shape: list[int | str | None]
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.type} ({', '.join('?' if n is None else str(n) for n in self.shape)})".strip()
+
     @classmethod
     def of(cls, value: ValueInfoProto) -> Argument:
         held = None if value.type is None else value.type.tensor_type
