@@ -229,11 +229,15 @@ class Recurrent(SpecLayer):
         ValueError
             The layer is bidirectional, or reverse: it begins at an end that a stream does not have.
         """
+        self._check_streams()
+        return Stream(self._module, self._blocks()[1], self._state, positive(batch_size, "batch_size"))
+
+    def _check_streams(self) -> None:
+        """Raise ValueError where the layer begins at an end that a stream does not have."""
         if self.bidirectional:
             raise ValueError("a bidirectional layer cannot stream: its reverse direction begins at the sequence's end")
         if self.reverse:
             raise ValueError("a layer with reverse=True cannot stream: it begins at the sequence's end")
-        return Stream(self._module, self._blocks()[1], self._state, positive(batch_size, "batch_size"))
 
     def _walks_back(self, d: int) -> bool:
         return self.reverse or super()._walks_back(d)
