@@ -29,7 +29,6 @@ class Recurrent(SpecLayer):
     """Layers of one kind of cell, in one or two directions. Use `LSTM`, `GRU` or `RNN`."""
 
     _state_axes = ("num_layers * directions", "batch", "width")
-    reverse = False  # of layers pickled before it was an argument
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         options = dict(arguments)
@@ -234,13 +233,9 @@ class Recurrent(SpecLayer):
 
     def _check_streams(self) -> None:
         """Raise ValueError where the layer begins at an end that a stream does not have."""
-        if self.bidirectional:
-            raise ValueError("a bidirectional layer cannot stream: its reverse direction begins at the sequence's end")
-        if self.reverse:
-            raise ValueError("a layer with reverse=True cannot stream: it begins at the sequence's end")
-
-    def _walks_back(self, d: int) -> bool:
-        return self.reverse or super()._walks_back(d)
+        if self.bidirectional or self.reverse:
+            which = "bidirectional" if self.bidirectional else "reverse"
+            raise ValueError(f"a {which} layer cannot stream: its reverse direction begins at the sequence's end")
 
     def to_arrays(self, form: str, head: Layer | None = None) -> dict[str, Array]:
         """The parameters in a form of `fastlstm.from_arrays`; see `fastlstm.arrays.to_arrays`."""
@@ -291,8 +286,7 @@ class LSTM(Recurrent):
     single_bias : bool
         One bias, ``bias_ih_l{k}``, as in Keras. With two biases only their sum counts, and training moves both.
     reverse : bool
-        Walk each sequence from its last step to its first (ONNX's direction="reverse"). Outputs are in the input's
-        order; the final state is that after the first step. Not together with bidirectional.
+        Walk from the last step to the first; outputs stay in the input's order. Not together with bidirectional.
     dtype : {"float32", "float64"}
     backend : str
         "auto", or a name from `fastlstm.backends()`; a forced one never falls back.

@@ -103,6 +103,7 @@ class SpecLayer(Layer):
     """
 
     kind: ClassVar[Kind]
+    reverse = False  # an argument of some; layers pickled before it was one do not have it
     _state_axes: ClassVar[tuple[str, ...]]  # names of a state's leading axes, for messages
     _quantisation: Quantisation | None = None
     report: Report | None = None  # of `quantize`
@@ -174,7 +175,7 @@ class SpecLayer(Layer):
 
     def _walks_back(self, d: int) -> bool:
         """Whether a direction walks from the last step to the first."""
-        return bool(d)
+        return bool(d) or self.reverse
 
     def _pack(self) -> list[list[Any]]:
         """The packed weights of each layer and direction."""
