@@ -6,6 +6,7 @@ the layer's packed weights, and returns the engine's outputs. Shapes use the alp
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,12 +29,16 @@ class Recurrent(SpecLayer):
     """Layers of one kind of cell, in one or two directions. Use `LSTM`, `GRU` or `RNN`."""
 
     _state_axes = ("num_layers * directions", "batch", "width")
+    reverse = False  # of layers pickled before it was an argument
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         options = dict(arguments)
         self.num_layers = positive(options.pop("num_layers"), "num_layers")
         self.batch_first = flag(options.pop("batch_first"), "batch_first")
         self.bidirectional = flag(options.pop("bidirectional"), "bidirectional")
+        self.reverse = flag(options.pop("reverse"), "reverse")
+        if self.reverse and self.bidirectional:
+            raise ValueError("a bidirectional layer walks in both directions: leave out reverse=True")
         self.dropout = probability(options.pop("dropout"), "dropout")
         directions = 2 if self.bidirectional else 1
         self._LD = self.num_layers * directions  # leading axis of a state's arrays
@@ -222,11 +227,20 @@ class Recurrent(SpecLayer):
         Raises
         ------
         ValueError
-            The layer is bidirectional: the reverse direction begins at an end that a stream does not have.
+            The layer is bidirectional, or reverse: it begins at an end that a stream does not have.
         """
+        self._check_streams()
+        return Stream(self._module, self._blocks()[1], self._state, positive(batch_size, "batch_size"))
+
+    def _check_streams(self) -> None:
+        """Raise ValueError where the layer begins at an end that a stream does not have."""
         if self.bidirectional:
             raise ValueError("a bidirectional layer cannot stream: its reverse direction begins at the sequence's end")
-        return Stream(self._module, self._blocks()[1], self._state, positive(batch_size, "batch_size"))
+        if self.reverse:
+            raise ValueError("a layer with reverse=True cannot stream: it begins at the sequence's end")
+
+    def _walks_back(self, d: int) -> bool:
+        return self.reverse or super()._walks_back(d)
 
     def to_arrays(self, form: str, head: Layer | None = None) -> dict[str, Array]:
         """The parameters in a form of `fastlstm.from_arrays`; see `fastlstm.arrays.to_arrays`."""
@@ -239,6 +253,12 @@ class Recurrent(SpecLayer):
         from .torch import to_torch
 
         return to_torch(self)
+
+    def to_onnx(self, path: str | os.PathLike[str], stateful: bool = False, *, lengths: bool = False) -> None:
+        """Write the layers as an ONNX model, atomically; see `fastlstm.onnx.to_onnx`."""
+        from .onnx import to_onnx
+
+        to_onnx(self, path, stateful, lengths=lengths)
 
 
 class LSTM(Recurrent):
@@ -270,6 +290,9 @@ class LSTM(Recurrent):
         of 0.
     single_bias : bool
         One bias, ``bias_ih_l{k}``, as in Keras. With two biases only their sum counts, and training moves both.
+    reverse : bool
+        Walk each sequence from its last step to its first (ONNX's direction="reverse"). Outputs are in the input's
+        order; the final state is that after the first step. Not together with bidirectional.
     dtype : {"float32", "float64"}
     backend : str
         "auto", or a name from `fastlstm.backends()`; a forced one never falls back.
@@ -302,6 +325,7 @@ class LSTM(Recurrent):
         clip: float | None = None,
         input_forget: bool = False,
         single_bias: bool = False,
+        reverse: bool = False,
         dtype: Any = "float32",
         backend: str = "auto",
         seed: int | None = None,
@@ -340,6 +364,7 @@ class GRU(Recurrent):
         activations: Sequence[Any] = DEFAULT_ACTIVATIONS["gru"],
         clip: float | None = None,
         single_bias: bool = False,
+        reverse: bool = False,
         dtype: Any = "float32",
         backend: str = "auto",
         seed: int | None = None,
@@ -371,6 +396,7 @@ class RNN(Recurrent):
         nonlinearity: Any = "tanh",
         clip: float | None = None,
         single_bias: bool = False,
+        reverse: bool = False,
         dtype: Any = "float32",
         backend: str = "auto",
         seed: int | None = None,
