@@ -26,6 +26,7 @@ def _check_built() -> None:
 _check_built()
 
 if TYPE_CHECKING:
+    from . import aio as aio
     from . import forecast as forecast
     from . import keras as keras
     from . import losses as losses
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import onnx as onnx
     from . import sklearn as sklearn
+    from . import streams as streams
     from . import torch as torch
     from . import training as training
     from .arrays import from_arrays as from_arrays
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from .cell import LSTMCell as LSTMCell
     from .cell import RNNCell as RNNCell
     from .dense import Dense as Dense
+    from .export_c import to_c as to_c
     from .gradients import SparseGradient as SparseGradient
     from .info import show_config as show_config
     from .keras import from_keras as from_keras
@@ -66,6 +69,10 @@ if TYPE_CHECKING:
     from .schedules import SequentialLR as SequentialLR
     from .schedules import StepLR as StepLR
     from .sequential import Sequential as Sequential
+    from .streams import StateError as StateError
+    from .streams import StreamBatch as StreamBatch
+    from .streams import StreamClosed as StreamClosed
+    from .streams import StreamsFull as StreamsFull
     from .torch import from_torch as from_torch
 
 # Public name -> the module that has it. Loaded when first asked for, so that importing fastlstm costs next to nothing.
@@ -87,6 +94,7 @@ _HOME = {
     "SparseGradient": "gradients",
     "softmax_cross_entropy": "losses",
     "Dense": "dense",
+    "to_c": "export_c",
     "load": "models",
     "Sequential": "sequential",
     "SGD": "optim",
@@ -102,9 +110,26 @@ _HOME = {
     "ReduceLROnPlateau": "schedules",
     "SequentialLR": "schedules",
     "StepLR": "schedules",
+    "StateError": "streams",
+    "StreamBatch": "streams",
+    "StreamClosed": "streams",
+    "StreamsFull": "streams",
 }
 # Public submodules, loaded in the same way.
-_SUBMODULES = ("callbacks", "files", "forecast", "keras", "losses", "metrics", "nn", "onnx", "torch", "training")
+_SUBMODULES = (
+    "aio",
+    "callbacks",
+    "files",
+    "forecast",
+    "keras",
+    "losses",
+    "metrics",
+    "nn",
+    "onnx",
+    "streams",
+    "torch",
+    "training",
+)
 # Those that cannot be loaded without an installed library of the same name; `from fastlstm import *` leaves them out.
 _WITH_LIBRARY = ("sklearn",)
 __all__ = ["BackendError", "__version__", "backends", *_HOME, *_SUBMODULES]

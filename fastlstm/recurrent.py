@@ -18,7 +18,7 @@ from .layer import Layer, check_tape, given
 from .layout import Array
 from .packing import Batch, enter
 from .spec import DEFAULT_ACTIVATIONS
-from .spec_layer import RecurrentTape, SpecLayer, State, check_trainable, unwrapped
+from .spec_layer import RecurrentTape, SpecLayer, State, unwrapped
 from .stream import Stream
 from .validation import checked_dy, flag, positive, probability
 
@@ -29,7 +29,6 @@ class Recurrent(SpecLayer):
     """Layers of one kind of cell, in one or two directions. Use `LSTM`, `GRU` or `RNN`."""
 
     _state_axes = ("num_layers * directions", "batch", "width")
-    reverse = False  # of layers pickled before it was an argument
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         options = dict(arguments)
@@ -61,6 +60,9 @@ class Recurrent(SpecLayer):
             return self._state.zeros((self._LD, batch.B))
         states = self._state.check(state, self._leading(batch.B, unbatched), "state")
         return tuple(s[:, None] for s in states) if unbatched else states
+
+    def _sampled(self, x: Any, mask: Any = None) -> tuple[Array, Batch]:
+        return enter(x, None, mask, self.input_size, self.dtype, self.batch_first)[:2]
 
     # ------------------------------------------------------------------------------------------------------- forward
     def __call__(
@@ -138,7 +140,7 @@ class Recurrent(SpecLayer):
         ValueError, TypeError
             As `__call__`; and an activation that serves for inference only, such as leaky_relu with alpha < 0.
         """
-        check_trainable(self._specs[0])
+        self._check_trainable()
         every = None if checkpoint_every is None else positive(checkpoint_every, "checkpoint_every")
         x, batch, unbatched = enter(x, lengths, mask, self.input_size, self.dtype, self.batch_first)
         states = self._take_state(state, batch, unbatched)
@@ -226,14 +228,14 @@ class Recurrent(SpecLayer):
         ValueError
             The layer is bidirectional, or reverse: it begins at an end that a stream does not have.
         """
-        if self.bidirectional:
-            raise ValueError("a bidirectional layer cannot stream: its reverse direction begins at the sequence's end")
-        if self.reverse:
-            raise ValueError("a layer with reverse=True cannot stream: it begins at the sequence's end")
+        self._check_streams()
         return Stream(self._module, self._blocks()[1], self._state, positive(batch_size, "batch_size"))
 
-    def _walks_back(self, d: int) -> bool:
-        return self.reverse or super()._walks_back(d)
+    def _check_streams(self) -> None:
+        """Raise ValueError where the layer begins at an end that a stream does not have."""
+        if self.bidirectional or self.reverse:
+            which = "bidirectional" if self.bidirectional else "reverse"
+            raise ValueError(f"a {which} layer cannot stream: its reverse direction begins at the sequence's end")
 
     def to_arrays(self, form: str, head: Layer | None = None) -> dict[str, Array]:
         """The parameters in a form of `fastlstm.from_arrays`; see `fastlstm.arrays.to_arrays`."""
@@ -284,8 +286,7 @@ class LSTM(Recurrent):
     single_bias : bool
         One bias, ``bias_ih_l{k}``, as in Keras. With two biases only their sum counts, and training moves both.
     reverse : bool
-        Walk each sequence from its last step to its first (ONNX's direction="reverse"). Outputs are in the input's
-        order; the final state is that after the first step. Not together with bidirectional.
+        Walk from the last step to the first; outputs stay in the input's order. Not together with bidirectional.
     dtype : {"float32", "float64"}
     backend : str
         "auto", or a name from `fastlstm.backends()`; a forced one never falls back.

@@ -80,14 +80,14 @@ def messages(message: Any) -> list[Any]:
 
 
 def damaged_onnx(files: list[bytes], draw: random.Random, damage: Callable[[bytes, random.Random], bytes]) -> bytes:
-    """A model with damaged bytes or, more often, up to three messages changed."""
+    """A model with damaged bytes or, more often, up to six messages changed."""
     from fastlstm.onnx.messages import ModelProto
 
     data = draw.choice(files)
     if draw.randrange(4) == 0:
         return damage(data, draw)
     model = ModelProto.from_bytes(data)
-    for _ in range(draw.randint(1, 3)):
+    for _ in range(draw.randint(1, 6)):
         spoil(messages(model), draw)
     return model.to_bytes()
 

@@ -70,7 +70,7 @@ class Graph:
     """
 
     def __init__(self, name: str, dtype: np.dtype[Any], outer: Graph | None = None) -> None:
-        self.name, self.dtype = name, dtype
+        self.name, self.dtype, self._inner = name, dtype, outer is not None
         self.proto = GraphProto(name=name)
         # Of values and of nodes: the names that are taken, and how often each was asked for.
         self._names: dict[str, int] = {} if outer is None else outer._names
@@ -81,8 +81,14 @@ class Graph:
         """A name for a value that is not taken yet."""
         return _fresh(name, self._names)
 
-    def input(self, name: str, dtype: Any, shape: Sequence[Axis] | None) -> str:
+    def _exact(self, name: str) -> str:
+        """The name of an input or output: as it is, but for that of a body, which its node does not use."""
         own = self.fresh(name)
+        assert self._inner or own == name, f"the model's input or output {name!r} has the name of another value"
+        return own
+
+    def input(self, name: str, dtype: Any, shape: Sequence[Axis] | None) -> str:
+        own = self._exact(name)
         self.proto.input.append(value_info(own, dtype, shape))
         return own
 

@@ -12,6 +12,7 @@ from .. import files
 from .._onnx_weights import node_attributes, node_tensors
 from ..layout import Array, suffix
 from ..nn.base import Module
+from ..quantise import check_floats
 from ..recurrent import Recurrent
 from ..spec import Spec
 from . import scan
@@ -39,8 +40,8 @@ def to_onnx(layer: Any, path: str | os.PathLike[str], stateful: bool = False, *,
     Raises
     ------
     ValueError
-        ONNX has no operators for something (the message names it), a module is not built, or the model is larger than
-        2 GiB. Nothing is written.
+        ONNX has no operators for something (the message names it), a module is not built, weights are in a reduced
+        storage, or the model is larger than 2 GiB. Nothing is written.
     TypeError
         It is no such layer.
     OSError
@@ -52,6 +53,8 @@ def to_onnx(layer: Any, path: str | os.PathLike[str], stateful: bool = False, *,
     operators have no projection, and ONNX Runtime's have no float64. Masks become lengths of sequences that are packed
     by their valid steps.
     """
+    if isinstance(layer, (Recurrent, Module)):
+        check_floats(layer, "to_onnx")
     if isinstance(layer, Recurrent):
         data = model(of_layer(layer, stateful, lengths))
     elif isinstance(layer, Module):

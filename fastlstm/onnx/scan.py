@@ -161,7 +161,7 @@ def direction(
         y = body.where(now, y, body.constant(0, "number"))
     for name, value, width in zip(names, after, spec.initial.values(), strict=True):
         body.output(value, f"{name}_next", g.dtype, ["B", width])
-    body.output(y, "y", g.dtype, ["B", spec.R])
+    body.output(y, "step_y", g.dtype, ["B", spec.R])
     scanned = [a] if valid is None else [a, valid]
     made = g.nodes(
         "Scan",
