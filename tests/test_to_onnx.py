@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, LAYERS, Case, assert_near, named
+from cases import CASES, LAYERS, SIZES, Case, assert_near, named
 
 import fastlstm as fl
 from fastlstm import nn
@@ -39,7 +39,7 @@ def close(got: Any, expected: Any, name: str = "") -> None:
 
 @pytest.mark.parametrize("case", LAYER_CASES, ids=str)
 def test_layers_have_our_values_in_onnx_runtime(case: Case, tmp_path: Path) -> None:
-    for dtype in ("float32", "float64"):
+    for dtype in ("float32",) if case in SIZES else ("float32", "float64"):
         layer, drawn = case.layer(dtype), case.draw(dtype)
         feeds = {"x": drawn.x} | ({} if case.lengths is None else {"lengths": drawn.lengths.astype(np.int32)})
         layer.to_onnx(tmp_path / "plain.onnx", lengths=case.lengths is not None)
