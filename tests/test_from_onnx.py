@@ -449,6 +449,14 @@ def test_weights_that_do_not_fit_are_named(name: str, shape: tuple[int, ...], wh
         fl.from_onnx(model(g))
 
 
+def test_a_node_with_too_many_inputs_is_named() -> None:
+    g = graph()
+    recurrent_node(g, layer("gru"), "gru")
+    g.proto.node[0].input += ["", "x"]
+    with pytest.raises(FileError, match=r"node 'gru' \(GRU\) has 8 inputs, the operator at most 6"):
+        fl.from_onnx(model(g))
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     g = graph()
     g.node("Relu", "x")
