@@ -77,6 +77,16 @@ def test_a_stateful_model_is_fed_piece_by_piece(kind: str, tmp_path: Path) -> No
         close(state[name], part, name)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_reverse_layers(kind: str, dtype: str, tmp_path: Path) -> None:
+    case = Case(kind, 5, 3, 3, 4, {"num_layers": 2, "reverse": True}, (0, 5, 2))
+    layer, drawn = case.layer(dtype), case.draw(dtype)
+    layer.to_onnx(tmp_path / "model.onnx", lengths=True)
+    feeds = {"x": drawn.x, "lengths": drawn.lengths.astype(np.int32)}
+    close(session(tmp_path / "model.onnx").run(None, feeds)[0], layer(drawn.x, lengths=drawn.lengths)[0])
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_length_of_0_keeps_the_initial_state(kind: str, bidirectional: bool, tmp_path: Path) -> None:
@@ -144,6 +154,11 @@ def test_residual_and_stacked_modules(tmp_path: Path) -> None:
         nn.Dense(2, "softmax"),
     ]
     check(fl.Sequential(stack, seed=0), X, tmp_path / "model.onnx")
+
+
+def test_masked_steps_are_0_for_modules_that_take_no_mask(tmp_path: Path) -> None:
+    x = np.where((IDS == 0)[..., None], np.float32(2.5), X)
+    check(fl.Sequential([nn.Masking(2.5), nn.Dense(3)], seed=0), x, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("name", [*ACTIVATIONS, "softmax", "linear", ("elu", 0.5), ("scaled_tanh", 1.5, 0.5)], ids=str)
