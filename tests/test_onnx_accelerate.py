@@ -625,6 +625,25 @@ def test_storage_and_backend(tmp_path: Path, backend: str) -> None:
         fl.onnx.accelerate(tmp_path / "model.onnx", backend="abacus")
 
 
+def test_reduced_storage_is_used_in_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As layers with the same storage have it, also in calls that would else run uncut."""
+    monkeypatch.setattr(home, "LEAST_WORK", 10**9)
+    nodes = [node("GRU", "x W R B", "Y Yh", "rec", hidden_size=6, linear_before_reset=1)]
+    pair = Pair(
+        whole(graph(nodes, {"x": (F32, ["T", "B", 5])}, "Y Yh", weights("GRU", 5, 6))), tmp_path, storage="int8"
+    )
+    assert "on the kernels, weights kept as int8" in str(pair.ours.summary)
+    layer = fl.from_onnx(pair.path, "rec")
+    layer.quantize("int8")
+    x = rng.standard_normal((7, 2, 5), F32)
+    y, h = layer(x)
+    got = pair.ours.run(None, {"x": x})
+    np.testing.assert_array_equal(got[0][:, 0], y)
+    np.testing.assert_array_equal(got[1], h)
+    off = np.abs(got[0] - pair.right.run(None, {"x": x})[0]).max()
+    assert 1e-5 < off < 0.1 and pair.ours.uncut_calls == 0
+
+
 def test_several_threads_share_a_session(tmp_path: Path) -> None:
     pair = Pair(batch_first("LSTM"), tmp_path)
     feeds = [x3(b, t) for b, t in ((1, 5), (2, 3), (3, 9), (4, 2))]
