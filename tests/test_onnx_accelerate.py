@@ -629,12 +629,10 @@ def test_reduced_storage_is_used_in_every_call(tmp_path: Path, monkeypatch: pyte
     """As layers with the same storage have it, also in calls that would else run uncut."""
     monkeypatch.setattr(home, "LEAST_WORK", 10**9)
     nodes = [node("GRU", "x W R B", "Y Yh", "rec", hidden_size=6, linear_before_reset=1)]
-    pair = Pair(
-        whole(graph(nodes, {"x": (F32, ["T", "B", 5])}, "Y Yh", weights("GRU", 5, 6))), tmp_path, storage="int8"
-    )
+    model = whole(graph(nodes, {"x": (F32, ["T", "B", 5])}, "Y Yh", weights("GRU", 5, 6)))
+    pair = Pair(model, tmp_path, storage="int8")
     assert "on the kernels, weights kept as int8" in str(pair.ours.summary)
-    layer = fl.from_onnx(pair.path, "rec")
-    layer.quantize("int8")
+    layer = fl.from_onnx(pair.path, "rec").quantize("int8")
     x = rng.standard_normal((7, 2, 5), F32)
     y, h = layer(x)
     got = pair.ours.run(None, {"x": x})

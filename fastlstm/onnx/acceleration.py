@@ -113,7 +113,7 @@ def accelerate(
         Keep the states of the recurrent nodes in the session from call to call, so that sequences can be fed piece by
         piece; `Session.reset` begins new ones. The first call begins with the model's own initial states. Inputs of
         the model that hold a state may be left out then; one that is given counts for that call.
-    storage : {None, "float32", "float16", "int8"}
+    storage : {None, "float32", "float16", "int16", "int8"}
         How the kernels keep the weights (`fastlstm.storage`). With all but float32, outputs differ by what is rounded.
     threads : int, optional
         Of the kernels and of ONNX Runtime. None: `fastlstm.get_num_threads()`, for ONNX Runtime that of now.
