@@ -543,8 +543,9 @@ def test_what_cannot_keep_states_is_refused(tmp_path: Path) -> None:
     calls = [node("Neg", "h", "g"), node("GRU", "x W R B - g", "Y", "rec", hidden_size=6)]
     inputs = {"x": (F32, ["T", "B", 5]), "h": (F32, [1, "B", 6])}
     refused(whole(graph(calls, inputs, "Y", weights("GRU", 5, 6))), "computed from the input 'h': pass the states")
-    with pytest.raises(ValueError, match="keeps no states"):
+    with pytest.raises(ValueError, match=r"keeps no states: make one with fl\.onnx\.accelerate\(path, stateful=True\)"):
         Pair(batch_first(), tmp_path).ours.reset()
+    fl.onnx.accelerate(path, stateful=True).reset()
     with pytest.raises(TypeError, match="stateful"):
         fl.onnx.accelerate(path, stateful=1)  # type: ignore[arg-type]
 
@@ -591,7 +592,10 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=says):
             ours.run(outputs, feed)
-    assert ours.run(None, {"x": x})[0].shape == (2, 3, 3)
+    with pytest.raises(TypeError) as told:
+        ours.run(None, {"x": x.astype(F64)})
+    advised = eval("x" + str(told.value).rpartition("give it as ")[2], {"x": x.astype(F64)})
+    assert ours.run(None, {"x": advised})[0].shape == (2, 3, 3)
 
 
 def test_a_shape_that_fits_no_view_is_named(tmp_path: Path) -> None:
