@@ -58,8 +58,7 @@ void fl_step(fl_stream *stream) { take_step(stream, stream->threads); }
  * The rest of the round goes the quicker way. After a round in which more threads did not help, both ways are tried again
  * soon, and then less and less often. */
 void flq_step(fl_stream *stream) {
-    const fl_spec *spec = &stream->blocks[0]->spec;
-    if (fl_worthwhile(spec, stream->ids != NULL, stream->B, 1, stream->threads) == 1) {
+    if (fl_worthwhile(stream->blocks[0], stream->ids != NULL, stream->B, 1, stream->threads) == 1) {
         take_step(stream, 1);
         return;
     }
