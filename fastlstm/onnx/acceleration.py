@@ -109,8 +109,9 @@ def accelerate(
         Keep the states of the recurrent nodes in the session from call to call, so that sequences can be fed piece by
         piece; `Session.reset` begins new ones. The first call begins with the model's own initial states. Inputs of
         the model that hold a state may be left out then; one that is given counts for that call.
-    storage : {None, "float32"}
-        How the kernels keep the weights.
+    storage : {None, "float32", "float16", "int8"}
+        How the kernels keep the weights of the recurrent nodes (`fastlstm.storage`). None: as they are. With float16
+        and int8 no call is left to ONNX Runtime for being short, so that all outputs have the same roundings.
     threads : int, optional
         Of the kernels and of ONNX Runtime. None: `fastlstm.get_num_threads()`, for ONNX Runtime that of now.
     session_options : onnxruntime.SessionOptions, optional
@@ -157,7 +158,8 @@ def accelerate(
         options.intra_op_num_threads = threads or num_threads.get_num_threads()
         if taken and options.intra_op_num_threads > 1:  # a worker that spins after its piece keeps our threads waiting
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return _session(graph, taken, entries, options, stateful, threads)
+    reduced = storage not in (None, "float32", "float64")
+    return _session(graph, taken, entries, options, stateful, threads, reduced)
 
 
 def _taken(found: Found, graph: Graph, backend: str, storage: str | None) -> Recurrent | str:
@@ -224,6 +226,7 @@ def _session(
     options: Any,
     stateful: bool,
     threads: int | None,
+    reduced: bool,
 ) -> Session:
     def whole() -> Any:
         return inference_session(graph.model.to_bytes(), options)
@@ -238,7 +241,8 @@ def _session(
         else:
             summary = Summary(entries, sum(isinstance(part, Piece) for _, part in parts))
             least = sum(one.work for one in taken.values())  # FLOPs of a call of one step of one sequence
-            return Session(graph, parts, summary, stateful, threads, None if stateful or least >= LEAST_WORK else whole)
+            always_cut = stateful or reduced or least >= LEAST_WORK
+            return Session(graph, parts, summary, stateful, threads, None if always_cut else whole)
     step = Step(0, list(graph.proto.node), [*graph.inputs], graph.outputs)
     return Session(graph, [(step, Whole(whole()))], Summary(entries), stateful, threads)
 
