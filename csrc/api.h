@@ -281,6 +281,13 @@ typedef struct {
 uint64_t fl_checksum(const fl_memory *stretches, int count);
 uint64_t flq_checksum(const fl_memory *stretches, int count);
 
+/* Lets calls of this thread, until flq_host(NULL, 0), run on `threads` threads of the program that called: parallel(fn,
+ * data, threads, flags), which has the form of OpenMP's GOMP_parallel, runs fn(data) in each of them and in the calling
+ * thread, and returns when all have returned. Results do not depend on it. A forked child, and a call after one that lost
+ * time to a busy neighbour, use threads of our own. */
+typedef void (*fl_parallel_fn)(void (*fn)(void *), void *data, unsigned threads, unsigned flags);
+void flq_host(fl_parallel_fn parallel, int threads);
+
 /* peak.c, for the reports: the most floating-point operations, and bytes read, in a second, that the calling thread
  * reaches within about `seconds`. Reading runs again and again through `bytes` of memory; 0 where there is too little. */
 double fl_measure_fma(int isa, double seconds);

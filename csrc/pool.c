@@ -34,73 +34,18 @@
 #error "fastlstm's C backend needs POSIX threads (Linux or macOS); elsewhere use the numba or numpy backend"
 #endif
 
-#include "pool_system.h"
+#include "pool_part.h"
 
-#include "pool.h"
+/* ---- workers ---- */
 
-enum {
-    MAX_THREADS = 256,
-    MAX_UNITS = 1024 /* both need at most 11 of the 12 bits that a word has for them */
-};
-
-/* ---- the pool; its state outlives a call ---- */
-
-typedef struct {
-    _Alignas(FL_LINES) atomic_uint_least64_t tick;
-} claim_t;
-
-static struct {
-    /* The call under way, in one cache line: a worker gets all of it at once. The owner writes it between calls. fn, arg
-     * and pieces are read by a participant that has claimed a unit; base and steps count only for a participant that
-     * finds the same word before and after it has read them. */
-    _Alignas(FL_LINES) atomic_uint_least64_t word;
-    atomic_uint_least64_t base; /* the sum of `finished` before it */
-    atomic_int steps;
-    int pieces;
-    fl_piece_fn fn;
-    void *arg;
-
-    _Alignas(FL_LINES) atomic_bool owned; /* a call is using the pool */
-
-    /* Used by the owner only: the thread that set `owned`. */
-    uint64_t tick; /* of the next call's first step */
-    int ready;     /* claims 0..ready-1 are at that tick already */
-    bool alone;    /* no worker took part in the last step of the last call */
-    int made;      /* workers that exist, in slots 1..made */
-    bool atfork;   /* the fork handler is registered (a child inherits it) */
-    /* After a call that lost time to a busy neighbour, the pool rests for as long as was lost, doubled with each further
-     * such call, up to 2^FL_STRIKES times and FL_REST_NS. A single delay then costs little, a lasting neighbour costs
-     * little, and all threads are back soon after the neighbour has gone. */
-    uint64_t retry_at; /* nanoseconds */
-    int strikes;       /* calls that lost time; a call that went well takes one back */
-
-    slot_t slot[MAX_THREADS]; /* slot 0: the caller */
-    claim_t claim[MAX_UNITS];
-} pool = {.tick = 1};
-
-static inline uint64_t word_of(uint64_t tick, int units, int threads) {
-    return tick << 24 | (uint64_t)units << 12 | (uint64_t)threads;
-}
-
-static inline uint64_t tick_of(uint64_t word) { return word >> 24; }
-static inline int units_of(uint64_t word) { return (int)(word >> 12 & 0xfff); }
-static inline int threads_of(uint64_t word) { return (int)(word & 0xfff); }
-
-/* Ticks have the 40 bits that a word has for them. (At 1 us a step they come round after 12 days; only equality counts,
- * so that is harmless.) */
-static inline uint64_t tick_add(uint64_t tick, uint64_t n) { return (tick + n) & 0xffffffffffu; }
-
-/* A word without participants: no call. */
-static inline uint64_t idle_word(void) { return word_of(pool.tick, 0, 0); }
-
-/* Begins a call and wakes its sleeping workers; returns whether there were any. Caller and worker each write their own
- * variable first and then read the other's, in sequentially consistent order: one of the two sees the other's value, so no
- * wake-up is lost. */
-static bool publish(uint64_t word) {
+/* Begins a call and, unless the pool rests, wakes its sleeping workers; returns whether there were any. Caller and worker
+ * each write their own variable first and then read the other's, in sequentially consistent order: one of the two sees the
+ * other's value, so no wake-up is lost. */
+static bool publish(uint64_t word, bool resting) {
     bool woken = false;
     atomic_store(&pool.word, word);
     store_before_load();
-    for (int w = 1; w < threads_of(word); w++)
+    for (int w = 1; w < threads_of(word) && !resting; w++)
         woken |= slot_wake(&pool.slot[w]);
     return woken;
 }
@@ -133,135 +78,30 @@ static uint64_t await(uint64_t seen, int me) {
     }
 }
 
-/* ---- working ---- */
-
-/* A call as one participant knows it. */
-typedef struct {
-    uint64_t word, base;
-    int units, threads, steps, me;
-    bool alone;      /* no other participant took part in the step before, or they had to be woken */
-    int64_t all;     /* units finished, as this participant saw last */
-    int64_t mine;    /* units that this participant has finished */
-    uint64_t waited; /* nanoseconds, for units that other participants had claimed */
-} part;
-
-/* Units finished in this call, by all participants. */
-static int64_t finished(const part *p) {
-    uint64_t sum = 0;
-    for (int w = 0; w < p->threads; w++)
-        sum += atomic_load_explicit(&pool.slot[w].finished, memory_order_acquire);
-    return (int64_t)(sum - p->base);
-}
-
-/* Claims unit u of a step and runs it, unless it is claimed already. */
-static bool try_unit(const part *p, int step, int u) {
-    uint64_t tick = tick_add(tick_of(p->word), (uint64_t)step), expected = tick;
-    if (atomic_load_explicit(&pool.claim[u].tick, memory_order_relaxed) != tick)
-        return false; /* a look costs less than a failed swap */
-    if (!atomic_compare_exchange_strong(&pool.claim[u].tick, &expected, tick_add(tick, 1)))
-        return false;
-    for (int piece = u; piece < pool.pieces; piece += p->units)
-        pool.fn(pool.arg, step, piece, p->me);
-    return true;
-}
-
-/* Runs the units of a step that belong to participant `owner` by preference and are free. */
-static void take_units(part *p, int step, int owner) {
-    int done = 0;
-    for (int u = owner; u < p->units; u += p->threads)
-        done += try_unit(p, step, u);
-    if (done == 0)
-        return;
-    p->mine += done;
-    atomic_uint_least64_t *of_me = &pool.slot[p->me].finished;
-    atomic_store_explicit(of_me, atomic_load_explicit(of_me, memory_order_relaxed) + (uint64_t)done,
-                          memory_order_release);
-}
-
-static void take_others(part *p, int step) {
-    for (int i = 1; i < p->threads; i++)
-        take_units(p, step, (p->me + i) % p->threads);
-}
-
-/* Whether the caller has ended this call, or goes on alone. */
-static bool is_over(const part *p) {
-    return p->me > 0 && atomic_load_explicit(&pool.word, memory_order_relaxed) != p->word;
-}
-
-/* Sleeps until another participant finds `enough` units finished. A participant that has finished a unit looks for
- * sleepers without waiting until its count is visible (between distant cores that would cost every step a quarter of a
- * microsecond), so it may miss one that is just falling asleep. Hence the sleep is short. */
-static void doze(const part *p, int64_t enough) {
-    slot_t *slot = &pool.slot[p->me];
-    atomic_store(&slot->asleep, 1);
-    store_before_load();
-    if (finished(p) < enough && !is_over(p))
-        slot_sleep(slot, FL_DOZE_NS);
-    atomic_store(&slot->asleep, 0);
-}
-
-/* Waits until `enough` units are finished, that is all of `step`, and runs units that are still free. Returns whether they
- * are finished; a worker leaves earlier if nothing is left for it to do. */
-static bool finish(part *p, int step, int64_t enough) {
-    bool looked = p->alone;
-    if (looked)
-        take_others(p, step);
-    if ((p->all = finished(p)) >= enough)
-        return true;
-    if (p->me > 0 && step == p->steps - 1 && (looked || p->units <= p->threads))
-        return false;
-    const uint64_t begin = fl_now(), awake = p->me == 0 ? FL_CALLER_SPIN_NS : FL_SPIN_NS;
-    uint64_t now = begin, worked = 0;
-    while (p->all < enough) {
-        if (is_over(p))
-            return false;
-        if (!looked && now - begin > FL_LOOK_NS) {
-            take_others(p, step);
-            looked = true;
-            worked = fl_now() - now;
-        } else if (now - begin - worked > awake) {
-            doze(p, enough);
-        }
-        for (int i = 0; i < FL_POLLS && (p->all = finished(p)) < enough; i++)
-            spin_pause();
-        now = fl_now();
-    }
-    p->waited += now - begin - worked;
-    return true;
-}
-
-/* Takes part in the step that is under way. Returns false if nothing is left for a worker to do. */
-static bool take_part(part *p) {
-    const int step = (int)(p->all / p->units);
-    const int64_t before = p->mine;
-    take_units(p, step, p->me);
-    if (!finish(p, step, (int64_t)(step + 1) * p->units))
-        return false;
-    p->alone = p->mine - before == p->units;
-    for (int w = 0; w < p->threads; w++)
-        slot_wake(&pool.slot[w]);
-    return true;
-}
-
-/* A worker's part of a call. */
-static void join(uint64_t word, int me) {
+/* A worker's part of a call. Returns whether it is done with the call: false where the pool rests meanwhile. */
+static bool join(uint64_t word, int me) {
     part p = {.word = word, .units = units_of(word), .threads = threads_of(word), .me = me};
+    p.join_from = atomic_load_explicit(&pool.join_from, memory_order_acquire);
+    if (sleep_until(p.join_from))
+        return false;
     p.base = atomic_load_explicit(&pool.base, memory_order_acquire);
     p.steps = atomic_load_explicit(&pool.steps, memory_order_acquire);
     if (is_over(&p))
-        return; /* base and steps may be the next call's */
-    while (p.all < (int64_t)p.steps * p.units && take_part(&p))
+        return false; /* base and steps may be the next call's */
+    while (is_under_way(&p) && take_part(&p))
         ;
+    return !is_over(&p);
 }
 
 static void *worker_main(void *slot) {
     int me = (int)((slot_t *)slot - pool.slot);
     atomic_store_explicit(&pool.slot[me].id, thread_id(), memory_order_relaxed);
-    uint64_t word = 0; /* no word is 0: ticks begin at 1 */
+    uint64_t seen = 0; /* no word is 0: ticks begin at 1 */
     fp_enter();        /* for good: the thread runs nothing else */
     for (;;) {
-        word = await(word, me);
-        join(word, me);
+        const uint64_t word = await(seen, me);
+        if (join(word, me))
+            seen = word;
     }
     return NULL;
 }
@@ -272,21 +112,26 @@ static void *worker_main(void *slot) {
  * thread of the parent had a call under way. */
 static void forget_threads(void) {
     pool.made = 0;
-    pool.retry_at = 0;
+    pool.forked = true;
+    atomic_store(&pool.join_from, 0);
     pool.strikes = 0;
     pool.ready = 0;
     atomic_store(&pool.word, idle_word());
     atomic_store(&pool.owned, false);
 }
 
+/* Lets the pool survive a fork; returns whether it will. Called by the owner only. */
+static bool mind_forks(void) {
+    if (!pool.atfork)
+        pool.atfork = pthread_atfork(NULL, NULL, forget_threads) == 0;
+    return pool.atfork;
+}
+
 /* Makes workers until there are `threads` participants, or as many as the system grants; returns their number. Called by
  * the owner only. */
 static int grow(int threads) {
-    if (!pool.atfork) {
-        if (pthread_atfork(NULL, NULL, forget_threads) != 0)
-            return 1;
-        pool.atfork = true;
-    }
+    if (!mind_forks())
+        return 1;
     if (pool.made == 0)
         slot_init(&pool.slot[0]);
     if (pool.made + 1 < threads) {
@@ -319,10 +164,15 @@ static void run_alone(fl_piece_fn fn, void *arg, int steps, int pieces) {
             fn(arg, step, piece, 0);
 }
 
-/* Publishes a call; returns the caller's part in it. */
-static part begin_call(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
+/* Prepares a call, so that units can be claimed; returns the caller's part in it. */
+static part begin_call(fl_piece_fn fn, void *arg, int steps, int pieces, int threads, bool lent) {
     const int units = pieces < MAX_UNITS ? pieces : MAX_UNITS;
-    part p = {.word = word_of(pool.tick, units, threads), .units = units, .threads = threads, .steps = steps};
+    part p = {.word = word_of(pool.tick, units, threads),
+              .join_from = atomic_load_explicit(&pool.join_from, memory_order_relaxed),
+              .units = units,
+              .threads = threads,
+              .steps = steps,
+              .lent = lent};
     p.base = (uint64_t)finished(&p);
     for (int u = pool.ready; u < units; u++)
         atomic_store_explicit(&pool.claim[u].tick, pool.tick, memory_order_relaxed);
@@ -335,41 +185,147 @@ static part begin_call(fl_piece_fn fn, void *arg, int steps, int pieces, int thr
     pool.pieces = pieces;
     atomic_store_explicit(&pool.base, p.base, memory_order_release);
     atomic_store_explicit(&pool.steps, steps, memory_order_release);
-    make_room(pool.slot, threads);
-    p.alone = publish(p.word) || pool.alone;
     return p;
 }
 
-/* Nanoseconds by which the caller alone would have been quicker so far, judging by the time that its own units took. */
-static double lost(const part *p, uint64_t took) {
-    const double alone = (double)(took - p->waited) * (double)p->all / (double)p->mine;
-    return p->mine > 0 ? (double)took - alone : 0;
+/* A stretch of a call that is judged at once: what the caller had done when it began, and whether the pool rests. */
+typedef struct {
+    part then;
+    uint64_t begin;
+    bool resting;
+} watch_t;
+
+/* Nanoseconds by which the caller alone would have been quicker since then, judging by the time of its own units. */
+static double lost(const part *then, const part *p, uint64_t took) {
+    const int64_t mine = p->mine - then->mine;
+    const uint64_t worked = took - (p->waited - then->waited);
+    return mine > 0 ? (double)took - (double)worked * (double)(p->all - then->all) / (double)mine : 0;
 }
 
-/* The caller's part of a call with workers. Returns the nanoseconds that it waited. */
+/* Lets the pool rest after a loss. */
+static void rest(uint64_t now, double loss) {
+    atomic_store(&pool.join_from, now + (uint64_t)fmin(loss * (1 << pool.strikes), FL_REST_NS));
+    if (pool.strikes < FL_STRIKES)
+        pool.strikes++;
+}
+
+static void take_strike_back(void) { pool.strikes -= pool.strikes > 0; }
+
+/* Looks, after a step, whether a neighbour keeps the workers' processors busy. If so, the pool rests: workers leave the
+ * call, and join it, or a later one, when the rest is over. */
+static void judge(const part *p, watch_t *watch) {
+    if (!watch->resting && pool.strikes == 0 && p->waited - watch->then.waited < FL_SLACK_NS)
+        return;
+    const uint64_t now = fl_now();
+    if (watch->resting && now < atomic_load_explicit(&pool.join_from, memory_order_relaxed))
+        return;
+    const double loss = watch->resting ? 0 : lost(&watch->then, p, now - watch->begin);
+    const bool resting = loss > FL_SLACK_NS, well = !watch->resting && now - watch->begin > FL_WELL_NS;
+    if (resting)
+        rest(now, loss);
+    else if (well)
+        take_strike_back();
+    if (resting || well || watch->resting)
+        *watch = (watch_t){.then = *p, .begin = now, .resting = resting};
+}
+
+/* The caller's share of a call that others take part in. With threads of the host program it ends when a rest is over:
+ * these threads have left, and must be called again. */
+static void lead(part *p, watch_t watch) {
+    bool well = true, back = false;
+    while (is_under_way(p) && !back) {
+        const bool rested = watch.resting;
+        take_part(p);
+        judge(p, &watch);
+        well &= !watch.resting;
+        back = p->lent && rested && !watch.resting;
+    }
+    pool.alone = p->alone;
+    if (well && p->mine < p->all)
+        take_strike_back();
+}
+
+/* A call with workers. Returns the nanoseconds that the caller waited for units. */
 static uint64_t run_together(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
     const uint64_t begin = fl_now();
-    part p = begin_call(fn, arg, steps, pieces, threads);
-    bool late = false;
-    while (p.all < (int64_t)steps * p.units) {
-        take_part(&p);
-        if (late || p.waited < FL_SLACK_NS)
-            continue;
-        const uint64_t now = fl_now();
-        const double loss = lost(&p, now - begin);
-        if (loss >
-            FL_SLACK_NS) { /* a neighbour keeps the workers' cores busy: the caller goes on alone, and the pool rests */
-            late = true;
-            atomic_store_explicit(&pool.word, word_of(tick_of(p.word), p.units, 1), memory_order_relaxed);
-            pool.retry_at = now + (uint64_t)fmin(loss * (1 << pool.strikes), FL_REST_NS);
-            if (pool.strikes < FL_STRIKES)
-                pool.strikes++;
-        }
-    }
-    pool.alone = p.alone;
-    if (!late && p.mine < p.all && pool.strikes > 0)
-        pool.strikes--;
+    const bool resting = begin < atomic_load_explicit(&pool.join_from, memory_order_relaxed);
+    part p = begin_call(fn, arg, steps, pieces, threads, false);
+    make_room(pool.slot, threads);
+    p.alone = publish(p.word, resting) || pool.alone || resting;
+    lead(&p, (watch_t){.begin = begin, .resting = resting});
     return p.waited;
+}
+
+/* ---- calls on threads of the host program ---- */
+
+static _Thread_local struct {
+    fl_parallel_fn parallel;
+    int threads;
+} host;
+
+void flq_host(fl_parallel_fn parallel, int threads) {
+    host.parallel = parallel;
+    host.threads = threads;
+}
+
+typedef struct {
+    part p, others; /* the caller's part, and how the others begin */
+    uint64_t begin, end;
+    pthread_t caller;
+    atomic_int entered; /* threads beside the caller */
+} lent_t;
+
+/* What each thread of the host program does. */
+static void take_lent_part(void *arg) {
+    lent_t *call = arg;
+    if (pthread_equal(pthread_self(), call->caller)) {
+        lead(&call->p, (watch_t){.then = call->p, .begin = call->begin});
+        call->end = fl_now();
+        return;
+    }
+    part p = call->others;
+    p.me = 1 + atomic_fetch_add(&call->entered, 1);
+    if (p.me >= p.threads)
+        return;
+    fp_mode_t mode = fp_enter();
+    while (is_under_way(&p) && take_part(&p))
+        ;
+    fp_leave(mode);
+}
+
+/* The host program's threads take part until the call, or a rest that begins meanwhile, is over. That ends when all of
+ * them have returned; if this takes long, it counts as lost. Returns the moment. */
+static uint64_t lend(lent_t *call) {
+    atomic_store_explicit(&pool.cpu, this_cpu(), memory_order_relaxed);
+    call->begin = fl_now();
+    call->others = call->p;
+    call->others.join_from = atomic_load_explicit(&pool.join_from, memory_order_relaxed);
+    atomic_store(&call->entered, 0);
+    host.parallel(take_lent_part, call, (unsigned)host.threads, 0);
+    const uint64_t now = fl_now();
+    if (now - call->end > FL_SLACK_NS)
+        rest(now, (double)(now - call->end));
+    return now;
+}
+
+/* As run_together, with threads of the host program, which are awake while its own operations surround the call. */
+static uint64_t run_lent(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
+    for (; pool.lent + 1 < threads; pool.lent++)
+        slot_init(&pool.lent_slot[pool.lent + 1]);
+    if (pool.made == 0)
+        slot_init(&pool.slot[0]);
+    lent_t call = {.p = begin_call(fn, arg, steps, pieces, threads, true), .caller = pthread_self()};
+    uint64_t now = fl_now();
+    while (is_under_way(&call.p)) {
+        if (now >= atomic_load_explicit(&pool.join_from, memory_order_relaxed)) {
+            now = lend(&call);
+            continue;
+        }
+        call.p.alone = true;
+        lead(&call.p, (watch_t){.resting = true});
+        now = fl_now();
+    }
+    return call.p.waited;
 }
 
 uint64_t fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
@@ -382,10 +338,13 @@ uint64_t fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads) {
     if (threads > MAX_THREADS)
         threads = MAX_THREADS;
     if (threads > 1 && !atomic_exchange(&pool.owned, true)) {
-        if (fl_now() < pool.retry_at || (threads = grow(threads)) <= 1)
-            run_alone(fn, arg, steps, pieces);
-        else
+        const int lent = threads < host.threads ? threads : host.threads;
+        if (host.parallel && lent > 1 && !pool.forked && mind_forks())
+            waited = run_lent(fn, arg, steps, pieces, lent);
+        else if ((threads = grow(threads)) > 1)
             waited = run_together(fn, arg, steps, pieces, threads);
+        else
+            run_alone(fn, arg, steps, pieces);
         atomic_store(&pool.owned, false);
     } else {
         run_alone(fn, arg, steps, pieces);

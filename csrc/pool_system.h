@@ -126,6 +126,17 @@ static void slot_sleep(slot_t *slot, long ns) {
 #endif
 }
 
+/* Sleeps until a moment (fl_now), unless it has passed; returns whether it slept. Nothing wakes the thread earlier. */
+static bool sleep_until(uint64_t moment) {
+    const uint64_t now = fl_now();
+    if (now >= moment)
+        return false;
+    const struct timespec time = {.tv_sec = (time_t)((moment - now) / 1000000000),
+                                  .tv_nsec = (long)((moment - now) % 1000000000)};
+    nanosleep(&time, NULL);
+    return true;
+}
+
 /* Wakes a slot's thread; returns whether it slept. */
 static bool slot_wake(slot_t *slot) {
     if (atomic_load(&slot->asleep) == 0 || atomic_exchange(&slot->asleep, 0) == 0)
@@ -169,7 +180,23 @@ static void make_room(slot_t *slots, int threads) {
             sched_setaffinity(id, sizeof allowed, &allowed);
     }
 }
+
+/* The processor on which the calling thread runs. */
+static int this_cpu(void) { return sched_getcpu(); }
+
+/* Moves the calling thread to another processor if it runs on this one; where it may run stays as it is. */
+static void leave_cpu(int cpu) {
+    cpu_set_t allowed, others;
+    if (cpu < 0 || sched_getcpu() != cpu || sched_getaffinity(0, sizeof allowed, &allowed) != 0)
+        return;
+    others = allowed;
+    CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0)
+        sched_setaffinity(0, sizeof allowed, &allowed);
+}
 #else
 static int thread_id(void) { return 0; }
+static int this_cpu(void) { return -1; }
+static void leave_cpu(int cpu) { (void)cpu; }
 static void make_room(slot_t *slots, int threads) { (void)slots, (void)threads; }
 #endif

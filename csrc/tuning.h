@@ -91,7 +91,8 @@ enum {
     FL_LOOK_NS = 2000,      /* after such a wait, a participant looks whether others have begun their units */
     FL_DOZE_NS = 100000,    /* a sleep within a call; see doze */
     FL_POLLS = 8,           /* looks at a counter between two looks at the clock, which takes as long as some of them */
-    FL_SLACK_NS = 200000,   /* a call may lose so much to late workers before it goes on alone: some wake-ups */
+    FL_SLACK_NS = 200000,   /* a call may lose so much to busy neighbours before the pool rests: some wake-ups */
+    FL_WELL_NS = 5000000,   /* more than a thread runs at a time where others want its processor */
     FL_STRIKES = 5,         /* the pool's rest doubles at most so often */
     FL_REST_NS = 100000000, /* the pool's rest is at most so long */
     FL_LINES = 128          /* bytes between variables of different threads: hardware fetches cache lines in pairs */

@@ -22,6 +22,8 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
+import hostile_onnx
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MEMORY = 1 << 29  # bytes that the process may take beyond its memory at the start
 SECONDS = 20  # time limit of one file; HDF5's endless loops have a shorter one
@@ -376,12 +378,17 @@ def damaged_hdf5(files: list[bytes], draw: random.Random) -> bytes:
     return damage(draw.choice(files), draw)
 
 
+def of_onnx(files: list[bytes], draw: random.Random) -> bytes:
+    return hostile_onnx.damaged_onnx(files, draw, damage)
+
+
 Maker = tuple[Callable[[], list[bytes]], Callable[[list[bytes], random.Random], bytes]]
 READERS: dict[str, Maker] = {
     "torch": (torch_files, damaged_torch),
     "safetensors": (safetensors_files, damaged_safetensors),
     "keras": (lambda: [keras_weights()], damaged_keras),
     "hdf5": (lambda: keras_files()[1:], damaged_hdf5),
+    "from_onnx": (hostile_onnx.onnx_files, of_onnx),
     "from_keras": (lambda: [keras_weights()], damaged_chain),
     "convert": (lambda: [keras_weights()], damaged_any),
     "info": (lambda: [keras_weights()], damaged_any),
@@ -411,7 +418,7 @@ def reader(kind: str) -> Callable[[str], Any]:
             tree = hdf5.read(file.name)
         keras_files.read = lambda _path: copy.deepcopy(tree)  # type: ignore[assignment]
         return {"keras": lambda: keras_files.load, "from_keras": from_keras, "convert": convert, "info": info}[kind]()
-    return torch_files.load
+    return from_onnx() if kind == "from_onnx" else torch_files.load
 
 
 def from_keras() -> Callable[[str], Any]:
@@ -421,6 +428,18 @@ def from_keras() -> Callable[[str], Any]:
 
     warnings.simplefilter("ignore")
     return fl.from_keras
+
+
+def from_onnx() -> Callable[[str], Any]:
+    import fastlstm as fl
+    from fastlstm.onnx.graphs import recurrent_nodes
+    from fastlstm.onnx.messages import read_model
+
+    def load(path: str) -> list[Any]:
+        names = [found.name for found in recurrent_nodes(read_model(path))]
+        return [fl.from_onnx(path, name, return_inputs=True, backend="numpy") for name in dict.fromkeys(names)]
+
+    return load
 
 
 def convert() -> Callable[[str], Any]:
@@ -439,7 +458,8 @@ def info() -> Callable[[str], Any]:
 
 
 # FileError elsewhere. What is sound as a file may still hold a layer without counterpart.
-REFUSALS: dict[str, Any] = {"from_keras": ValueError, "convert": ValueError}
+# External data of ONNX may be missing.
+REFUSALS: dict[str, Any] = {"from_onnx": (ValueError, OSError), "from_keras": ValueError, "convert": ValueError}
 
 
 def limit_memory() -> None:

@@ -15,7 +15,8 @@ from .._keras_weights import from_keras, to_keras
 from ..layout import Array
 from ..packing import Batch
 from ..spec import Spec
-from ..torch.recurrence import Call, Outputs, Recurrence, infer, limited, recorded
+from ..torch.recurrence import Call, Outputs, Recurrence, infer, recorded
+from ..torch.threads import torch_threads
 from ..torch.weights import Form
 
 
@@ -36,7 +37,7 @@ class KerasCall(Call):
         return True
 
     def run(self, x: Array, states: engine.States, record: engine.Record | None, drop: Any = None) -> Array:
-        with limited():
+        with torch_threads():
             return engine.forward(c, self.blocks, x, self.batch, states, record, drop, not self.sequences)
 
     def weight_gradients(self, grads: dict[str, Array]) -> list[Any]:

@@ -79,14 +79,13 @@ def packed_of(model: Any) -> Packed:
     TypeError
         The model is no recurrent layer.
     ValueError
-        It is bidirectional.
+        It is bidirectional, or reverse.
     """
     if not isinstance(model, Recurrent):
         core = getattr(model, "core", None)
         cure = ": give its layer, model.core" if isinstance(core, Recurrent) else ""
         raise TypeError(f"model must be an LSTM, GRU or RNN layer, got {type(model).__name__}{cure}")
-    if model.bidirectional:
-        raise ValueError("a bidirectional layer cannot stream: its reverse direction begins at the sequence's end")
+    model._check_streams()
     while True:
         version, blocks = model._blocks()
         params = model.state_dict()

@@ -8,7 +8,6 @@ the arrays that the engine made.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +18,8 @@ from torch.autograd import Function
 from .. import engine
 from .._backends import c
 from ..layout import Array
-from ..num_threads import get_num_threads, threads
 from ..packing import Batch
+from .threads import torch_threads
 from .weights import FLOAT32, Form
 
 Outputs = tuple[Any, ...]  # y, h_n and, for LSTM, c_n; of a cell without y
@@ -79,7 +78,7 @@ class Call:
         return drawn
 
     def run(self, x: Array, states: engine.States, record: engine.Record | None, drop: Any = None) -> Array:
-        with limited():
+        with torch_threads():
             return engine.forward(c, self.blocks, x, self.batch, states, record, drop, self.rows)
 
     def outputs(self, y: Array, states: engine.States) -> Outputs:
@@ -98,12 +97,6 @@ class Call:
     def weight_gradients(self, grads: dict[str, Array]) -> list[Any]:
         """The gradients of the weights, by the form's names, as tensors in the order of the call's weights."""
         return [torch.from_numpy(grads[name]) for name in self.form.flat_names]
-
-
-def limited() -> AbstractContextManager[None]:
-    """No more threads than PyTorch has: a DataLoader's worker has one."""
-    n = torch.get_num_threads()
-    return threads(n) if n < get_num_threads() else nullcontext()
 
 
 def recorded(tensors: Sequence[Any]) -> bool:
@@ -196,7 +189,7 @@ def _backward(call: Call, record: engine.Record, grads: Sequence[Any], needed: S
     if dy is not None:
         d_rows = batch.pack(call.array(dy), FLOAT32).reshape(N, len(call.blocks[0]) * spec.R)
     of_weights = call.form.gradients.zeros()
-    with limited():
+    with torch_threads():
         dx = engine.backward(
             c, call.blocks, record, states, d_rows, of_weights, call.form.keys, input_gradient=needed[0]
         )

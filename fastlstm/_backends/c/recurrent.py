@@ -15,7 +15,21 @@ from ...num_threads import get_num_threads
 from ...spec import ACTIVATIONS, Spec
 from ...storage import MATRICES, SCALE, Form, Storage, bounded, problem
 from ...storage import STORAGES as STORAGES_OF
-from .calls import BYTES, FLOAT32, FLOATS, INTS, NULL, Call, aligned, free_calls, from_buffer, new, pointer, run, sizes_of
+from .calls import (
+    BYTES,
+    FLOAT32,
+    FLOATS,
+    INTS,
+    NULL,
+    Call,
+    aligned,
+    free_calls,
+    from_buffer,
+    new,
+    pointer,
+    run,
+    sizes_of,
+)
 from .extension import ffi, lib
 
 STORAGES = ("float32", "float16", "int8", "int16")  # enum fl_storage; every other storage is refused by name
