@@ -298,8 +298,6 @@ NOT_TRIED = {
     "this session keeps no states": "tests/test_onnx_accelerate.py follows the advice",
     "give it as .astype": "tests/test_onnx_accelerate.py follows the advice",
     "an ONNX model keeps nothing between its runs": "tests/test_to_onnx.py follows the advice",
-    "stateful=True: ": "names what was given; tests/test_onnx_accelerate.py has such models",
-    "this session keeps no states": "tests/test_onnx_accelerate.py makes such sessions",
     "the input X takes X, got X: give it as": "tests/test_onnx_accelerate.py gives such arrays",
     "walks in both directions": "says what to leave out",
     "lengths=True is for layers": "has no code",
