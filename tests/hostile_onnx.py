@@ -175,18 +175,21 @@ def spoil(found: list[Any], draw: random.Random) -> None:
         if way == 0:
             del value[place]
         elif way == 1:
-            value.insert(place, draw.choice(value))
+            value.insert(place, cloned(draw.choice(value)))
         elif way == 2 and like:
             others = getattr(draw.choice(like), name)
-            value[place] = draw.choice(others) if others else value[place]
+            value[place] = cloned(draw.choice(others)) if others else value[place]
         else:
             value[place] = other(value[place], found, draw)
-        if any(dataclasses.is_dataclass(one) and message in messages(one) for one in value):
-            value.clear()  # a message inside itself cannot be written
     else:
         held = getattr(draw.choice(like), name) if like and draw.randrange(2) else other(value, found, draw)
         if not dataclasses.is_dataclass(held):
             setattr(message, name, held)
+
+
+def cloned(value: Any) -> Any:
+    """A message's copy: without it a message could come to be inside itself."""
+    return type(value).from_bytes(value.to_bytes()) if dataclasses.is_dataclass(value) else value
 
 
 def other(value: Any, found: list[Any], draw: random.Random) -> Any:

@@ -298,6 +298,7 @@ NOT_TRIED = {
     "this session keeps no states": "tests/test_onnx_accelerate.py follows the advice",
     "give it as .astype": "tests/test_onnx_accelerate.py follows the advice",
     "an ONNX model keeps nothing between its runs": "tests/test_to_onnx.py follows the advice",
+    "the input X takes X, got X: give it as": "tests/test_onnx_accelerate.py gives such arrays",
     "walks in both directions": "says what to leave out",
     "lengths=True is for layers": "has no code",
     "cannot be differentiated twice": "names three ways; tests/test_accelerate.py raises it",

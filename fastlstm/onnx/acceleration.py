@@ -114,7 +114,8 @@ def accelerate(
         piece; `Session.reset` begins new ones. The first call begins with the model's own initial states. Inputs of
         the model that hold a state may be left out then; one that is given counts for that call.
     storage : {None, "float32", "float16", "int16", "int8"}
-        How the kernels keep the weights (`fastlstm.storage`). With all but float32, outputs differ by what is rounded.
+        How the kernels keep the weights of the recurrent nodes (`fastlstm.storage`). None: as they are. With reduced
+        weights no call is left to ONNX Runtime for being short, so that all outputs have the same roundings.
     threads : int, optional
         Of the kernels and of ONNX Runtime. None: `fastlstm.get_num_threads()`, for ONNX Runtime that of now.
     session_options : onnxruntime.SessionOptions, optional
