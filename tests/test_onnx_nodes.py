@@ -251,7 +251,6 @@ FAULTS = [
     ("recurrence", '("initial_c", initial_c))[', '("initial_c", None))['),
     ("recurrence", '(("initial_h", initial_h), (', '(("initial_h", initial_c), ('),
     ("recurrence", "else y.swapaxes(1, 2)", "else y.reshape(T, D, B, -1)"),
-    ("recurrence", "y.transpose(1, 2, 0, 3)", "y.reshape(T, D, B, -1)"),
     ("recurrence", "batch = Batch.of(T, B, lengths, by_batch)", "batch = Batch.of(T, B, lengths, False)"),
     ("recurrence", "return y, *(s.swapaxes(0, 1)", "return y, *(s.reshape(B, D, -1)"),
     ("recurrence", "found.swapaxes(0, 1) if self.node.batch_first else found", "found.reshape(D, B, H)"),
