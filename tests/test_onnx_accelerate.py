@@ -543,8 +543,9 @@ def test_what_cannot_keep_states_is_refused(tmp_path: Path) -> None:
     calls = [node("Neg", "h", "g"), node("GRU", "x W R B - g", "Y", "rec", hidden_size=6)]
     inputs = {"x": (F32, ["T", "B", 5]), "h": (F32, [1, "B", 6])}
     refused(whole(graph(calls, inputs, "Y", weights("GRU", 5, 6))), "computed from the input 'h': pass the states")
-    with pytest.raises(ValueError, match="keeps no states"):
+    with pytest.raises(ValueError, match=r"keeps no states: make one with fl\.onnx\.accelerate\(path, stateful=True\)"):
         Pair(batch_first(), tmp_path).ours.reset()
+    fl.onnx.accelerate(path, stateful=True).reset()
     with pytest.raises(TypeError, match="stateful"):
         fl.onnx.accelerate(path, stateful=1)  # type: ignore[arg-type]
 
@@ -591,7 +592,10 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=says):
             ours.run(outputs, feed)
-    assert ours.run(None, {"x": x})[0].shape == (2, 3, 3)
+    with pytest.raises(TypeError) as told:
+        ours.run(None, {"x": x.astype(F64)})
+    advised = eval("x" + str(told.value).rpartition("give it as ")[2], {"x": x.astype(F64)})
+    assert ours.run(None, {"x": advised})[0].shape == (2, 3, 3)
 
 
 def test_a_shape_that_fits_no_view_is_named(tmp_path: Path) -> None:
@@ -623,6 +627,23 @@ def test_storage_and_backend(tmp_path: Path, backend: str) -> None:
         fl.onnx.accelerate(tmp_path / "model.onnx", storage="float1")
     with pytest.raises(ValueError, match="abacus"):
         fl.onnx.accelerate(tmp_path / "model.onnx", backend="abacus")
+
+
+def test_reduced_storage_is_used_in_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As layers with the same storage have it, also in calls that would else run uncut."""
+    monkeypatch.setattr(home, "LEAST_WORK", 10**9)
+    nodes = [node("GRU", "x W R B", "Y Yh", "rec", hidden_size=6, linear_before_reset=1)]
+    model = whole(graph(nodes, {"x": (F32, ["T", "B", 5])}, "Y Yh", weights("GRU", 5, 6)))
+    pair = Pair(model, tmp_path, storage="int8")
+    assert "on the kernels, weights kept as int8" in str(pair.ours.summary)
+    layer = fl.from_onnx(pair.path, "rec").quantize("int8")
+    x = rng.standard_normal((7, 2, 5), F32)
+    y, h = layer(x)
+    got = pair.ours.run(None, {"x": x})
+    np.testing.assert_array_equal(got[0][:, 0], y)
+    np.testing.assert_array_equal(got[1], h)
+    off = np.abs(got[0] - pair.right.run(None, {"x": x})[0]).max()
+    assert 1e-5 < off < 0.1 and pair.ours.uncut_calls == 0
 
 
 def test_several_threads_share_a_session(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def packed_of(model: Any) -> Packed:
         model._module,
         blocks,
         equation,
-        weights_id(equation, model._storage, params),
+        weights_id(equation, model._storage if model._quantised is None else repr(model._quantised), params),
         model.dtype,
         specs[0].I,
         specs[-1].R,

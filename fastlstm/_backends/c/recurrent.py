@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -136,6 +136,13 @@ def _pack(block: Block, panels: int) -> None:
     lib.fl_pack(block.handle, block.params, panels, from_buffer(BYTES, memory))
     block.keep.append(memory)
     block.packed |= {panels, lib.FL_BACKWARD_IDS} if panels == lib.FL_BACKWARD else {panels}
+
+
+def pack_for_backward(blocks: Sequence[Sequence[Block]]) -> None:
+    """Pack, of blocks that no other thread has, what `backward` would pack at its first call over numbers."""
+    for of_layer in blocks:
+        for block in of_layer:
+            _pack(block, lib.FL_BACKWARD)
 
 
 # --------------------------------------------------------------------------------------------------- forward, backward
