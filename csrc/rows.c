@@ -59,7 +59,8 @@ static ptrdiff_t most_rows(const fl_streams *s) {
     ptrdiff_t row = 0, weights = 0; /* most bytes of a layer */
     for (int l = 0; l < s->L; l++) {
         const fl_spec *e = &s->blocks[l]->spec;
-        const ptrdiff_t of_number = s->blocks[l]->storage == FL_INT8 ? 1 : s->blocks[l]->storage == FL_FLOAT16 ? 2 : 4;
+        const int storage = s->blocks[l]->storage;
+        const ptrdiff_t of_number = storage == FL_INT8 ? 1 : storage == FL_FLOAT32 ? 4 : 2;
         row = fl_max(row, (e->I + 3 * e->R + (e->kind == FL_LSTM ? e->H : 0)) * (ptrdiff_t)sizeof(float));
         weights = fl_max(weights, fl_gate_count(e) * e->H * (e->I + e->R) * of_number);
     }
@@ -81,9 +82,9 @@ static cut cut_step(const fl_streams *s, int of_ids, ptrdiff_t n) {
     ptrdiff_t width = 0;
     for (int l = 0; l < s->L; l++) {
         const fl_block *k = s->blocks[l];
-        const fl_chunk of_bytes = {.b1 = rows};
+        const fl_chunk of_integers = {.b1 = rows};
         width = fl_max(width, 3 * fl_round16(rows * k->spec.R) + 2 * fl_round16(rows * k->spec.H) +
-                                  (k->storage == FL_INT8 ? fl_quantised_floats(k, &of_bytes) : 0));
+                                  (fl_quantises(k->storage) ? fl_quantised_floats(k, &of_integers) : 0));
     }
     c.workspace = width + FL_APART;
     return c;

@@ -104,7 +104,7 @@ def test_token_ids(backend: str) -> None:
         assert_as_alone(batch.step(a, 3), batch.step([b], [3])[0], backend)
 
 
-@pytest.mark.parametrize("storage", ["float16", "int8"])
+@pytest.mark.parametrize("storage", ["float16", "int8", "int16"])
 @pytest.mark.parametrize("model", ["lstm", "projection", "reset_after=False", "rnn of two layers"])
 def test_reduced_storage(model: str, storage: str, compiled: str) -> None:
     layer, x = made(model, compiled).quantize(storage), draw(40, 5, I)

@@ -104,8 +104,8 @@ static void rows_block(const fl_rows_job *job, ptrdiff_t r0, ptrdiff_t n, ptrdif
                                   .at_h = at,
                                   .at_c = at + R},
                             .n = n};
-        const fl_chunk of_bytes = {.b1 = n, .quantised = k->storage == FL_INT8 ? from.memory + from.used : NULL};
-        place_bytes(k, &of_bytes, 0, &rows.s.of_x, &rows.s.of_h);
+        const fl_chunk of_integers = {.b1 = n, .quantised = fl_quantises(k->storage) ? from.memory + from.used : NULL};
+        place_integers(k, &of_integers, 0, &rows.s.of_x, &rows.s.of_h);
         at += part_of(&k->spec);
         Ahead ahead = {.records = records, .n = n, .at = at};
         if (last)
