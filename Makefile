@@ -169,7 +169,7 @@ endef
 # tests themselves with -O2: gcc 12 for ARM breaks down over them with -O3.)
 C_FLAGS := -std=gnu11 -O3 -falign-functions=64 -g -fno-math-errno -ffp-contract=off -pthread -Wall -Wextra -Werror
 C_TEST_FLAGS := $(C_FLAGS) -DFL_LEAST=0 -Icsrc -Itests/c
-C_DRIVER := test_kernels check recurrent_cases training
+C_DRIVER := test_kernels check recurrent_cases quantised training
 # All of csrc but the thread pool and the measurement of peaks.
 C_KERNELS := $(filter-out pool peak,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c)))
 C_HEADERS := $(wildcard csrc/*.h csrc/kernels/*.h tests/c/*.h)

@@ -42,8 +42,9 @@ typedef struct {
     fl_act act[3]; /* gates, candidate, output; RNN: its only one first */
 } fl_spec;
 
-/* How the weights of forward panels are stored. The arithmetic is float32 whatever the storage. */
-enum fl_storage { FL_FLOAT32 };
+/* How the weights of forward panels are stored. FL_FLOAT16 keeps the arithmetic of float32. With FL_INT8 both operands of
+ * a product are integers, and their sums exact; kernels/storage.h has the equations. */
+enum fl_storage { FL_FLOAT32, FL_FLOAT16, FL_INT8 };
 
 /* Packed weights of one direction of one layer; panels are described in kernels/kernels.h. fl_pack sets the pointers;
  * a pointer is NULL where the spec has no such matrix. */
@@ -52,6 +53,10 @@ typedef struct {
     int isa;                            /* index of the instruction set that the panels are packed for */
     int storage;                        /* enum fl_storage, of the forward panels */
     int reverse;                        /* 1: the direction walks from the last step to the first */
+    /* FL_INT8: a row of x, h or m has the scale of its largest number, or of this one if it is larger: 1 where the equation
+     * keeps the numbers within -1..1, so that the scale is always the same; else 0. m: a second product's operand. */
+    float x_least, h_least, m_least;
+    int x_planes; /* FL_INT8: 1, x has 8 bits; 2, 16 bits */
     const float *bias;                  /* start values of the accumulators: per panel, per gate */
     const void *w_x, *w_h, *w_n, *w_r;  /* forward panels: input, recurrent, GRU's second phase, projection */
     const void *x_n;                    /* GRU with reset_after = 0: forward panels of the candidate's input */
@@ -61,14 +66,18 @@ typedef struct {
     float ends[2][2];                   /* act[0] and act[1] at -clip and clip, if the spec has a clip */
 } fl_block;
 
-/* Canonical parameters (PyTorch's shapes); NULL where absent. */
+/* Canonical parameters (PyTorch's shapes); NULL where absent. Weights are float32, or for forward panels the storage's
+ * numbers: uint16_t with a float16's bits; int8_t, with a scale for each row. Everything else is float32. */
 typedef struct {
-    const float *weight_ih;   /* (G*H, I) */
-    const float *weight_hh;   /* (G*H, R) */
+    const void *weight_ih;    /* (G*H, I) */
+    const void *weight_hh;    /* (G*H, R) */
     const float *bias_ih;     /* (G*H) */
     const float *bias_hh;     /* (G*H) */
-    const float *weight_hr;   /* (R, H) */
+    const void *weight_hr;    /* (R, H) */
     const float *weight_peep; /* (3, H) */
+    const float *scale_ih;    /* (G*H) FL_INT8: what a weight of 1 stands for */
+    const float *scale_hh;    /* (G*H) */
+    const float *scale_hr;    /* (R) */
 } fl_params;
 
 /* Gradients of the parameters, added to. Shapes as in fl_params; for token ids weight_ih is (rows, G*H). */
@@ -111,6 +120,11 @@ const char *fl_isa_name(int isa);
 int fl_isa_usable(int isa);
 int fl_isa_chosen(void);
 void fl_isa_choose(int isa);
+
+/* Whether an instruction set that is usable here multiplies bytes by the processor's dot products (VNNI, AVX-VNNI, Armv8.2);
+ * and whether it may, until another call of fl_dots_allow. They change no result. */
+int fl_dots(int isa);
+void fl_dots_allow(int allowed);
 
 /* Panels of a block whose spec, isa and storage are set. fl_pack_size is the number of bytes that the panels take;
  * fl_pack writes them to `memory` (64-byte aligned) and sets the block's pointers. FL_BACKWARD_IDS leaves out the
@@ -191,11 +205,13 @@ typedef struct {
     float *h, *c;       /* (L, B, R), (L, B, H); c: LSTM only, else NULL */
     float *scratch;     /* (fl_step_scratch), 64-byte aligned */
     /* Set to 0 before the first step; stream.c alone changes them. */
-    int reversed_panels; /* whether the last step walked its panels from the last to the first */
-    uint64_t ended;      /* when the last step ended (fl_now) */
-    int followed;        /* steps of the present round: steps that followed one another without a pause */
-    int round;           /* steps of a round, where one thread was quicker; else 0 */
-    uint64_t spent[2];   /* nanoseconds of the round's timed steps: with one thread, with all threads */
+    int reversed_panels;        /* whether the last step walked its panels from the last to the first */
+    int taken;                  /* steps since prefetching was last tried */
+    uint64_t prefetch_spent[2]; /* nanoseconds of the timed steps then: without and with prefetching */
+    uint64_t ended;             /* when the last step ended (fl_now) */
+    int followed;               /* steps of the present round: steps that followed one another without a pause */
+    int round;                  /* steps of a round, where one thread was quicker; else 0 */
+    uint64_t spent[2];          /* nanoseconds of the round's timed steps: with one thread, with all threads */
 } fl_stream;
 
 /* One step of all layers; the result is the last layer's h. flq_step does not release Python's lock: for steps below
@@ -205,8 +221,8 @@ void fl_step(fl_stream *stream);
 void flq_step(fl_stream *stream);
 
 /* A call below fl_locked_work multiply-adds takes less than about 50 us on one core, so that it may keep Python's lock;
- * each row counts for fl_row_work multiply-adds beside its own. */
-extern const ptrdiff_t fl_locked_work, fl_row_work;
+ * each row counts for fl_row_work multiply-adds beside its own, fl_bytes_speed of FL_INT8 for one. */
+extern const ptrdiff_t fl_locked_work, fl_row_work, fl_bytes_speed;
 
 /* Panels of a dense layer whose isa and sizes are set: bytes, and packing, as above. backward: 0 or 1. */
 ptrdiff_t fl_dense_size(const fl_dense *dense, int backward);

@@ -50,12 +50,6 @@ INLINE int fl_two_phases(const fl_spec *s) { return s->kind == FL_GRU && !s->res
 /* Products of a step that wait for one another. */
 INLINE int fl_phase_count(const fl_spec *s) { return 1 + (fl_two_phases(s) || s->projected); }
 
-/* Bytes of a number of forward panels. */
-INLINE ptrdiff_t fl_storage_bytes(int storage) {
-    (void)storage; /* FL_FLOAT32 is the only one */
-    return (ptrdiff_t)sizeof(float);
-}
-
 /* ---- scratch memory ---- */
 
 /* Scratch memory is handed out piece by piece. memory is NULL where only the size is wanted. */
@@ -95,7 +89,19 @@ typedef struct {
     float *start;           /* forward: start values of a stretch, where the plan hoists */
     float *gathered;        /* forward: (hoisted_rows, I) inputs that are not contiguous in x */
     ptrdiff_t hoisted_rows; /* forward: see fl_hoisted_rows */
+    float *quantised;       /* forward, FL_INT8: fl_quantised_floats for each worker that may quantise at a time */
 } fl_chunk;
+
+/* Bytes of a quantised row of K numbers. */
+INLINE ptrdiff_t fl_row_bytes(ptrdiff_t K, int planes) { return planes * (fl_round16(fl_ceil_div(K, 4)) * 4); }
+
+/* Floats in which a worker quantises the operands of a chunk's products: rows of x, of a stretch where the input's product
+ * is hoisted; rows of h or m; and the units of both. */
+INLINE ptrdiff_t fl_quantised_floats(const fl_block *k, const fl_chunk *chunk) {
+    const ptrdiff_t n = chunk->b1 - chunk->b0, of_x = fl_max(n, chunk->hoisted_rows);
+    return of_x * fl_row_bytes(k->spec.I, k->x_planes) / 4 + n * fl_row_bytes(fl_max(k->spec.H, k->spec.R), 1) / 4 +
+           fl_round16(of_x) + fl_round16(n) + FL_APART;
+}
 
 /* Floats from one worker's copy of c to the next one's, where steps are split by units. */
 INLINE ptrdiff_t fl_copy_of_c(ptrdiff_t n, ptrdiff_t H) { return fl_round16(n * H) + FL_APART; }
@@ -115,6 +121,7 @@ typedef struct {
     ptrdiff_t ldy;
     const fl_row_map *row_map; /* NULL: packed */
     int reversed_panels; /* 1: the first step walks the panels from the last to the first; 0: the second step does */
+    int prefetches;      /* whether products of a single row ask for their weights ahead; see stream.c */
 } fl_forward_job;
 
 /* A backward call as its tasks see it. */
@@ -171,12 +178,16 @@ typedef struct {
     fl_piece_fn dense_cross_entropy;                   /* fl_dense_job; step 0: forward and loss, step 1: backward */
     fl_piece_fn span_update, span_squares, span_scale; /* fl_spans_job; piece: a block */
     uint64_t (*checksum)(const void *memory, ptrdiff_t bytes);
+    int (*dots_agree)(void); /* whether the processor's dot products of bytes are right; see kernels/ways.h */
 } fl_isa;
 
 extern const fl_isa fl_isa_scalar, fl_isa_avx2, fl_isa_avx512, fl_isa_neon;
 
 /* The index comes from a block, or from fl_isa_chosen. */
 const fl_isa *fl_isa_at(int isa);
+
+/* Whether this processor has the dot products of bytes that belong to the instruction set, and they have passed a test. */
+int fl_has_dots(const fl_isa *isa);
 
 /* Does a planned forward call if `scratch` is large enough; returns the floats of scratch memory that it needs. */
 ptrdiff_t fl_run_forward(fl_forward_job *job, fl_scratch scratch);

@@ -8,7 +8,7 @@
 #define VL 8
 #define ROWS 3
 #define GRAD_ROWS 4
-TARGET_BEGIN("avx2,fma")
+TARGET_BEGIN("avx2,fma,f16c")
 #include "kernels/kernels.h"
 TARGET_END
 #endif

@@ -8,7 +8,7 @@
 #define VL 16
 #define ROWS 6
 #define GRAD_ROWS 8
-TARGET_BEGIN("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")
+TARGET_BEGIN("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c")
 #include "kernels/kernels.h"
 TARGET_END
 #endif

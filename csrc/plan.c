@@ -3,7 +3,8 @@
 
 #include "internal.h"
 
-const ptrdiff_t fl_locked_work = FL_LOCKED_WORK, fl_row_work = FL_ROW_WORK;
+const ptrdiff_t fl_locked_work = FL_LOCKED_WORK, fl_row_work = FL_ROW_WORK,
+                fl_bytes_speed = FL_BYTES_SPEED;
 
 /* -------------------------------------------------------------------------------------------------------------- work */
 
@@ -14,14 +15,18 @@ ptrdiff_t fl_row_count(const fl_rows *rows) {
     return N;
 }
 
-/* Multiply-adds of one row of one direction: of its input, and in all. Token ids have no product with the input matrix. */
-static double input_work(const fl_spec *s) { return fl_gate_count(s) * (double)s->H * (double)s->I; }
-static double row_work(const fl_spec *s, int of_ids) {
-    return fl_gate_count(s) * (double)s->H * (double)s->R + (of_ids ? 0 : input_work(s));
+/* Multiply-adds of one row of one direction: of its input, and in all. Those of bytes take as long as a third of as many
+ * floats, and read a quarter of the memory. Token ids have no product with the input matrix. */
+static double of_matrix(const fl_block *k, ptrdiff_t K) {
+    return fl_gate_count(&k->spec) * (double)k->spec.H * (double)K / (k->storage == FL_INT8 ? FL_BYTES_SPEED : 1);
+}
+static double input_work(const fl_block *k) { return of_matrix(k, k->spec.I); }
+static double row_work(const fl_block *k, int of_ids) {
+    return of_matrix(k, k->spec.R) + (of_ids ? 0 : input_work(k));
 }
 
-int fl_worthwhile(const fl_spec *s, int of_ids, ptrdiff_t N, int D, int threads) {
-    return (double)N * D * row_work(s, of_ids) < FL_LEAST_WORK ? 1 : threads;
+int fl_worthwhile(const fl_block *block, int of_ids, ptrdiff_t N, int D, int threads) {
+    return (double)N * D * row_work(block, of_ids) < FL_LEAST_WORK ? 1 : threads;
 }
 
 /* ------------------------------------------------------------------------------------------------------------ chunks */
@@ -92,7 +97,7 @@ static int too_few(const request *q, ptrdiff_t rows) {
 static int steps_are_long(const request *q, int hoists, fl_plan *plan) {
     if (q->B > 1)
         return (double)q->B * q->row_work >= FL_LEAST_STEP;
-    const double step = q->row_work - (hoists ? input_work(&q->block->spec) : 0);
+    const double step = q->row_work - (hoists ? input_work(q->block) : 0);
     plan->cheap_steps = step < FL_LEAST_STEP_OF_ONE;
     return !plan->cheap_steps || (step >= FL_CHEAP_STEP_OF_ONE && barriers_may_be_cheap());
 }
@@ -111,7 +116,7 @@ static int by_units(const request *q, int hoists, fl_plan *plan) {
 
 static int pipelined(const request *q) {
     return q->threads > 1 && q->D == 1 && q->B == 1 && q->rows->T > 1 && q->rows->x &&
-           (double)q->N * input_work(&q->block->spec) >= FL_LEAST_INPUT;
+           (double)q->N * input_work(q->block) >= FL_LEAST_INPUT;
 }
 
 static void plan_units(fl_plan *plan, const request *q, ptrdiff_t hoisted_rows) {
@@ -155,8 +160,8 @@ void fl_plan_forward(fl_plan *plan, const fl_block *block, const fl_rows *rows, 
                        .N = N,
                        .B = rows->batch_sizes[0],
                        .D = D,
-                       .threads = fl_worthwhile(s, of_ids, N, D, threads),
-                       .row_work = row_work(s, of_ids)};
+                       .threads = fl_worthwhile(block, of_ids, N, D, threads),
+                       .row_work = row_work(block, of_ids)};
     plan->parts = 1, plan->cheap_steps = plan->hoists = 0;
     plan->phases = fl_phase_count(s);
     plan->T = plan->stretch = rows->T;
@@ -179,11 +184,10 @@ void fl_plan_forward(fl_plan *plan, const fl_block *block, const fl_rows *rows, 
 
 void fl_plan_backward(fl_back_plan *plan, const fl_block *block, const fl_rows *rows, ptrdiff_t N, int has_dx,
                       int threads) {
-    const fl_spec *s = &block->spec;
     const int of_ids = rows->ids != NULL;
-    const int walks_alone = rows->batch_sizes[0] == 1 && (double)N * row_work(s, of_ids) < FL_LEAST_SUMS;
+    const int walks_alone = rows->batch_sizes[0] == 1 && (double)N * row_work(block, of_ids) < FL_LEAST_SUMS;
     plan->threads = threads;
-    plan->pieces = walks_alone ? 1 : fl_worthwhile(s, of_ids, N, 2, threads);
+    plan->pieces = walks_alone ? 1 : fl_worthwhile(block, of_ids, N, 2, threads);
     plan->chunk_count = cut_rows(plan->chunks, rows, N, 1, plan->pieces);
     /* Another thread would have to fetch the gate gradients first. Not for chunks of so few rows that the input's panels
      * would be read for little. */

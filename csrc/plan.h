@@ -26,6 +26,9 @@ typedef struct {
     fl_chunk *chunks; /* by rows: one for each piece; else one for each direction */
 } fl_plan;
 
+/* The memory in which a task quantises operands: that of its part; in a pipeline the walk's is the third. */
+enum { FL_WALKER = 2 };
+
 typedef struct {
     enum {
         FL_IDLE,  /* nothing to do */
@@ -144,7 +147,7 @@ INLINE fl_back_task fl_decode_back(const fl_back_plan *plan, int step, int piece
 ptrdiff_t fl_row_count(const fl_rows *rows);
 
 /* Threads worth waking for N rows of D directions. */
-int fl_worthwhile(const fl_spec *spec, int of_ids, ptrdiff_t N, int D, int threads);
+int fl_worthwhile(const fl_block *block, int of_ids, ptrdiff_t N, int D, int threads);
 
 /* Plans a forward call of D directions like `block`; plan->chunks (FL_MAX_CHUNKS) is set by the caller. */
 void fl_plan_forward(fl_plan *plan, const fl_block *block, const fl_rows *rows, ptrdiff_t N, int D, int threads);

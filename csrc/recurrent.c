@@ -70,8 +70,14 @@ static void keep_initial(const fl_chunk *chunks, int count, const fl_pass *passe
 
 /* ----------------------------------------------------------------------------------------------------------- forward */
 
+/* Workers that quantise operands of a chunk at the same time: the parts of a split by units; in a pipeline two that take
+ * the input's product, and one that walks. */
+static int quantisers(const fl_plan *plan) {
+    return plan->split == FL_BY_UNITS ? plan->parts : plan->split == FL_PIPELINED ? FL_WALKER + 1 : 1;
+}
+
 /* Scratch memory of a chunk: h_new, m and z of a step; where the input's product is hoisted, start values and gathered
- * inputs too. Every worker of a split by units has start values of its own. */
+ * inputs too; with FL_INT8 quantised operands. Every worker of a split by units has start values of its own. */
 static void place_forward(fl_chunk *chunk, const fl_forward_job *job, fl_supply *from) {
     const fl_block *k = job->passes[chunk->direction].block;
     const fl_isa *isa = fl_isa_at(k->isa);
@@ -79,12 +85,14 @@ static void place_forward(fl_chunk *chunk, const fl_forward_job *job, fl_supply 
     chunk->h_new = fl_take_padded(from, n * R);
     chunk->m = fl_take(from, n * H);
     chunk->z = fl_take(from, n * H);
-    if (!fl_hoists(job->rows, n, isa->rows))
-        return;
-    const ptrdiff_t width = isa->start_width(k), rows = chunk->hoisted_rows = fl_hoisted_rows(n, width, I);
-    const ptrdiff_t apart = job->plan->split == FL_BY_UNITS ? job->plan->parts * FL_APART : 0;
-    chunk->start = fl_take(from, fl_round16(rows * width) + apart);
-    chunk->gathered = fl_take(from, rows * I);
+    if (fl_hoists(job->rows, n, isa->rows)) {
+        const ptrdiff_t width = isa->start_width(k), rows = chunk->hoisted_rows = fl_hoisted_rows(n, width, I);
+        const ptrdiff_t apart = job->plan->split == FL_BY_UNITS ? job->plan->parts * FL_APART : 0;
+        chunk->start = fl_take(from, fl_round16(rows * width) + apart);
+        chunk->gathered = fl_take(from, rows * I);
+    }
+    if (k->storage == FL_INT8)
+        chunk->quantised = fl_take_padded(from, quantisers(job->plan) * fl_quantised_floats(k, chunk));
 }
 
 /* Copies of c that each chunk has: with one thread, or few steps, none. */

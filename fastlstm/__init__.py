@@ -26,12 +26,14 @@ def _check_built() -> None:
 _check_built()
 
 if TYPE_CHECKING:
+    from . import aio as aio
     from . import forecast as forecast
     from . import keras as keras
     from . import losses as losses
     from . import metrics as metrics
     from . import nn as nn
     from . import sklearn as sklearn
+    from . import streams as streams
     from . import torch as torch
     from . import training as training
     from .arrays import from_arrays as from_arrays
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from .cell import LSTMCell as LSTMCell
     from .cell import RNNCell as RNNCell
     from .dense import Dense as Dense
+    from .export_c import to_c as to_c
     from .gradients import SparseGradient as SparseGradient
     from .info import show_config as show_config
     from .keras import from_keras as from_keras
@@ -64,6 +67,10 @@ if TYPE_CHECKING:
     from .schedules import SequentialLR as SequentialLR
     from .schedules import StepLR as StepLR
     from .sequential import Sequential as Sequential
+    from .streams import StateError as StateError
+    from .streams import StreamBatch as StreamBatch
+    from .streams import StreamClosed as StreamClosed
+    from .streams import StreamsFull as StreamsFull
     from .torch import from_torch as from_torch
 
 # Public name -> the module that has it. Loaded when first asked for, so that importing fastlstm costs next to nothing.
@@ -84,6 +91,7 @@ _HOME = {
     "SparseGradient": "gradients",
     "softmax_cross_entropy": "losses",
     "Dense": "dense",
+    "to_c": "export_c",
     "load": "models",
     "Sequential": "sequential",
     "SGD": "optim",
@@ -99,9 +107,25 @@ _HOME = {
     "ReduceLROnPlateau": "schedules",
     "SequentialLR": "schedules",
     "StepLR": "schedules",
+    "StateError": "streams",
+    "StreamBatch": "streams",
+    "StreamClosed": "streams",
+    "StreamsFull": "streams",
 }
 # Public submodules, loaded in the same way.
-_SUBMODULES = ("callbacks", "files", "forecast", "keras", "losses", "metrics", "nn", "torch", "training")
+_SUBMODULES = (
+    "aio",
+    "callbacks",
+    "files",
+    "forecast",
+    "keras",
+    "losses",
+    "metrics",
+    "nn",
+    "streams",
+    "torch",
+    "training",
+)
 # Those that cannot be loaded without an installed library of the same name; `from fastlstm import *` leaves them out.
 _WITH_LIBRARY = ("sklearn",)
 __all__ = ["BackendError", "__version__", "backends", *_HOME, *_SUBMODULES]

@@ -15,6 +15,7 @@ import numpy as np
 
 from .gates import order, places
 from .layout import Array
+from .quantise import check_floats
 from .spec import GATES, Kind
 
 if TYPE_CHECKING:
@@ -303,6 +304,7 @@ def to_arrays(layer: Recurrent, form: str, head: Layer | None = None) -> dict[st
     ValueError
         Unknown form, or one that cannot express this layer or head.
     """
+    check_floats(layer, "to_arrays")
     chosen = _form_for(layer, form)
     H = layer.hidden_size
     params = {name.removesuffix("_l0"): p for name, p in layer.state_dict().items()}

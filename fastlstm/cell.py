@@ -8,7 +8,7 @@ from . import engine
 from .layer import check_tape, given
 from .layout import Array
 from .packing import INT64, Batch
-from .spec_layer import RecurrentTape, SpecLayer, State, check_trainable, unwrapped
+from .spec_layer import RecurrentTape, SpecLayer, State, unwrapped
 from .validation import checked_ids, checked_input, checked_mask
 
 OF_BATCH, OF_ONE = 0, (0, 0)  # the part of a state (1, B, H) that is the caller's
@@ -38,6 +38,9 @@ class Cell(SpecLayer):
         if ids:
             x = checked_ids(batch.pack(x[None], INT64).reshape(batch.rows.N), self.input_size, self.dtype)
         return x if ids else x[None], batch, self._take_state(state, "state", leading), unbatched
+
+    def _sampled(self, x: Any, mask: Any = None) -> tuple[Array, Batch]:
+        return self._enter(x, None, mask)[:2]
 
     def _take_state(self, state: Any, name: str, leading: tuple[int, ...]) -> engine.States:
         """A state, (B, H) or (H,) each, as fresh arrays (1, B, H); one half of an LSTM's gradient may be None."""
@@ -70,7 +73,7 @@ class Cell(SpecLayer):
 
     def forward(self, x: Any, state: Any = None, *, mask: Any = None) -> tuple[State, RecurrentTape]:
         """One step for training: (state, tape). Arguments as `__call__`."""
-        check_trainable(self._specs[0])
+        self._check_trainable()
         x, batch, states, unbatched = self._enter(x, state, mask)
         version, blocks = self._blocks()
         tape = RecurrentTape(self, version, unbatched, engine.Record(batch))

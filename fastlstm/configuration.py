@@ -34,13 +34,26 @@ class Configurable:
             An argument does not fit, as in the constructor.
         """
         arguments = dict(config)
+        how = arguments.pop("quantised", None)
         wanted = arguments.pop("class", cls.__name__)
         made = _classes(cls).get(wanted) if isinstance(wanted, str) else None
         if made is None:
             raise ValueError(f"the configuration is of class {wanted!r}, expected one of {', '.join(_classes(cls))}")
         constructor: Any = made
         layer: Made = constructor(**arguments, backend=backend, seed=seed)
+        if how is not None:
+            layer._keep(how)
         return layer
+
+    def _keep(self, how: Any) -> None:
+        """Keep the weights in the reduced storage that a configuration names.
+
+        Raises
+        ------
+        ValueError
+            This class has no weights to be kept so, or the configuration is none of a storage.
+        """
+        raise ValueError(f"a {type(self).__name__} has no reduced storage, and its configuration names one")
 
     def _arguments(self) -> Iterator[tuple[str, Any, Any]]:
         """(name, value, default) of every argument that a configuration holds."""

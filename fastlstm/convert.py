@@ -15,6 +15,7 @@ from .dense import Dense
 from .layer import Layer
 from .layout import Array
 from .nn.recurrent import Recurrent
+from .quantise import check_floats
 from .sequential import Sequential
 
 # The library of a file that is written, by the end of its name.
@@ -154,6 +155,7 @@ def convert(
 
 def torch_file(layer: Layer, suffix: str) -> bytes:
     """A state_dict as PyTorch reads it: names of its modules, in a Sequential behind each module's name."""
+    check_floats(layer, "a file of PyTorch")
     arrays: dict[str, Array] = {}
     modules: dict[str, Any] = layer.named if isinstance(layer, Sequential) else {"": layer}
     for name, module in modules.items():

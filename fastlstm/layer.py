@@ -17,6 +17,7 @@ from ._backends import choose
 from .configuration import Configurable
 from .forksafe import Lock
 from .layout import Array
+from .quantise import Quantisation
 from .validation import float_dtype, is_real
 
 
@@ -81,6 +82,11 @@ class Layer(Configurable):
             if self._children
             else (self._version)
         )
+
+    @property
+    def _quantised(self) -> Quantisation | None:
+        """How weights are kept in a reduced storage; None where all are floats of the dtype."""
+        return next((how for child in self._children.values() if (how := child._quantised) is not None), None)
 
     @property
     def children(self) -> dict[str, Layer]:
@@ -243,6 +249,18 @@ class Layer(Configurable):
         from .models import save
 
         save(self, path)
+
+    def to_c(
+        self,
+        path: str | os.PathLike[str],
+        name: str | None = None,
+        weights: str = "float32",
+        calibrate: Any = None,
+    ) -> Any:
+        """Write the layer as C99, a source and a header that need no library; see `fastlstm.export_c.to_c`."""
+        from .export_c import to_c
+
+        return to_c(self, path, name, weights, calibrate)
 
     # ------------------------------------------------------------------------------------------------- copies, pickles
     def __getstate__(self) -> dict[str, Any]:

@@ -14,9 +14,12 @@ import numpy as np
 from . import files
 from .layer import Layer
 from .layout import Array
+from .spec_layer import SpecLayer
 
 FORMAT = "fastlstm layer"  # in the configuration of a file
-VERSION = 1  # of the format; a file of a higher one says so when it is read
+VERSION = 2  # of the format; a file of a higher one says so when it is read
+OF_FLOATS = 1  # the version of files without a reduced storage, which earlier releases read
+NOT_ARGUMENTS = ("class", "built for", "quantised")  # entries of a layer's configuration
 
 # The classes that a file may name, and their modules: nothing else is ever imported or called.
 CLASSES = {
@@ -63,6 +66,8 @@ def config_of(layer: Layer) -> dict[str, Any]:
         config[name] = value
     if hasattr(layer, "_shape"):
         config["built for"] = layer._shape
+    if isinstance(core := getattr(layer, "_core", layer), SpecLayer) and core._quantised is not None:
+        config["quantised"] = core._quantised.to_config()
     return config
 
 
@@ -76,9 +81,7 @@ def from_config(config: Any, backend: str = "auto") -> Layer:
     """
     if not isinstance(config, Mapping) or config.get("class") not in CLASSES:
         raise ValueError(f"it names the class {dict(config).get('class') if isinstance(config, Mapping) else config!r}")
-    arguments = {
-        name: _argument(value, backend) for name, value in config.items() if name not in ("class", "built for")
-    }
+    arguments = {name: _argument(value, backend) for name, value in config.items() if name not in NOT_ARGUMENTS}
     name = config["class"]
     cls = getattr(importlib.import_module(f".{CLASSES[name]}", __package__), name.rpartition(".")[2])
     if name not in ("Sequential", "nn.Bidirectional", "nn.Residual"):
@@ -87,6 +90,8 @@ def from_config(config: Any, backend: str = "auto") -> Layer:
     shape = config.get("built for")
     if shape is not None:
         layer.build(tuple(shape))  # type: ignore[attr-defined]
+    if config.get("quantised") is not None:
+        layer._keep(config["quantised"])
     return layer
 
 
@@ -105,7 +110,8 @@ def save(layer: Layer, path: str | os.PathLike[str], notes: Mapping[str, Any] | 
     """
     if getattr(layer, "_shape", ()) is None:
         raise ValueError(f"{layer!r} has no parameters to save yet: call it on an input, build it or fit it first")
-    config = {"format": FORMAT, "version": VERSION, "layer": config_of(layer)}
+    version = OF_FLOATS if layer._quantised is None else VERSION
+    config = {"format": FORMAT, "version": version, "layer": config_of(layer)}
     config |= {"notes": dict(notes)} if notes else {}
     arrays = {name: np.asarray(p) for name, p in layer.state_dict().items()}
     files.save(path, arrays, config | {"crc32": checksum(config, arrays)})

@@ -17,7 +17,7 @@ from .layer import Layer, check_tape, given
 from .layout import Array
 from .packing import Batch, enter
 from .spec import DEFAULT_ACTIVATIONS
-from .spec_layer import RecurrentTape, SpecLayer, State, check_trainable, unwrapped
+from .spec_layer import RecurrentTape, SpecLayer, State, unwrapped
 from .stream import Stream
 from .validation import checked_dy, flag, positive, probability
 
@@ -56,6 +56,9 @@ class Recurrent(SpecLayer):
             return self._state.zeros((self._LD, batch.B))
         states = self._state.check(state, self._leading(batch.B, unbatched), "state")
         return tuple(s[:, None] for s in states) if unbatched else states
+
+    def _sampled(self, x: Any, mask: Any = None) -> tuple[Array, Batch]:
+        return enter(x, None, mask, self.input_size, self.dtype, self.batch_first)[:2]
 
     # ------------------------------------------------------------------------------------------------------- forward
     def __call__(
@@ -133,7 +136,7 @@ class Recurrent(SpecLayer):
         ValueError, TypeError
             As `__call__`; and an activation that serves for inference only, such as leaky_relu with alpha < 0.
         """
-        check_trainable(self._specs[0])
+        self._check_trainable()
         every = None if checkpoint_every is None else positive(checkpoint_every, "checkpoint_every")
         x, batch, unbatched = enter(x, lengths, mask, self.input_size, self.dtype, self.batch_first)
         states = self._take_state(state, batch, unbatched)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -15,8 +16,10 @@ from .gradients import GradientLayout, Gradients, SparseGradient
 from .layer import Layer, Tape
 from .layout import Array, draw, suffix
 from .memory import buffers
-from .packing import compact_ids
+from .packing import Batch, compact_ids
+from .quantise import Quantisation, Report, check_floats, keep, names_of, quantised, widen
 from .spec import ACTIVATIONS, DEFAULT_ACTIVATIONS, Activation, Kind, Spec, activation_sets, untrainable
+from .storage import input_forms
 from .validation import StateForm, flag, positive, positive_number, seed_or_none
 
 State = Any  # (h, c) for LSTM, h for GRU and RNN
@@ -101,6 +104,8 @@ class SpecLayer(Layer):
 
     kind: ClassVar[Kind]
     _state_axes: ClassVar[tuple[str, ...]]  # names of a state's leading axes, for messages
+    _quantisation: Quantisation | None = None
+    report: Report | None = None  # of `quantize`
 
     def __init__(self, arguments: Mapping[str, Any], num_layers: int = 1, directions: int = 1) -> None:
         options = dict(arguments)
@@ -143,9 +148,12 @@ class SpecLayer(Layer):
     def _connect(self) -> None:
         super()._connect()
         widths = {name.removesuffix("0"): width for name, width in self._specs[0][0].initial.items()}
-        # For each layer and direction: the parameters' names in the spec -> in the layer.
+        # For each layer and direction: the arrays' names in the spec -> in the layer.
         self._keys = [
-            [{name: name + self._ending(layer, d) for name in spec.parameters} for d, spec in enumerate(specs)]
+            [
+                {name: name + self._ending(layer, d) for name in names_of(spec.parameters, self._storages[layer])}
+                for d, spec in enumerate(specs)
+            ]
             for layer, specs in enumerate(self._specs)
         ]
         self._of_input = [of_d["weight_ih"] for of_d in self._keys[0]]
@@ -158,17 +166,115 @@ class SpecLayer(Layer):
         return suffix(layer, d)
 
     def _choose(self) -> ModuleType:
-        return choose(self._backend, self.dtype.name, self._specs[0], self._storage)
+        return self._choose_for(self._storages)
+
+    def _choose_for(self, storages: Sequence[str]) -> ModuleType:
+        """The backend's module for layers that are kept so, or an error."""
+        return choose(self._backend, self.dtype.name, self._specs[0], storages)
 
     def _pack(self) -> list[list[Any]]:
         """The packed weights of each layer and direction."""
+        inputs = None if self._quantisation is None else self._quantisation.inputs
+        forms = input_forms(self._specs, self._storages, inputs)
         return [
             [
-                self._module.pack(spec, {n: self._params[key] for n, key in keys.items()}, self._storage, bool(d))
+                self._module.pack(spec, {n: self._params[key] for n, key in keys.items()}, storage, bool(d), form)
                 for d, (spec, keys) in enumerate(zip(specs, of_layer, strict=True))
             ]
-            for specs, of_layer in zip(self._specs, self._keys, strict=True)
+            for specs, of_layer, storage, form in zip(self._specs, self._keys, self._storages, forms, strict=True)
         ]
+
+    # -------------------------------------------------------------------------------------------------- reduced storage
+    @property
+    def storage(self) -> str:
+        """How the matrices are kept: a name of `fastlstm.storage.STORAGES`, as `quantize` was asked for."""
+        return self._storage if self._quantisation is None else self._quantisation.storage
+
+    @property
+    def _storages(self) -> tuple[str, ...]:
+        """How each layer's matrices are kept."""
+        return (self._storage,) * len(self._specs) if self._quantisation is None else self._quantisation.storages
+
+    @property
+    def _quantised(self) -> Quantisation | None:
+        return self._quantisation
+
+    def quantize(
+        self, storage: str, inputs: str | None = None, sample: Any = None, tolerance: float | None = None
+    ) -> Any:
+        """A layer for inference with these weights in a reduced storage. This layer stays as it is.
+
+        Biases and peepholes stay float32. Training (`forward`, `backward`, optimisers) is refused.
+
+        Parameters
+        ----------
+        storage : {"int8", "int16", "float16"}
+            int8: weights, x and h as integers of 8 bits. int16: as integers of 14 bits. float16: weights only.
+        inputs : {"int8", "int16"}, optional
+            For storage int8: the integers of the first layer's x; those of int16 have 14 bits. None: int8.
+        sample : array, optional
+            An input, as a call takes it. The changes of the outputs on it are measured for the report.
+        tolerance : float, optional
+            A layer whose outputs change by more in the mean, on the sample, stays float16 (float32 where storage is
+            float16).
+
+        Returns
+        -------
+        layer : like this one
+            With ``layer.report``: by layer and for the end the mean, the 99.9 % quantile and the largest change of the
+            outputs, and the bytes before and after.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An unknown name, a sample that is no input, a tolerance without a sample; a layer of float64; weights that
+            are not finite.
+        BackendError
+            The layer's backend does not have the storage.
+        """
+        return quantised(self, storage, inputs, sample, tolerance)
+
+    def _keep(self, how: Any) -> None:
+        keep(self, Quantisation.from_config(how))
+
+    def dequantize(self) -> Any:
+        """A float32 layer with the numbers that a layer of `quantize` keeps."""
+        made = copy.deepcopy(self)
+        widen(made)
+        return made
+
+    def _sampled(self, x: Any, mask: Any = None) -> tuple[Array, Batch]:
+        """The input of a call, checked and packed."""
+        raise NotImplementedError
+
+    def _zeros(self, B: int) -> engine.States:
+        """Zeros as the states of B sequences."""
+        return self._state.zeros((len(self._specs) * self._D, B))
+
+    def _check_trainable(self) -> None:
+        """Raise ValueError where this layer serves for inference only."""
+        check_floats(self, "training")
+        check_trainable(self._specs[0])
+
+    def load_state_dict(self, d: Mapping[str, Any]) -> None:
+        """See `Layer.load_state_dict`. Matrices in a reduced storage are loaded from arrays of that storage's type."""
+        if self._quantisation is not None and isinstance(d, Mapping):
+            wrong = [
+                f"{name} has dtype {getattr(d[name], 'dtype', type(d[name]).__name__)}, expected {p.dtype}"
+                for name, p in self._params.items()
+                if name in d and getattr(d[name], "dtype", None) != p.dtype
+            ]
+            if wrong:
+                raise RuntimeError(f"state does not fit {self!r}:\n  " + "\n  ".join(wrong))
+        super().load_state_dict(d)
+
+    def to_config(self) -> dict[str, Any]:
+        """See `Configurable.to_config`; with the storage of a layer of `quantize`."""
+        how = self._quantisation
+        return super().to_config() | ({} if how is None else {"quantised": how.to_config()})
+
+    def __repr__(self) -> str:
+        return super().__repr__() + ("" if self._quantisation is None else str(self._quantisation))
 
     @property
     def rng_state(self) -> dict[str, Any]:

@@ -728,7 +728,7 @@ def test_inputs_and_weights_are_read_where_they_lie(monkeypatch: pytest.MonkeyPa
     forward, pack = c.forward, c.pack
     monkeypatch.setattr(c, "forward", lambda blocks, x, *rest: (seen.append(x), forward(blocks, x, *rest))[1])
     packed: list[Any] = []
-    monkeypatch.setattr(c, "pack", lambda spec, params, **rest: (packed.append(params), pack(spec, params, **rest))[1])
+    monkeypatch.setattr(c, "pack", lambda spec, params, *rest: (packed.append(params), pack(spec, params, *rest))[1])
     _, fast = pair("LSTM", {})
     x = torch.randn(T, B, I, requires_grad=True)
     for context in (torch.no_grad, torch.enable_grad):
@@ -806,7 +806,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(TypeError, match="frozen must be a bool, got 1"):
         fl.torch.accelerate(model, frozen=1)  # type: ignore[arg-type]
     with pytest.raises(fl.BackendError, match="storage"):
-        fl.torch.accelerate(model, storage="int8")
+        fl.torch.accelerate(model, storage="int3")
     assert type(model) is nn.LSTM
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -68,6 +69,12 @@ def with_head(dtype: Any = None) -> Any:
     return fl.from_arrays({k: a.astype(np.float16) for k, a in arrays.items()}, "rnn", dtype=dtype)
 
 
+def restore(other_weights: bool) -> Any:
+    """A stream's state, given to streams of other weights."""
+    old, new = (fl.StreamBatch(fl.GRU(3, 4, seed=seed)) for seed in (1, 2))
+    return new.restore(old.export(old.open()), other_weights=other_weights)
+
+
 def clip(g: Any) -> Any:
     return fl.clip_by_norm({"w": g}, 1.0)
 
@@ -113,6 +120,10 @@ CASES: dict[str, Bad] = {
         ),
         {"bidirectional": False},
     ),
+    "a calibration for float32": Bad(
+        lambda weights: fl.LSTM(3, 4).to_c(Path(tempfile.mkdtemp()) / "model.c", weights=weights, calibrate=ONES[:, 0]),
+        {"weights": "float32"},
+    ),
     "a masked array": Bad(lstm, {"x": np.ma.array(ONES, mask=ONES > 0)}),
     "samples of sound for a layer of one": Bad(
         lambda x: fl.LSTM(1, 4)(x), {"x": np.array([[-5], [300], [7]], np.int16)}
@@ -153,6 +164,7 @@ CASES: dict[str, Bad] = {
     "a dtype that backend c has not": Bad(
         lambda dtype="float64", backend="c": fl.LSTM(3, 4, dtype=dtype, backend=backend), {}
     ),
+    "a state of other weights": Bad(restore, {"other_weights": False}),
     "nesterov": Bad(lambda nesterov: fl.SGD(fl.RNN(3, 4), momentum=0.9, nesterov=nesterov), {"nesterov": "no"}),
     "bias": Bad(lambda bias: fl.LSTM(3, 4, bias=bias), {"bias": "False"}),
     "a loss": Bad(lambda y: fl.losses.MeanSquaredError()(y, np.ones(3)), {"y": np.ones(3, np.float16)}),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,120 @@ def test_a_graph_that_is_kept_serves_twice() -> None:
     loss = layer(x).square().sum()
     first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_a_mask_without_any_valid_step() -> None:
+    options = {"return_sequences": True, "return_state": True}
+    nothing = torch.zeros((B, T), dtype=torch.bool)
+    expected = results(made("LSTM", options), mask=nothing)
+    layer = made("LSTM", options)
+    summary = fl.keras.accelerate(layer)
+    agree(results(layer, mask=nothing), expected)
+    assert summary.calls == 1
+
+
+def test_a_second_derivative_is_refused() -> None:
+    layer = made("GRU", {"return_sequences": True})
+    fl.keras.accelerate(layer)
+    x = torch.tensor(X, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"Keras cannot be differentiated twice \(create_graph=True\): leave the mo"):
+        torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+
+
+def test_what_is_kept_passes_through_the_hooks_of_saved_tensors() -> None:
+    """Hooks may keep tensors elsewhere: here as bytes."""
+    layer = made("LSTM", {"return_sequences": True})
+    fl.keras.accelerate(layer)
+    expected = results(layer)
+    packed: list[int] = []
+
+    def pack(tensor: Any) -> bytes:
+        packed.append(tensor.numel())
+        return pickle.dumps(tensor.detach().numpy())
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: torch.from_numpy(pickle.loads(kept))):
+        agree(results(layer), expected)
+    assert max(packed) >= B * T * 4 * H, "the tape is among the tensors"
+
+
+def test_a_change_between_forward_and_backward_is_an_error() -> None:
+    layer = made("LSTM", {})
+    fl.keras.accelerate(layer)
+    x = torch.tensor(X)
+    y = layer(x).sum()
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_regions_of_torch_compile_run_on_the_kernels() -> None:
+    """The graph breaks at a layer; torch.export, which must not break it, gets Keras's operations."""
+
+    def compiled() -> Any:
+        return keras.Sequential([keras.Input((T, I)), drawn_after(L.LSTM(H)), drawn_after(L.Dense(2))])
+
+    def drawn_after(layer: Any) -> Any:
+        layer.build((B, T, I) if isinstance(layer, L.LSTM) else (B, H))
+        return drawn(layer)
+
+    plain, model = compiled(), compiled()
+    summary = fl.keras.accelerate(model)
+    x = torch.tensor(X)
+    try:
+        y = torch.compile(model, backend="eager")(x)
+        assert summary.calls == 1
+        y.square().sum().backward()
+        plain(x).square().sum().backward()
+        grads = [[v.value.grad.numpy() for v in one.trainable_variables] for one in (model, plain)]
+        agree([y.detach().numpy(), *grads[0]], [plain(x).detach().numpy(), *grads[1]])
+        exported = torch.export.export(model, (x,), strict=False).module()
+        agree([exported(x).detach().numpy()], [plain(x).detach().numpy()])
+    finally:
+        torch.compiler.reset()
+    assert summary.calls == 1
+
+
+def test_autocast_and_states_of_another_shape_are_keras_s() -> None:
+    plain, layer = (made("GRU", {"return_sequences": True}) for _ in range(2))
+    summary = fl.keras.accelerate(layer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        agree([layer(X).detach().float().numpy()], [plain(X).detach().float().numpy()])
+    one = torch.full((1, H), 0.5)  # broadcast to all sequences
+    agree([layer(X, initial_state=one).detach().numpy()], [plain(X, initial_state=one).detach().numpy()])
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        layer(X, initial_state=torch.zeros(B, 2 * H))
+    assert dict(summary.layers[layer.name].left) == {"autocast": 1, "an initial state of another shape": 2}
+    assert str(summary) == (
+        f"{layer.name}: 0 calls on the kernels, 1 left on Keras (autocast), "
+        "2 left on Keras (an initial state of another shape)"
+    )
+
+
+def test_copies_and_pickles_are_layers_of_their_own() -> None:
+    """Keras makes them anew from the configuration; another call accelerates them."""
+    layer = made("LSTM", {})
+    fl.keras.accelerate(layer)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        agree([other(X).detach().numpy()], [layer(X).detach().numpy()])
+        before = layer(X).detach().numpy()
+        other.cell.bias.assign(other.cell.bias + 1)
+        assert np.array_equal(layer(X).detach().numpy(), before)
+        assert np.abs(other(X).detach().numpy() - before).max() > 0.1
+        assert fl.keras.accelerate(other).calls == 0
+
+
+def test_frozen_layers_and_inference_mode() -> None:
+    plain, layer = (made("LSTM", {"return_sequences": True}) for _ in range(2))
+    summary = fl.keras.accelerate(layer)
+    with torch.inference_mode():
+        agree([layer(X).numpy()], [plain(X).numpy()])
+    found = []
+    for one in (plain, layer):
+        one.trainable = False
+        x = torch.tensor(X, requires_grad=True)
+        found.append(torch.autograd.grad(one(x).square().sum(), x)[0].numpy())
+    agree([found[1]], [found[0]])
+    assert summary.calls == 2
 
 
 def test_what_is_left_on_keras_is_counted_and_right() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -248,6 +249,23 @@ def test_a_bad_state_changes_nothing(backend: str) -> None:
             s.state = bad
     np.testing.assert_array_equal(s.state[0], h)
     np.testing.assert_array_equal(s.state[1], c)
+
+
+def test_a_stream_times_prefetching_and_keeps_the_bits(compiled: str) -> None:
+    """Weights of 1 MiB and more are prefetched in some of a stream's first steps, and later if that took less time."""
+    steps, H = 80, 192
+    layer = fl.LSTM(H, H, backend=compiled, seed=1)
+    x = np.random.default_rng(0).standard_normal((steps, 1, H)).astype(F32)
+    s = layer.stream()
+    in_c = s._step.args[0]
+    ys, spent = [], []
+    for x_t in x:
+        ys.append(s.step(x_t))
+        spent.append(tuple(in_c.prefetch_spent))
+    np.testing.assert_array_equal(np.array(ys), layer(x)[0])
+    assert all(spent[-1])
+    timed = [after != before for before, after in pairwise(spent)]
+    assert timed == [True] * 67 + [False] * (steps - 68)
 
 
 def test_many_streams_share_a_layer(backend: str) -> None:

@@ -35,7 +35,7 @@ INLINE void gru_gates(const void *context, const float *tile, ptrdiff_t panel, p
 INLINE void gru_gates_generic(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
     gru_rows(context, tile, panel, row, rows, 0);
 }
-EPILOGUE(gru_gates, gru_gates, 4, 3, 3)
+EPILOGUE_OF_BYTES(gru_gates, gru_gates, 4, 3, 3)
 /* A single row calls the generic epilogue: inlined, its calls of activations would keep the sums in memory. */
 EPILOGUE(gru_gates_generic, gru_gates_generic_tile, 4, 3, 3)
 

@@ -91,7 +91,7 @@ INLINE void lstm_full(const void *context, const float *tile, ptrdiff_t panel, p
 INLINE void lstm_gates_generic(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {
     lstm_gates_of(context, tile, panel, row, rows, 0);
 }
-EPILOGUE(lstm_gates, lstm_full, 4, 4, 2)
+EPILOGUE_OF_BYTES(lstm_gates, lstm_full, 4, 4, 2)
 EPILOGUE(lstm_gates_generic, lstm_gates_generic, 4, 4, 2)
 
 /* h' = m W_hr', over plain panels. */

@@ -41,7 +41,11 @@
 
 #include "tiles.h"
 
+#include "storage.h"
+
 #include "products.h"
+
+#include "ways.h"
 
 #include "pack.h"
 
@@ -87,4 +91,5 @@ const fl_isa JOIN(fl_isa_, ISA) = {
     .span_squares = span_squares,
     .span_scale = span_scale,
     .checksum = checksum,
+    .dots_agree = dots_agree,
 };

@@ -1,8 +1,11 @@
 /* pack.h: matrices as panels; see kernels.h for their layout. Part of kernels.h. */
 
-/* A matrix as packing reads it: outputs are by_output floats apart, depths by_depth; one of them is 1. */
+/* A matrix as packing reads it, in its storage: outputs are by_output numbers apart, depths by_depth; one of them is 1,
+ * and for any storage but FL_FLOAT32 by_depth. */
 typedef struct {
-    const float *w;
+    int storage;
+    const void *w;
+    const float *scales; /* FL_INT8: of each output; else NULL */
     ptrdiff_t by_output, by_depth;
 } Matrix;
 
@@ -10,32 +13,72 @@ typedef struct {
  * at most, then zeros. */
 typedef struct {
     int pieces, width;
-    const float *from[4];
-    ptrdiff_t count[4];
+    ptrdiff_t from[4], count[4];
 } Panel;
 
-/* Writes one panel of depth K; returns its end. Output by output over FL_PACK_STRETCH depths, so that reading runs along
- * the matrix's rows and what is written meanwhile stays in the first-level cache. */
-static float *pack_panel(float *to, const Panel *panel, ptrdiff_t K, ptrdiff_t by_output, ptrdiff_t by_depth) {
+/* Writes one panel of depth K. Output by output over FL_PACK_STRETCH depths, so that reading runs along the matrix's rows
+ * and what is written meanwhile stays in the first-level cache. */
+static void pack_floats(float *to, const Panel *panel, ptrdiff_t K, const Matrix *of) {
     const ptrdiff_t width = panel->width, row = panel->pieces * width;
     for (ptrdiff_t k0 = 0; k0 < K; k0 += FL_PACK_STRETCH) {
         const ptrdiff_t k1 = fl_min(K, k0 + FL_PACK_STRETCH);
         for (int v = 0; v < panel->pieces; v++) {
+            const float *const from = (const float *)of->w + panel->from[v] * of->by_output;
             const ptrdiff_t lanes = fl_min(width, panel->count[v]);
-            if (by_output == 1 && width == VL) {
+            if (of->by_output == 1 && width == VL) {
                 for (ptrdiff_t k = k0; k < k1; k++)
-                    V_STORE(to + k * row + v * VL, V_LOADN(panel->from[v] + k * by_depth, (int)lanes));
+                    V_STORE(to + k * row + v * VL, V_LOADN(from + k * of->by_depth, (int)lanes));
                 continue;
             }
             for (ptrdiff_t lane = 0; lane < width; lane++) {
-                const float *const source = panel->from[v] + lane * by_output;
+                const float *const source = from + lane * of->by_output;
                 float *const target = to + v * width + lane;
                 for (ptrdiff_t k = k0; k < k1; k++)
                     target[k * row] = lane < lanes ? source[k] : 0.0f; /* by_depth is 1 here */
             }
         }
     }
-    return to + K * row;
+}
+
+static void pack_halves(uint16_t *to, const Panel *panel, ptrdiff_t K, const Matrix *of) {
+    const ptrdiff_t width = panel->width, row = panel->pieces * width;
+    for (ptrdiff_t k0 = 0; k0 < K; k0 += FL_PACK_STRETCH)
+        for (ptrdiff_t i = 0; i < row; i++) {
+            const ptrdiff_t v = i / width, lane = i % width;
+            const uint16_t *const from = (const uint16_t *)of->w + (panel->from[v] + lane) * of->by_output;
+            for (ptrdiff_t k = k0; k < fl_min(K, k0 + FL_PACK_STRETCH); k++)
+                to[k * row + i] = lane < panel->count[v] ? from[k] : 0;
+        }
+}
+
+/* Scales, corrections, and four depths to a word; see storage.h. */
+static void pack_bytes(char *to, const Panel *panel, ptrdiff_t K, const Matrix *of) {
+    const ptrdiff_t width = panel->width, row = panel->pieces * width;
+    memset(to, 0, (size_t)(row * bytes_int8(K)));
+    for (ptrdiff_t k0 = 0; k0 < K; k0 += FL_PACK_STRETCH)
+        for (ptrdiff_t i = 0; i < row; i++) {
+            const ptrdiff_t v = i / width, lane = i % width, output = panel->from[v] + lane;
+            if (lane >= panel->count[v])
+                continue;
+            const int8_t *const from = (const int8_t *)of->w + output * of->by_output;
+            int32_t sum = 0;
+            for (ptrdiff_t k = k0; k < fl_min(K, k0 + FL_PACK_STRETCH); k++) {
+                to[(row_of_depth(k) * row + i) * 4 + k % 4] = (char)from[k];
+                sum += from[k];
+            }
+            ((float *)to)[i] = of->scales[output];
+            ((int32_t *)to)[row_of_block(k0 / (4 * BLOCK_ROWS)) * row + i] -= BYTE_BIAS * sum;
+        }
+}
+
+/* Writes one panel of depth K; returns its end. */
+static char *pack_panel(char *to, const Panel *panel, ptrdiff_t K, const Matrix *of) {
+    switch (of->storage) {
+    case FL_FLOAT16: pack_halves((void *)to, panel, K, of); break;
+    case FL_INT8: pack_bytes(to, panel, K, of); break;
+    default: pack_floats((void *)to, panel, K, of);
+    }
+    return to + panel->pieces * panel->width * storage_of(of->storage)->bytes(K);
 }
 
 /* Lanes of each gate in a panel of `units` units. For few units an LSTM's four gates share two vectors, or one. */
@@ -46,50 +89,61 @@ static int gate_lanes(int gates, ptrdiff_t units) {
     return lanes;
 }
 
-/* Gate panels of w (G*H, K): C gates from `first` on, of `blocks` vectors of units, side by side. */
-static float *pack_gates(float *to, const float *w, ptrdiff_t H, ptrdiff_t K, int first, int C, int blocks) {
+/* Gate panels of m (G*H, K): C gates from `first` on, of `blocks` vectors of units, side by side. */
+static char *pack_gates(char *to, const Matrix *m, ptrdiff_t H, ptrdiff_t K, int first, int C, int blocks) {
     for (ptrdiff_t u = 0; u < H; u += blocks * VL) {
         Panel panel = {.pieces = C * (int)fl_min(blocks, fl_ceil_div(H - u, VL)), .width = gate_lanes(C, H - u)};
         for (int v = 0; v < panel.pieces; v++) {
             const ptrdiff_t unit = u + v / C * VL;
-            panel.from[v] = w + ((first + v % C) * H + unit) * K;
+            panel.from[v] = (first + v % C) * H + unit;
             panel.count[v] = H - unit;
         }
-        to = pack_panel(to, &panel, K, K, 1);
+        to = pack_panel(to, &panel, K, m);
     }
     return to;
 }
 
-/* Plain panels of depth K. */
-static float *pack_plain(float *to, Matrix m, ptrdiff_t outputs, ptrdiff_t K) {
+/* Plain panels, of depth K, of the outputs from `begin` on. */
+static char *pack_plain(char *to, const Matrix *m, ptrdiff_t begin, ptrdiff_t outputs, ptrdiff_t K) {
     for (ptrdiff_t first = 0; first < outputs; first += 4 * VL) {
         Panel panel = {.pieces = (int)fl_min(4, fl_ceil_div(outputs - first, VL)), .width = VL};
         for (int v = 0; v < panel.pieces; v++) {
-            panel.from[v] = m.w + (first + v * VL) * m.by_output;
+            panel.from[v] = begin + first + v * VL;
             panel.count[v] = outputs - first - v * VL;
         }
-        to = pack_panel(to, &panel, K, m.by_output, m.by_depth);
+        to = pack_panel(to, &panel, K, m);
     }
     return to;
 }
 
-/* A row-major matrix (outputs, K), or (K, outputs) with K rows. */
+/* A row-major float32 matrix (outputs, K), or (K, outputs) with K rows. */
 static float *pack_rows(float *to, const float *w, ptrdiff_t outputs, ptrdiff_t K) {
-    return pack_plain(to, (Matrix){w, K, 1}, outputs, K);
+    return (void *)pack_plain((char *)to, &(Matrix){FL_FLOAT32, w, NULL, K, 1}, 0, outputs, K);
 }
 static float *pack_columns_of(float *to, const float *w, ptrdiff_t outputs, ptrdiff_t K) {
-    return pack_plain(to, (Matrix){w, 1, outputs}, outputs, K);
+    return (void *)pack_plain((char *)to, &(Matrix){FL_FLOAT32, w, NULL, 1, outputs}, 0, outputs, K);
 }
 
 static ptrdiff_t padded(ptrdiff_t n) { return fl_ceil_div(n, VL) * VL; }
 
+/* Bytes of the panels of a matrix of so many padded outputs, in whole cache lines. */
+static ptrdiff_t matrix_bytes(int storage, ptrdiff_t outputs, ptrdiff_t K) {
+    return fl_ceil_div(outputs * storage_of(storage)->bytes(K), 64) * 64;
+}
+
 /* Bytes: forward panels in their storage, and the biases and peepholes beside them; backward panels are float32. */
 static ptrdiff_t pack_size(const fl_block *k, int panels) {
     const fl_spec *s = &k->spec;
-    const ptrdiff_t G = fl_gate_count(s), Hp = padded(s->H), weight = fl_storage_bytes(k->storage);
-    const ptrdiff_t number = (ptrdiff_t)sizeof(float);
-    if (panels == FL_FORWARD)
-        return (G * (s->I + s->R) * Hp + (s->projected ? s->H * padded(s->R) : 0)) * weight + (4 + 3) * Hp * number;
+    const ptrdiff_t G = fl_gate_count(s), Hp = padded(s->H), number = (ptrdiff_t)sizeof(float);
+    if (panels == FL_FORWARD) {
+        const ptrdiff_t apart = fl_two_phases(s) ? Hp : 0; /* outputs in matrices of their own */
+        ptrdiff_t bytes = (4 + 3) * Hp * number;
+        for (int of_h = 0; of_h < 2; of_h++) {
+            const ptrdiff_t K = of_h ? s->R : s->I;
+            bytes += matrix_bytes(k->storage, G * Hp - apart, K) + matrix_bytes(k->storage, apart, K);
+        }
+        return bytes + (s->projected ? matrix_bytes(k->storage, padded(s->R), s->H) : 0);
+    }
     const ptrdiff_t of_x = panels == FL_BACKWARD ? padded(s->I) : 0;
     return (G * s->H * (of_x + padded(s->R)) + (s->projected ? s->R * Hp : 0)) * number;
 }
@@ -112,18 +166,19 @@ static float *pack_bias(float *to, const fl_spec *s, const fl_params *w, int fir
     return to;
 }
 
-/* The transposed matrices. Without the input's for token ids; what is packed already, and perhaps in use, stays. */
+/* The transposed float32 matrices. Without the input's for token ids; what is packed already, and perhaps in use, stays. */
 static void pack_backward(fl_block *k, const fl_params *w, int panels, float *to) {
     const fl_spec *s = &k->spec;
     const ptrdiff_t I = s->I, H = s->H, R = s->R;
+    const float *const hh = w->weight_hh;
     const int G = fl_gate_count(s);
     if (panels == FL_BACKWARD)
         k->v_x = to, to = pack_columns_of(to, w->weight_ih, I, G * H);
     if (k->v_h)
         return;
-    k->v_h = to, to = pack_columns_of(to, w->weight_hh, R, (s->kind == FL_GRU ? 2 : G) * H);
+    k->v_h = to, to = pack_columns_of(to, hh, R, (s->kind == FL_GRU ? 2 : G) * H);
     if (s->kind == FL_GRU) /* the candidate apart: its operand lies in another column of the gates */
-        k->v_n = to, to = pack_columns_of(to, w->weight_hh + 2 * H * R, R, H);
+        k->v_n = to, to = pack_columns_of(to, hh + 2 * H * R, R, H);
     if (s->projected)
         k->v_r = to, pack_columns_of(to, w->weight_hr, H, R);
 }
@@ -139,28 +194,42 @@ static void set_ends(fl_block *k) {
         }
 }
 
+/* Writes the panels of m (G*H, K) of C gates from `first` on, or of as many plain outputs; returns where the next matrix
+ * begins. */
+static char *pack_matrix(char *to, const fl_spec *s, const Matrix *m, ptrdiff_t K, int first, int C) {
+    const ptrdiff_t H = s->H;
+    char *const end = s->kind == FL_RNN || first ? pack_plain(to, m, first * H, H, K)
+                                                 : pack_gates(to, m, H, K, first, C, fl_two_phases(s) ? 2 : 1);
+    return to + fl_ceil_div(end - to, 64) * 64;
+}
+
 static void pack(fl_block *k, const fl_params *w, int panels, void *memory) {
     const fl_spec *s = &k->spec;
     const ptrdiff_t I = s->I, H = s->H, R = s->R;
-    const int two_phases = fl_two_phases(s), plain = s->kind == FL_RNN;
-    const int C = two_phases ? 2 : fl_gate_count(s), blocks = two_phases ? 2 : 1; /* of the first phase's panels */
-    float *to = memory;
+    const int two_phases = fl_two_phases(s);
+    const int C = two_phases ? 2 : fl_gate_count(s); /* of the first phase's panels */
+    const Matrix ih = {k->storage, w->weight_ih, w->scale_ih, I, 1}, hh = {k->storage, w->weight_hh, w->scale_hh, R, 1};
     if (panels != FL_FORWARD) {
-        pack_backward(k, w, panels, to);
+        pack_backward(k, w, panels, memory);
         return;
     }
     if (s->clip > 0)
         set_ends(k);
-    k->w_x = to, to = plain ? pack_rows(to, w->weight_ih, H, I) : pack_gates(to, w->weight_ih, H, I, 0, C, blocks);
-    k->w_h = to, to = plain ? pack_rows(to, w->weight_hh, H, R) : pack_gates(to, w->weight_hh, H, R, 0, C, blocks);
-    k->bias = to, to = pack_bias(to, s, w, 0, C);
+    char *to = memory;
+    k->w_x = to, to = pack_matrix(to, s, &ih, I, 0, C);
+    k->w_h = to, to = pack_matrix(to, s, &hh, R, 0, C);
     if (two_phases) {
-        k->x_n = to, to = pack_rows(to, w->weight_ih + 2 * H * I, H, I);
-        k->w_n = to, to = pack_rows(to, w->weight_hh + 2 * H * R, H, R);
-        k->bias_n = to, to = pack_bias(to, s, w, 2, 1);
+        k->x_n = to, to = pack_matrix(to, s, &ih, I, 2, 1);
+        k->w_n = to, to = pack_matrix(to, s, &hh, R, 2, 1);
     }
-    if (s->projected)
-        k->w_r = to, to = pack_rows(to, w->weight_hr, R, H);
+    if (s->projected) {
+        const Matrix hr = {k->storage, w->weight_hr, w->scale_hr, H, 1};
+        k->w_r = to, to += fl_ceil_div(pack_plain(to, &hr, 0, R, H) - to, 64) * 64;
+    }
+    float *bias = (void *)to;
+    k->bias = bias, bias = pack_bias(bias, s, w, 0, C);
+    if (two_phases)
+        k->bias_n = bias, bias = pack_bias(bias, s, w, 2, 1);
     if (s->peepholes)
-        k->peep = memcpy(to, w->weight_peep, (size_t)(3 * H) * sizeof *to);
+        k->peep = memcpy(bias, w->weight_peep, (size_t)(3 * H) * sizeof *bias);
 }

@@ -1,24 +1,43 @@
 /* tiles.h: the innermost products, of a few rows with one panel. Part of kernels.h. */
 
-/* out = start + a wa + b wb for the rows of one tile and one panel. */
+/* out = start + a wa + b wb for the rows of one tile and one panel. What a and b hold, and what wa and wb, the storage of
+ * the weights says (storage.h): floats but for FL_INT8. */
 typedef struct {
     const float *start; /* (rows, CA VL); ld_start 0: all rows start alike */
     ptrdiff_t ld_start;
-    const float *a, *wa; /* (rows, ka), (ka, C, VL) */
+    const void *a; /* (rows, ka) */
+    const void *wa;
     ptrdiff_t lda, ka;
-    const float *b, *wb; /* (rows, kb), (kb, C, VL) */
+    const void *b; /* (rows, kb) */
+    const void *wb;
     ptrdiff_t ldb, kb;
-    float *out; /* (rows, CA VL) */
+    const float *a_units, *b_units; /* FL_INT8: (rows) what an integer 1 stands for */
+    int a_planes;                   /* FL_INT8: 1, or 2 */
+    float *out;                     /* (rows, CA VL) */
     ptrdiff_t ld_out;
 } Tile;
 
-/* acc (M rows, CA vectors) += a w. w has C vectors, of which the third is added to accumulator third_acc. M, C, CA and
- * third_acc are constants wherever this is inlined, so the accumulators stay in registers. */
-INLINE void multiply(V *acc, const int M, const int CA, const int C, const int third_acc, const float *a, ptrdiff_t lda,
-                     const float *w, ptrdiff_t K) {
-    for (ptrdiff_t k = 0; k < K; k++, w += C * VL) {
+/* Vector v of the weights of one depth. `half` is a constant: the weights are float16. */
+INLINE V weights(const void *w, ptrdiff_t v, const int half) {
+    return half ? V_LOADH((const uint16_t *)w + v * VL) : V_LOAD((const float *)w + v * VL);
+}
+
+/* Whatever lies `vectors` vectors of weights behind w. */
+INLINE const void *behind(const void *w, ptrdiff_t vectors, const int half) {
+    return (const char *)w + vectors * VL * (half ? 2 : 4);
+}
+
+/* acc (M rows, CA vectors) += a w, w (K, C, VL) floats or float16. w has C vectors, of which the third is added to
+ * accumulator third_acc. M, C, CA, third_acc and half are constants wherever this is inlined, so the accumulators stay in
+ * registers. So does each vector of w: for 2 or 3 rows GCC would load it again for each, and processors load no more vectors
+ * in a cycle than they multiply. */
+INLINE void multiply(V *acc, const int M, const int CA, const int C, const int third_acc, const int half,
+                     const float *a, ptrdiff_t lda, const void *w, ptrdiff_t K) {
+    for (ptrdiff_t k = 0; k < K; k++, w = behind(w, C, half)) {
         EACH(v, C) {
-            const V wv = V_LOAD(w + v * VL);
+            V wv = weights(w, v, half);
+            if (M < 4)
+                V_IN_REGISTER(wv);
             EACH(m, M) {
                 V *const s = &acc[m * CA + (v == 2 ? third_acc : v)];
                 *s = V_FMA(V_SET1(a[m * lda + k]), wv, *s);
@@ -27,13 +46,13 @@ INLINE void multiply(V *acc, const int M, const int CA, const int C, const int t
     }
 }
 
-INLINE void tile_rows(const Tile *t, const int M, const int CA, const int C, const int third_acc) {
+INLINE void tile_rows(const Tile *t, const int M, const int CA, const int C, const int third_acc, const int half) {
     V acc[ROWS * 4];
     EACH(m, M)
         EACH(v, CA)
             acc[m * CA + v] = V_LOAD(t->start + m * t->ld_start + v * VL);
-    multiply(acc, M, CA, C, 2, t->a, t->lda, t->wa, t->ka);
-    multiply(acc, M, CA, C, third_acc, t->b, t->ldb, t->wb, t->kb);
+    multiply(acc, M, CA, C, 2, half, t->a, t->lda, t->wa, t->ka);
+    multiply(acc, M, CA, C, third_acc, half, t->b, t->ldb, t->wb, t->kb);
     EACH(m, M)
         EACH(v, CA)
             V_STORE(t->out + m * t->ld_out + v * VL, acc[m * CA + v]);
@@ -46,20 +65,36 @@ static const int accumulators[SHAPES] = {4, 1, 2, 3, 4}, vectors[SHAPES] = {3, 1
 
 typedef void tile_fn(const Tile *t);
 
-/* One function for each number of rows and each shape. */
-#define TILE(M, NAME, CA, C, THIRD_ACC)                                                                                \
-    static void tile_##NAME##_##M(const Tile *t) { tile_rows(t, M, CA, C, THIRD_ACC); }
-#define TILES_OF_ROWS(M)                                                                                               \
-    TILE(M, gru, 4, 3, 3) TILE(M, c1, 1, 1, 2) TILE(M, c2, 2, 2, 2) TILE(M, c3, 3, 3, 2) TILE(M, c4, 4, 4, 2)
-/* clang-format off */ /* it knows no macro that stands for a whole definition */
-TILES_OF_ROWS(1) TILES_OF_ROWS(2) TILES_OF_ROWS(3)
-#define ENTRY(M) {tile_gru_##M, tile_c1_##M, tile_c2_##M, tile_c3_##M, tile_c4_##M}
+/* A table of tile functions, by number of rows and shape, from an inline function NAME (tile, M, CA, C, third_acc): */
+#define TILE(NAME, M, SHAPE, CA, C, THIRD_ACC)                                                                         \
+    static void NAME##_##SHAPE##_##M(const Tile *t) { NAME(t, M, CA, C, THIRD_ACC); }
+#define TILES_OF_ROWS(NAME, M)                                                                                         \
+    TILE(NAME, M, gru, 4, 3, 3)                                                                                        \
+    TILE(NAME, M, c1, 1, 1, 2) TILE(NAME, M, c2, 2, 2, 2) TILE(NAME, M, c3, 3, 3, 2) TILE(NAME, M, c4, 4, 4, 2)
+#define TILE_ENTRY(NAME, M) {NAME##_gru_##M, NAME##_c1_##M, NAME##_c2_##M, NAME##_c3_##M, NAME##_c4_##M}
 #if ROWS == 6
-TILES_OF_ROWS(4) TILES_OF_ROWS(5) TILES_OF_ROWS(6)
-static tile_fn *const tiles[ROWS + 1][SHAPES] = {{0}, ENTRY(1), ENTRY(2), ENTRY(3), ENTRY(4), ENTRY(5), ENTRY(6)};
+#define TILES(NAME)                                                                                                    \
+    TILES_OF_ROWS(NAME, 1) TILES_OF_ROWS(NAME, 2) TILES_OF_ROWS(NAME, 3)                                               \
+    TILES_OF_ROWS(NAME, 4) TILES_OF_ROWS(NAME, 5) TILES_OF_ROWS(NAME, 6)                                               \
+    static tile_fn *const NAME##_table[ROWS + 1][SHAPES] = {                                                           \
+        {0}, TILE_ENTRY(NAME, 1), TILE_ENTRY(NAME, 2), TILE_ENTRY(NAME, 3), TILE_ENTRY(NAME, 4), TILE_ENTRY(NAME, 5),  \
+        TILE_ENTRY(NAME, 6)};
 #else
-static tile_fn *const tiles[ROWS + 1][SHAPES] = {{0}, ENTRY(1), ENTRY(2), ENTRY(3)};
+#define TILES(NAME)                                                                                                    \
+    TILES_OF_ROWS(NAME, 1) TILES_OF_ROWS(NAME, 2) TILES_OF_ROWS(NAME, 3)                                               \
+    static tile_fn *const NAME##_table[ROWS + 1][SHAPES] = {{0}, TILE_ENTRY(NAME, 1), TILE_ENTRY(NAME, 2),             \
+                                                            TILE_ENTRY(NAME, 3)};
 #endif
+
+INLINE void tile_f32(const Tile *t, const int M, const int CA, const int C, const int third_acc) {
+    tile_rows(t, M, CA, C, third_acc, 0);
+}
+INLINE void tile_f16(const Tile *t, const int M, const int CA, const int C, const int third_acc) {
+    tile_rows(t, M, CA, C, third_acc, 1);
+}
+/* clang-format off */ /* it knows no macro that stands for whole definitions */
+TILES(tile_f32)
+TILES(tile_f16)
 /* clang-format on */
 
 /* Start values, or an absent operand, of a pair of panels. */

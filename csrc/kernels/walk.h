@@ -26,8 +26,20 @@ static Input input_at(const fl_rows *rows, ptrdiff_t I, ptrdiff_t row, ptrdiff_t
     return (Input){.ids = ids, .next_ids = ids + (next_is_as_large ? to_next(rows, t, reverse) : 0)};
 }
 
-/* What all steps of a chunk have in common. */
-static void begin_steps(Step *s, const fl_forward_job *job, const fl_chunk *chunk) {
+/* Memory number `at` of those in which a chunk's operands are quantised; see fl_quantised_floats. */
+static void place_bytes(const fl_block *k, const fl_chunk *chunk, int at, Bytes *of_x, Bytes *of_h) {
+    if (!chunk->quantised)
+        return;
+    const ptrdiff_t n = chunk->b1 - chunk->b0, rows = fl_max(n, chunk->hoisted_rows);
+    const ptrdiff_t ld = fl_row_bytes(k->spec.I, k->x_planes);
+    float *const units = chunk->quantised + at * fl_quantised_floats(k, chunk);
+    uint8_t *const bytes = (uint8_t *)(units + fl_round16(rows) + fl_round16(n));
+    *of_x = (Bytes){bytes, ld, units, k->x_planes};
+    *of_h = (Bytes){bytes + rows * ld, fl_row_bytes(k->spec.R, 1), units + fl_round16(rows), 1};
+}
+
+/* What all steps of a chunk have in common. at: see place_bytes. */
+static void begin_steps(Step *s, const fl_forward_job *job, const fl_chunk *chunk, int at) {
     const fl_pass *pass = &job->passes[chunk->direction];
     *s = (Step){.k = pass->block,
                 .h = chunk->h,
@@ -42,6 +54,7 @@ static void begin_steps(Step *s, const fl_forward_job *job, const fl_chunk *chun
                 .tape_h = pass->tape_h,
                 .tape_m = pass->tape_m,
                 .y_rows = job->row_map ? job->row_map->sequences + chunk->b0 : NULL};
+    place_bytes(pass->block, chunk, at, &s->of_x, &s->of_h);
 }
 
 /* Step t, in which the chunk's first sequence is packed row `row`. */
@@ -76,7 +89,7 @@ typedef struct {
     ptrdiff_t first; /* first packed row of the next step */
 } Walk;
 
-static void begin_walk(Walk *w, const fl_forward_job *job, const fl_chunk *chunk) {
+static void begin_walk(Walk *w, const fl_forward_job *job, const fl_chunk *chunk, int at) {
     const fl_pass *pass = &job->passes[chunk->direction];
     const ptrdiff_t B = chunk->b1 - chunk->b0, T = job->rows->T;
     const int64_t *sizes = job->rows->batch_sizes;
@@ -87,7 +100,7 @@ static void begin_walk(Walk *w, const fl_forward_job *job, const fl_chunk *chunk
     const Starts starts = w->hoisted ? starts_of(pass->block, 0, 1) : (Starts){0};
     for (int p = 0; p < w->phases; p++)
         make_phase(&w->phase[p], pass->block, p, w->hoisted ? &starts : NULL, 0, 1);
-    begin_steps(&w->s, job, chunk);
+    begin_steps(&w->s, job, chunk, at);
 }
 
 /* Steps i0..i1. If the input's product is hoisted, the steps' start values lie row by row from `start` on, `by` floats
@@ -109,7 +122,7 @@ static void walk(Walk *w, ptrdiff_t i0, ptrdiff_t i1, const float *start, ptrdif
             for (ptrdiff_t j = 0; w->prefetches && j < n * fl_max(by, -by); j += 16)
                 __builtin_prefetch(start + n * by + j);
             for (int p = 0; p < w->phases; p++)
-                run_phase(&w->phase[p], s, n, &in, (i + job->reversed_panels) & 1);
+                run_phase(&w->phase[p], s, n, &in, job, i);
             if (w->dense)
                 swap_states(s);
             else /* ragged: rows that are not alive keep their h in place, so it is copied */
@@ -132,7 +145,8 @@ static void end_walk(Walk *w) {
 
 /* Start values for a chunk's steps from the i-th on, in walking order, as many as there is room for. `first` is the i-th
  * step's first packed row. Returns the step after them. */
-static ptrdiff_t hoist_stretch(const fl_forward_job *job, const fl_chunk *chunk, ptrdiff_t i, ptrdiff_t first) {
+static ptrdiff_t hoist_stretch(const fl_forward_job *job, const fl_chunk *chunk, ptrdiff_t i, ptrdiff_t first,
+                               const Bytes *of_x) {
     const fl_pass *pass = &job->passes[chunk->direction];
     const int reverse = pass->block->reverse;
     const fl_rows *rows = job->rows;
@@ -151,7 +165,7 @@ static ptrdiff_t hoist_stretch(const fl_forward_job *job, const fl_chunk *chunk,
     }
     const Starts starts = starts_of(pass->block, 0, 1);
     const float *x = contiguous ? rows->x + first * I : chunk->gathered;
-    hoisted_product(pass->block, x, count, chunk->start, &starts, 0, 1);
+    hoisted_product(pass->block, x, count, chunk->start, &starts, 0, 1, of_x);
     return next;
 }
 
@@ -160,10 +174,10 @@ static void do_chunk(const fl_forward_job *job, const fl_task *task) {
     const fl_chunk *chunk = &job->plan->chunks[task->chunk];
     const ptrdiff_t width = start_width(job->passes[chunk->direction].block);
     Walk w;
-    begin_walk(&w, job, chunk);
+    begin_walk(&w, job, chunk, 0);
     for (ptrdiff_t i = task->i0, next = task->i1; i < task->i1; i = next) {
         if (w.hoisted)
-            next = hoist_stretch(job, chunk, i, w.first);
+            next = hoist_stretch(job, chunk, i, w.first, &w.s.of_x);
         walk(&w, i, next, chunk->start, width);
     }
     end_walk(&w);
@@ -191,8 +205,10 @@ static void do_hoist(const fl_forward_job *job, const fl_task *task) {
     const fl_block *k = pass->block;
     const Starts starts = task_starts(job, k, task);
     const ptrdiff_t B = chunk->b1, t0 = first_of(pass, job->rows->T, task->i0, task->i1);
+    Bytes of_x, of_h;
+    place_bytes(k, chunk, task->part, &of_x, &of_h);
     hoisted_product(k, job->rows->x + t0 * B * k->spec.I, (task->i1 - task->i0) * B,
-                    start_of(job, chunk, task, &starts), &starts, task->part, task->parts);
+                    start_of(job, chunk, task, &starts), &starts, task->part, task->parts, &of_x);
 }
 
 /* FL_WALK: a stretch of one sequence. h alternates between two places from step to step. */
@@ -202,7 +218,7 @@ static void do_walk(const fl_forward_job *job, const fl_task *task) {
     const Starts starts = starts_of(pass->block, 0, 1);
     const float *const start = start_of(job, chunk, task, &starts);
     Walk w;
-    begin_walk(&w, job, chunk);
+    begin_walk(&w, job, chunk, FL_WALKER);
     w.prefetches = 1;
     w.first = step_at(pass, job->rows->T, task->i0);
     if (task->i0 & 1)
@@ -242,7 +258,7 @@ static void run_part(const fl_forward_job *job, const fl_task *task, Phase *phas
     const ptrdiff_t T = job->rows->T, B = chunk->b1, H = pass->block->spec.H, i = task->i0;
     const Product *q = &phase->product;
     Step s;
-    begin_steps(&s, job, chunk);
+    begin_steps(&s, job, chunk, task->part);
     begin_step(&s, job, t, t * B);
     if (i & 1)
         swap_states(&s);
@@ -251,7 +267,7 @@ static void run_part(const fl_forward_job *job, const fl_task *task, Phase *phas
     s.c += copied ? task->part * fl_copy_of_c(B, H) : 0;
     if (of_c && i == 0)
         memcpy(s.c, pass->c, (size_t)(B * H) * sizeof *s.c);
-    run_phase(phase, &s, B, in, (i + job->reversed_panels) & 1);
+    run_phase(phase, &s, B, in, job, i);
     if (of_c && i == T - 1)
         copy_columns(pass->c, s.c, B, H, q->first_panel * VL, q->end_panel * VL);
 }

@@ -3,7 +3,7 @@
 A backend is a stateless module with four functions, the same in name, signature and values as those of
 `fastlstm._backends.numpy`, whose docstrings are the contract:
 
-    pack(spec, params, storage, reverse)                     a block: one direction of one layer, in the backend's form
+    pack(spec, params, storage, reverse, x_form)             a block: one direction of one layer, in the backend's form
     forward(blocks, x, rows, states, y, tapes, at, row_map)  the directions of one layer over packed rows
     backward(block, x, rows, states, tape, dy, dx, grads)    one direction, one stretch of time
     bind(blocks, x, states) -> step()                        one step of all layers, everything bound
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 NAMES = ("c", "numba", "numpy")  # best first
 
 # The functions that a backend may have besides the four, with their parameters. A backend has a whole group or none of
-# it. The reference is `_backends.numpy` or, for "optimisers", the loops of the package `optim`.
+# it. The reference is `_backends.numpy` or, for "optimisers", the loops of the package `optim` and, for "rows",
+# `streams.gathered`.
 EXTRAS: dict[str, dict[str, str]] = {
     "dense": {
         "dense_pack": "params",
@@ -37,6 +38,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "dense_cross_entropy": "block, x, targets, factor, grads",
     },
     "embedding": {"add_rows": "table, ids, rows"},
+    "rows": {"bind_rows": "blocks, slabs, threads"},
     "optimisers": {
         "update": "rule, numbers, arrays",
         "update_columns": "p, ids, rows, lr",
@@ -64,7 +66,7 @@ def backends() -> dict[str, str | None]:
     return {name: module(name).unusable() for name in NAMES}
 
 
-def _problem(backend: ModuleType, dtype: str, specs: Sequence[Spec], storage: str) -> str | None:
+def _problem(backend: ModuleType, dtype: str, specs: Sequence[Spec], storages: Sequence[str]) -> str | None:
     """Why a backend does not serve such a layer, as a sentence with the cure; None where it does."""
     name = backend.__name__.rpartition(".")[2]
     if dtype not in backend.DTYPES:
@@ -72,11 +74,11 @@ def _problem(backend: ModuleType, dtype: str, specs: Sequence[Spec], storage: st
             f"backend {name!r} has no {dtype} (only {', '.join(backend.DTYPES)}). "
             f"Use dtype='{backend.DTYPES[0]}', or backend='auto', which finds one that has it."
         )
-    reasons = (backend.supports(spec, storage, dtype) for spec in specs)
+    reasons = (backend.supports(spec, storage, dtype) for storage in dict.fromkeys(storages) for spec in specs)
     return next((f"backend {name!r} {why}." for why in reasons if why is not None), None)
 
 
-def choose(name: str, dtype: str, specs: Sequence[Spec] = (), storage: str | None = None) -> ModuleType:
+def choose(name: str, dtype: str, specs: Sequence[Spec] = (), storage: str | Sequence[str] | None = None) -> ModuleType:
     """The module that serves a layer.
 
     Parameters
@@ -87,8 +89,8 @@ def choose(name: str, dtype: str, specs: Sequence[Spec] = (), storage: str | Non
     dtype : str
     specs : sequence of Spec
         The different specs of the layer's directions; empty for a layer that is not recurrent.
-    storage : str, optional
-        A name of `fastlstm.storage`; None: the dtype.
+    storage : str or sequence of str, optional
+        A name of `fastlstm.storage`, or those of the layers; None: the dtype.
 
     Raises
     ------
@@ -97,7 +99,7 @@ def choose(name: str, dtype: str, specs: Sequence[Spec] = (), storage: str | Non
     BackendError
         The forced backend cannot be used, does not have the dtype, or does not support a spec or the storage.
     """
-    storage = storage or dtype
+    storages = (storage or dtype,) if isinstance(storage, (str, type(None))) else tuple(storage)
     if dtype not in module("numpy").DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported; expected one of {', '.join(module('numpy').DTYPES)}")
     if name == "auto":
@@ -108,7 +110,7 @@ def choose(name: str, dtype: str, specs: Sequence[Spec] = (), storage: str | Non
             raise BackendError(forced_isa)
         problems = []
         for each in map(module, NAMES):
-            why = each.unusable() or _problem(each, dtype, specs, storage)
+            why = each.unusable() or _problem(each, dtype, specs, storages)
             if why is None:
                 return each
             problems.append(why)
@@ -120,7 +122,7 @@ def choose(name: str, dtype: str, specs: Sequence[Spec] = (), storage: str | Non
     if why is not None:
         usable = ", ".join(n for n, reason in backends().items() if reason is None)
         raise BackendError(f"backend {name!r} cannot be used: {why}. Usable here: {usable}.")
-    why = _problem(chosen, dtype, specs, storage)
+    why = _problem(chosen, dtype, specs, storages)
     if why is not None:
         raise BackendError(why)
     return chosen

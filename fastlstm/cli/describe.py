@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import convert, files, models
+from ..layer import Layer
 from ..layout import Array
 from ..text import TextModel
 from ..text.model import KINDS
@@ -87,7 +88,7 @@ def text_model(path: str, arrays: Mapping[str, Array], config: Mapping[str, Any]
         return None
     model = TextModel.load(path)
     training = config.get("training") or {}
-    facts: dict[str, Any] = {"layers": f"{model.lstm!r}, {model.head!r}"}
+    facts: dict[str, Any] = {"layers": f"{model.lstm!r}, {model.head!r}", **storage_of(model.lstm)}
     facts["vocabulary"] = f"{len(model.tokens)} {model.tokens.unit}s"
     if training:
         facts["steps"] = int(arrays["optimizer.steps"]) if "optimizer.steps" in arrays else 0
@@ -95,12 +96,20 @@ def text_model(path: str, arrays: Mapping[str, Array], config: Mapping[str, Any]
     return Description(path, config["kind"], facts, parameters=shapes_of(model.to_arrays()))
 
 
+def storage_of(layer: Layer) -> dict[str, Any]:
+    """The fact how weights are kept, and their bytes; none where all are of the dtype."""
+    how = layer._quantised
+    if how is None:
+        return {}
+    return {"weights kept as": " and ".join(how.kinds), "bytes": sum(p.nbytes for p in layer.parameters().values())}
+
+
 def layer_file(path: str, arrays: Mapping[str, Array], config: Mapping[str, Any]) -> Description | None:
     """What ``layer.save(path)`` or `fastlstm fit` wrote."""
     if config.get("format") != models.FORMAT:
         return None
     layer = models.load(path)
-    facts: dict[str, Any] = {"layers": repr(layer), "FLOPs a step": convert.flops(layer)}
+    facts: dict[str, Any] = {"layers": repr(layer), **storage_of(layer), "FLOPs a step": convert.flops(layer)}
     facts |= {"data": data} if (data := models.notes_of(config).get("data")) else {}
     table = layer.summary() if hasattr(layer, "summary") and layer.built else ""
     return Description(

@@ -12,14 +12,14 @@ from .. import __version__, console
 from .._backends import BackendError
 from ..terminal import shown
 from ..training import Diverged, SaveError
-from . import bench, convert, demo, fit, info, plot, predict, sample, train_text
+from . import bench, convert, demo, fit, info, plot, predict, quantize, sample, to_c, train_text
 from .common import FAILED, INTERRUPTED, WRONG, complain
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # errors of writing
 
 # A command is a module: NAME, HELP, EXAMPLES, `add_options(parser)`, `run(options)`; PRINTS says whether its result is
 # what it prints. `left(options)`, where a module has it, says what an interrupted command has left in files.
-COMMANDS: list[Any] = [train_text, sample, fit, predict, convert, bench, plot, info, demo]
+COMMANDS: list[Any] = [train_text, sample, fit, predict, convert, quantize, to_c, bench, plot, info, demo]
 
 
 @shown()

@@ -35,9 +35,12 @@ class Accelerated:
     calls: int = 0
     left: Counter[str] = field(default_factory=Counter)
 
+    def __str__(self) -> str:
+        left = "".join(f", {n} left on Keras ({why})" for why, n in self.left.items())
+        return f"{self.calls} calls on the kernels{left}"
+
     def __repr__(self) -> str:
-        left = "".join(f"; {n} left on Keras: {why}" for why, n in self.left.items())
-        return f"{self.layer.name} ({type(self.layer).__name__}): {self.calls} calls on the kernels{left}"
+        return f"{self.layer.name} ({type(self.layer).__name__}): {self}"
 
 
 @dataclass
@@ -61,7 +64,7 @@ class Summary:
         return sum(one.calls for one in self.layers.values())
 
     def __repr__(self) -> str:
-        lines = [f"{path}: on the kernels, {one.calls} calls" for path, one in self.layers.items()]
+        lines = [f"{path}: {one}" for path, one in self.layers.items()]
         return "\n".join([*lines, *(f"{path}: left on Keras: {why}" for path, why in self.left.items())])
 
 
@@ -199,12 +202,17 @@ def _inner_loop(kernels: Accelerated, kind: Kind, native: Callable[..., Any]) ->
     layer, cell = kernels.layer, kernels.layer.cell
 
     def inner_loop(sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
+        if torch.compiler.is_compiling() and not _exporting(torch):
+            return outside_graphs(sequences, initial_state, mask, training)
+        return compute(sequences, initial_state, mask, training)
+
+    def compute(sequences: Any, initial_state: Any, mask: Any, training: bool) -> Any:
         if isinstance(mask, (list, tuple)):
             mask = mask[0]
         states = list(initial_state) if isinstance(initial_state, (list, tuple)) else [initial_state]
         variables = [cell.kernel, cell.recurrent_kernel, *([cell.bias] if cell.use_bias else [])]
         weights = [v.value for v in variables]
-        why = _why_not(torch, layer, training, mask, [sequences, *states, *weights])
+        why = _why_not(torch, layer, training, mask, sequences, states, weights)
         if why is not None:
             if why:
                 kernels.left[why] += 1
@@ -217,8 +225,8 @@ def _inner_loop(kernels: Accelerated, kind: Kind, native: Callable[..., Any]) ->
             x, valid = torch.flip(x, [1]), None if valid is None else valid[:, ::-1]
         B, T = x.shape[:2]
         batch = Batch.of(T, B, None, True) if valid is None else Batch.of_mask(np.ascontiguousarray(valid.T), True)
-        call = recurrence.Call(spec_of(keras, kind, cell, layer.name), batch, layer.return_sequences)
-        y, *final = recurrence.run(call, x, states, weights)
+        spec = spec_of(keras, kind, cell, layer.name)
+        y, *final = recurrence.run(spec, batch, layer.return_sequences, x, states, weights)
         kernels.calls += 1
         if not layer.return_sequences:
             last = final[0] if valid is None else final[0] * torch.from_numpy(valid.any(1, keepdims=True))
@@ -226,7 +234,14 @@ def _inner_loop(kernels: Accelerated, kind: Kind, native: Callable[..., Any]) ->
         y = y if valid is None or layer.zero_output_for_mask else _held(torch, y, valid)
         return y[:, -1], y, final
 
+    outside_graphs = torch.compiler.disable(compute)  # a break in the graph of torch.compile
     return inner_loop
+
+
+def _exporting(torch: Any) -> bool:
+    """Whether torch.export traces this call, or a compiler that cannot be told from it (PyTorch before 2.7)."""
+    found: bool = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+    return found
 
 
 def _held(torch: Any, y: Any, valid: Any) -> Any:
@@ -236,21 +251,27 @@ def _held(torch: Any, y: Any, valid: Any) -> Any:
     return torch.gather(y, 1, at) * torch.from_numpy(steps >= 0)[..., None]
 
 
-def _why_not(torch: Any, layer: Any, training: bool, mask: Any, tensors: list[Any]) -> str | None:
+def _why_not(
+    torch: Any, layer: Any, training: bool, mask: Any, x: Any, states: list[Any], weights: list[Any]
+) -> str | None:
     """Why a call is left on Keras; "" where it is no call with numbers; None where the kernels serve it."""
-    cell = layer.cell
+    cell, tensors = layer.cell, [x, *states, *weights]
     if any(t.device.type == "meta" for t in tensors) or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return ""
     if any(t.device.type != "cpu" for t in tensors):
         return "tensors on another device"
-    if any(t.dtype != torch.float32 for t in tensors) or torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast"
+    if any(t.dtype != torch.float32 for t in tensors):
         return "another dtype than float32"
+    if any(state.shape != (len(x), cell.units) for state in states):
+        return "an initial state of another shape"
     if training and cell.recurrent_dropout:
         return "recurrent_dropout in training"
     if training and cell.dropout and getattr(cell, "dropout_mask_count", None) is not None:
         return "dropout with implementation=1"
     if mask is not None and layer.zero_output_for_mask and not layer.return_sequences:
         return "a mask with zero_output_for_mask and without return_sequences"
-    if 0 in tensors[0].shape:
+    if 0 in x.shape:
         return "an empty input"
     return None

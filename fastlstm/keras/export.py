@@ -14,6 +14,7 @@ from .._readers.keras_layers import ACTIVATIONS
 from ..layer import Layer
 from ..layout import Array, suffix
 from ..nn.recurrent import Recurrent
+from ..quantise import check_floats
 from ..sequential import Sequential
 from ..spec import ACTIVATIONS as DEFAULTS
 from ..spec import Activation, Spec
@@ -39,6 +40,7 @@ def to_keras(layer: Layer) -> Any:
     """
     import keras
 
+    check_floats(layer, "to_keras")
     modules: Sequence[Any] = layer.modules if isinstance(layer, Sequential) else [layer]
     made: list[Made] = []
     for module in modules:

@@ -13,6 +13,7 @@ import numpy as np
 from .._backends import choose
 from ..layer import Layer, Tape, check_tape
 from ..layout import Array
+from ..quantise import Quantisation
 from ..validation import flag, seed_or_none
 from .regularizers import L1L2, regularizer
 
@@ -131,6 +132,13 @@ class Module(Layer):
     def version(self) -> int:
         """The number of changes of the parameters."""
         return 0 if self._core is None else self._core.version
+
+    @property
+    def _quantised(self) -> Quantisation | None:
+        return None if self._core is None else self._core._quantised
+
+    def _keep(self, how: Any) -> None:
+        self.core._keep(how)
 
     def _live(self) -> dict[str, Array]:
         return {} if self._core is None else self._core._live()

@@ -10,10 +10,12 @@ import numpy as np
 
 from ..layer import Layer
 from ..layout import Array
+from ..quantise import Quantisation, Report
 from ..validation import seed_or_none
 from .base import Module, ModuleTape, Shape
 from .bidirectional import Bidirectional
 from .embedding import Embedding
+from .quantised import dequantised_chain, quantised_chain
 from .residual import Residual
 
 
@@ -183,6 +185,35 @@ class Chain(Module):
         """State kept between calls: feed a sequence step by step. See `fastlstm.nn.chain.SequentialStream`."""
         return SequentialStream(self, batch_size)
 
+    # -------------------------------------------------------------------------------------------------- reduced storage
+    report: Report | None = None  # of `quantize`
+
+    @property
+    def _quantised(self) -> Quantisation | None:
+        return next((how for module in self.modules if (how := module._quantised) is not None), None)
+
+    def quantize(
+        self, storage: str, inputs: str | None = None, sample: Any = None, tolerance: float | None = None
+    ) -> Any:
+        """A model for inference whose recurrent modules keep their weights in a reduced storage. This one stays.
+
+        Dense layers and embeddings stay float32. Arguments, ``report`` and errors are those of ``LSTM.quantize``;
+        `inputs` is for every recurrent module.
+
+        Parameters
+        ----------
+        storage : {"int8", "int16", "float16"}
+        inputs : {"int8", "int16"}, optional
+        sample : (N, ...) array or list of N sequences, optional
+            As `predict` takes them.
+        tolerance : float, optional
+        """
+        return quantised_chain(self, storage, inputs, sample, tolerance)
+
+    def dequantize(self) -> Any:
+        """A model of float32 with the numbers that a model of `quantize` keeps."""
+        return dequantised_chain(self)
+
     # ---------------------------------------------------------------------------------------------------------- summary
     def summary(self, shape: Shape | None = None) -> str:
         """A table of the modules: output shapes and numbers of parameters, as Keras prints it.
@@ -202,10 +233,9 @@ class Chain(Module):
         shapes = self._shapes(self._shape)[1:]
         for (n, module), after in zip(self.named.items(), shapes, strict=True):
             count = sum(p.size for p in module._live().values())
-            kind = type(module).__name__
-            rows.append(
-                (f"{n} ({kind})", str((None, *after)), f"{count:,}" + ("" if module.trainable else " (frozen)"))
-            )
+            kind, how = type(module).__name__, module._quantised
+            notes = ("" if module.trainable else " (frozen)") + ("" if how is None else f" ({'/'.join(how.kinds)})")
+            rows.append((f"{n} ({kind})", str((None, *after)), f"{count:,}{notes}"))
         widths = [max(len(row[column]) for row in rows) + 2 for column in range(3)]
         lines = ["".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.insert(1, "-" * sum(widths))

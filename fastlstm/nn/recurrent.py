@@ -208,6 +208,7 @@ class Recurrent(Module):
     def _forward_dropped(self, x: Array, mask: Array | None) -> tuple[Array, Any, Dropped]:
         """`forward` with the state multiplied by dropout's factors before every step; one draw for each direction."""
         layer: Any = self.core
+        layer._check_trainable()
         by_time, B = np.ascontiguousarray(x.swapaxes(0, 1), self.dtype), len(x)
         valid = None if mask is None else np.ascontiguousarray(np.asarray(mask).T)
         _, blocks = layer._blocks()

@@ -13,6 +13,7 @@ from .._backends import module
 from ..gradients import SparseGradient
 from ..layer import Layer
 from ..layout import Array
+from ..quantise import check_floats
 from ..validation import number
 from .clipping import Grads, as_list, compiled, describe
 
@@ -42,6 +43,8 @@ class Optimizer:
         self.layers = [layers] if isinstance(layers, Layer) else list(layers)
         if not self.layers or not all(isinstance(layer, Layer) for layer in self.layers):
             raise TypeError(f"layers must be a fastlstm layer or a list of them, got {layers!r}")
+        for layer in self.layers:
+            check_floats(layer, type(self).__name__)
         if len({id(layer) for layer in self.layers}) < len(self.layers):
             raise ValueError("layers names one layer twice; each step would change it twice")
         self.lr = lr

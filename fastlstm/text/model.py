@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -185,6 +186,27 @@ class TextModel:
             yield token
             y = stream.step(token)
 
+    # -------------------------------------------------------------------------------------------------- reduced storage
+    def quantize(self, storage: str, sample: str | None = None, tolerance: float | None = None) -> Self:
+        """A model for inference whose LSTM keeps its weights in a reduced storage. This one stays; the head is shared.
+
+        Parameters
+        ----------
+        storage, tolerance
+            As `LSTM.quantize` takes them.
+        sample : str, optional
+            A text; the LSTM's outputs over it are compared for the report, ``model.lstm.report``.
+
+        Raises
+        ------
+        ValueError
+            See `LSTM.quantize`; a sample with characters outside a vocabulary without an unknown one.
+        """
+        made = copy.copy(self)
+        ids = None if sample is None else self.tokens.encode(sample)[:, None]
+        made.lstm = self.lstm.quantize(storage, sample=ids, tolerance=tolerance)
+        return made
+
     # ---------------------------------------------------------------------------------------------------------- files
     def to_arrays(self) -> dict[str, Array]:
         """All parameters, ``lstm.`` or ``head.`` before their names."""
@@ -193,7 +215,9 @@ class TextModel:
 
     def to_config(self) -> dict[str, Any]:
         """What `to_arrays` does not tell."""
-        return {"kind": self.KIND, **self.tokens.to_config(), "dropout": self.lstm.dropout}
+        how = self.lstm._quantised
+        kept = {} if how is None else {"quantised": how.to_config()}
+        return {"kind": self.KIND, **self.tokens.to_config(), "dropout": self.lstm.dropout, **kept}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array], config: Mapping[str, Any], backend: str = "auto") -> Self:
@@ -217,6 +241,8 @@ class TextModel:
         layers = sum(name.startswith("weight_hh_l") and a.shape == (4 * H, H) for name, a in lstm.items())
         model: Any = kinds[kind](kept, H, layers, backend=backend, seed=0)
         model.lstm.dropout = probability(config["dropout"], "dropout")
+        if config.get("quantised") is not None:
+            model.lstm._keep(config["quantised"])
         model.lstm.load_state_dict(lstm)
         model.head.load_state_dict(head)
         return model  # type: ignore[no-any-return]

@@ -34,6 +34,8 @@ class Entry:
         if self.why is not None:
             return f"{shown}: left on PyTorch: {self.why}"
         kernels: Kernels | None = self.module.__dict__.get("_kernels")
+        if kernels is not None and kernels.storage != "float32":
+            shown += f", weights kept as {kernels.storage}"
         if kernels is None or not (kernels.calls or kernels.left):
             return f"{shown}: accelerated"
         left = "".join(f", {n} left on PyTorch ({why})" for why, n in kernels.left.items())
@@ -84,8 +86,10 @@ def accelerate(model: Any, frozen: bool = False, storage: str | None = None) -> 
         Leave out the check whether weights have changed since they were packed, which inference else makes in each call
         (about 18 us for each MiB of weights). For models whose weights change by training calls and `load_state_dict`
         alone.
-    storage : {None, "float32"}
-        How the kernels keep the weights.
+    storage : {None, "float32", "float16", "int8"}
+        How the kernels keep the weights (`fastlstm.storage`). All but float32 are for inference: the outputs of modules
+        in evaluation mode have no gradient, and calls that ask for one are refused. The parameters stay as they are;
+        where they have changed they are packed anew.
 
     Returns
     -------
@@ -112,7 +116,7 @@ def accelerate(model: Any, frozen: bool = False, storage: str | None = None) -> 
             entries.append(Entry(name, module, _why_left(module, storage)))
     for entry in entries:
         if entry.why is None:
-            _replace(entry.module, frozen)
+            _replace(entry.module, frozen, storage or "float32")
     return Summary(entries)
 
 
@@ -141,8 +145,8 @@ def _why_left(module: Any, storage: str | None) -> str | None:
     return None
 
 
-def _replace(module: Any, frozen: bool) -> None:
+def _replace(module: Any, frozen: bool, storage: str) -> None:
     from .modules import CLASSES
 
     module.__class__ = CLASSES.get(type(module), type(module))
-    module.__dict__["_kernels"] = Kernels(Form.of(module), frozen)
+    module.__dict__["_kernels"] = Kernels(Form.of(module), frozen, storage)

@@ -14,6 +14,7 @@ from .._readers.torch_files import flatten, load
 from .._readers.torch_values import Module
 from ..cell import Cell, GRUCell, LSTMCell, RNNCell
 from ..layout import Array, suffix
+from ..quantise import check_floats
 from ..recurrent import GRU, LSTM, RNN, Recurrent
 from ..spec import ACTIVATIONS, GATES, Kind, Spec
 
@@ -254,6 +255,7 @@ def to_torch(layer: Any) -> Any:
     """
     if not isinstance(layer, (Recurrent, Cell)):
         raise TypeError(f"to_torch takes an LSTM, GRU, RNN or one of their cells, got {type(layer).__name__}")
+    check_floats(layer, "to_torch")
     specs = layer._specs[0]
     spec = specs[0]
     nonlinearity = spec.activations[0].name

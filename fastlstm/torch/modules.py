@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..layout import Rows
 from ..packing import Batch
-from .recurrence import Call, Outputs, Recurrence, infer
+from .recurrence import Call, Outputs, Recurrence, infer, recorded
 from .weights import Form, Kernels
 
 PLAIN = (torch.Tensor, nn.Parameter)  # other tensors may compute in another way
@@ -101,11 +101,29 @@ class _Accelerated:
         kernels.calls += 1
         dropout = self.dropout if not kernels.form.cell and self.training and self.num_layers > 1 else 0.0
         given = (x, h, c, *weights)
-        record = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+        record = recorded(given) and not self._refused(kernels, (x, h, c))
         blocks = kernels.training_blocks(weights) if record else kernels.inference_blocks(weights)
         call = Call(kernels.form, blocks, batch, rows, dropout, native)
         outputs: Outputs = Recurrence.apply(call, *given) if record else infer(call, x, h, c)
         return outputs
+
+    def _refused(self: Any, kernels: Kernels, inputs: Sequence[Any]) -> bool:
+        """Whether this call has no gradient because of the weights' storage.
+
+        Raises
+        ------
+        RuntimeError
+            A gradient may be asked for: in training mode, or of an input.
+        """
+        if kernels.storage == "float32":
+            return False
+        if self.training or any(t is not None and t.requires_grad for t in inputs):
+            raise RuntimeError(
+                f"{type(self).__name__} was accelerated with storage={kernels.storage!r}, for inference: call "
+                "model.eval(), and the model under torch.no_grad() where an input has a gradient; to train it, "
+                "accelerate it anew without storage"
+            )
+        return True
 
     def _forget(self: Any) -> None:
         kernels = self.__dict__.get("_kernels")

@@ -1,7 +1,8 @@
 """One call of an accelerated module: the engine on the module's blocks, and its place in PyTorch's autograd.
 
-Tensors and arrays share memory: an input is read where it lies, and outputs and gradients are tensors on the arrays
-that the engine made.
+Layers and cells of PyTorch are computed here, and Keras's layers on its PyTorch backend (`keras.recurrence` derives
+their `Call`). Tensors and arrays share memory: an input is read where it lies, and outputs and gradients are tensors on
+the arrays that the engine made.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class Call:
         The input is packed rows (N, I), and so is the output: of a PackedSequence, or of a cell, whose batch they are.
     dropout : float
         Probability with which outputs of every layer but the last are dropped now.
-    native : function
-        From (x, h, c, weights) to the outputs, by PyTorch's own operations.
+    native : function, optional
+        From (x, h, c, weights) to the outputs, by PyTorch's own operations. None: the call cannot be differentiated
+        twice.
     """
 
     form: Form
@@ -46,7 +48,12 @@ class Call:
     batch: Batch
     rows: bool
     dropout: float
-    native: Callable[..., Outputs]
+    native: Callable[..., Outputs] | None
+
+    @property
+    def flat(self) -> bool:
+        """States are (B, width), of the one layer and direction that there is; else (L*D, B, width)."""
+        return self.form.cell
 
     def array(self, x: Any) -> Array:
         """The input as the engine takes it: (T, B, I), or packed rows."""
@@ -75,10 +82,26 @@ class Call:
             return engine.forward(c, self.blocks, x, self.batch, states, record, drop, self.rows)
 
     def outputs(self, y: Array, states: engine.States) -> Outputs:
-        tensors = tuple([torch.from_numpy(s) for s in states])
-        if self.form.cell:
-            return tuple([t[0] for t in tensors])
-        return torch.from_numpy(y), *tensors
+        tensors = tuple([torch.from_numpy(s[0] if self.flat else s) for s in states])
+        return tensors if self.form.cell else (torch.from_numpy(y), *tensors)
+
+    def input_gradient(self, dx: Any) -> Any:
+        """The input's gradient (N, I) as a tensor of the input's shape; where it lies, unless a mask has gaps."""
+        if self.rows:
+            return torch.from_numpy(dx)
+        if self.batch.order is not None:
+            return torch.from_numpy(self.batch.unpack(dx))
+        dx = dx.reshape(self.batch.T, self.batch.B, -1)
+        return torch.from_numpy(dx.swapaxes(0, 1) if self.batch.batch_first else dx)
+
+    def weight_gradients(self, grads: dict[str, Array]) -> list[Any]:
+        """The gradients of the weights, by the form's names, as tensors in the order of the call's weights."""
+        return [torch.from_numpy(grads[name]) for name in self.form.flat_names]
+
+
+def recorded(tensors: Sequence[Any]) -> bool:
+    """Whether autograd has to record a call with these tensors, None among them."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def infer(call: Call, x: Any, h: Any, c_0: Any) -> Outputs:
@@ -136,7 +159,7 @@ class Recurrence(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         call: Call = ctx.call
-        P = len(call.form.flat_names)
+        P = len(ctx.needs_input_grad) - 4  # beside call, x, h and c
         x, h, c_0, *rest = ctx.saved_tensors
         weights, saved = rest[:P], rest[P:]
         if torch.is_grad_enabled():
@@ -146,10 +169,10 @@ class Recurrence(Function):
         if ctx.used:
             record = _repeat(call, array, h, c_0, record.masks)
         ctx.used = True
-        return None, *_backward(call, record, x, grads, ctx.needs_input_grad[1:])
+        return None, *_backward(call, record, grads, ctx.needs_input_grad[1:])
 
 
-def _backward(call: Call, record: engine.Record, x: Any, grads: Sequence[Any], needed: Sequence[bool]) -> list[Any]:
+def _backward(call: Call, record: engine.Record, grads: Sequence[Any], needed: Sequence[bool]) -> list[Any]:
     """The gradients of x, h, c and the weights, None where not needed, from those of the outputs, None where zero."""
     dy, dstates = (None, grads) if call.form.cell else (grads[0], grads[1:])
     batch, spec = call.batch, call.form.specs[-1][0]
@@ -164,29 +187,25 @@ def _backward(call: Call, record: engine.Record, x: Any, grads: Sequence[Any], n
     )
     d_rows = None
     if dy is not None:
-        d_rows = batch.pack(call.array(dy), FLOAT32).reshape(N, -1)
+        d_rows = batch.pack(call.array(dy), FLOAT32).reshape(N, len(call.blocks[0]) * spec.R)
     of_weights = call.form.gradients.zeros()
     with torch_threads():
         dx = engine.backward(
             c, call.blocks, record, states, d_rows, of_weights, call.form.keys, input_gradient=needed[0]
         )
-    found = [_like(call, dx, x) if needed[0] else None]
-    found += [torch.from_numpy(s[0] if call.form.cell else s) for s in states]
+    found = [call.input_gradient(dx) if needed[0] else None]
+    found += [torch.from_numpy(s[0] if call.flat else s) for s in states]
     found += [None] * (3 - len(found))
-    found += [torch.from_numpy(of_weights[name]) for name in call.form.flat_names]
+    found += call.weight_gradients(of_weights)
     return [gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True)]
-
-
-def _like(call: Call, dx: Any, x: Any) -> Any:
-    """The input's gradient (N, I) in the input's shape, where it lies."""
-    if call.rows:
-        return torch.from_numpy(dx)
-    dx = dx.reshape(call.batch.T, call.batch.B, -1)
-    return torch.from_numpy(dx.swapaxes(0, 1) if call.batch.batch_first else dx)
 
 
 def _differentiable(call: Call, inputs: Sequence[Any], grads: Sequence[Any]) -> list[Any]:
     """The same gradients by PyTorch's operations, which can be differentiated again (create_graph=True)."""
+    if call.native is None:
+        raise RuntimeError(
+            "an accelerated layer of Keras cannot be differentiated twice (create_graph=True): leave the model on Keras"
+        )
     if call.dropout:
         raise RuntimeError(
             "an accelerated module cannot be differentiated twice (create_graph=True) while it drops outputs between "

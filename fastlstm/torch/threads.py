@@ -1,7 +1,7 @@
 """Kernels on PyTorch's threads.
 
-PyTorch's threads stay awake for some milliseconds after each of its operations. A second pool would find its cores taken,
-so calls from PyTorch run on PyTorch's own threads where these are OpenMP's.
+PyTorch's threads stay awake for some milliseconds after each of its operations. A second pool would find its cores
+taken, so calls from PyTorch run on PyTorch's own threads where these are OpenMP's.
 """
 
 from __future__ import annotations

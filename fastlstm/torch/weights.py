@@ -21,6 +21,7 @@ from .._backends import c
 from ..gradients import GradientLayout
 from ..layout import suffix
 from ..spec import ACTIVATIONS, Kind, Spec
+from ..storage import input_forms
 
 FLOAT32 = np.dtype(np.float32)
 LOCKED_BYTES = 1 << 20  # a checksum of fewer bytes takes some 20 us, and keeps Python's lock
@@ -112,11 +113,13 @@ class Packed:
         In the order of ``form.flat_names``; float32, on the CPU.
     summed : bool
         Take the checksum too, which `holds` needs.
+    storage : str
+        How the blocks keep them.
     """
 
     __slots__ = ("arrays", "blocks", "memory", "pointers", "quick", "sum", "versions", "weights")
 
-    def __init__(self, form: Form, weights: Sequence[Any], summed: bool) -> None:
+    def __init__(self, form: Form, weights: Sequence[Any], summed: bool, storage: str = "float32") -> None:
         self.weights = weights
         self.arrays = [w.detach().numpy() for w in weights]
         self.pointers = [w.data_ptr() for w in weights]
@@ -130,12 +133,13 @@ class Packed:
             )
             self.sum = self._checksum()  # before packing: a change in between must not go unseen
         at = iter(self.arrays)
+        x_forms = input_forms(form.specs, [storage] * len(form.specs))
         self.blocks = [
             [
-                c.pack(spec, {name: next(at) for name in spec.parameters}, reverse=bool(d))
+                c.pack(spec, {name: next(at) for name in spec.parameters}, storage, bool(d), x_form)
                 for d, spec in enumerate(specs)
             ]
-            for specs in form.specs
+            for specs, x_form in zip(form.specs, x_forms, strict=True)
         ]
 
     def _checksum(self) -> int:
@@ -164,10 +168,13 @@ class Kernels:
     form : Form
     frozen : bool
         Weights change by no other way than training calls and `load_state_dict`: nothing is compared in inference.
+    storage : str
+        How blocks keep the weights; all but float32 serve inference only.
     """
 
     form: Form
     frozen: bool = False
+    storage: str = "float32"
     calls: int = 0  # that ran on the kernels
     left: Counter[str] = field(default_factory=Counter)  # calls that were left on PyTorch, by reason
     packed: Packed | None = None  # for inference
@@ -177,7 +184,7 @@ class Kernels:
         """The blocks of these weights; packed anew only where they have changed."""
         packed = self.packed
         if packed is None or not (self.frozen or packed.holds(weights)):
-            packed = self.packed = Packed(self.form, weights, summed=not self.frozen)
+            packed = self.packed = Packed(self.form, weights, not self.frozen, self.storage)
         return packed.blocks
 
     def training_blocks(self, weights: Sequence[Any]) -> Any:
@@ -201,7 +208,7 @@ class Kernels:
 
     def __reduce__(self) -> Any:
         """Copies and pickles have no blocks: these are packed at the first call, perhaps on another machine."""
-        return Kernels, (self.form, self.frozen)
+        return Kernels, (self.form, self.frozen, self.storage)
 
     def __deepcopy__(self, memo: Any) -> Kernels:
-        return Kernels(self.form, self.frozen)
+        return Kernels(self.form, self.frozen, self.storage)

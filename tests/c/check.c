@@ -217,3 +217,16 @@ void expect_near(const Result *got, const Result *scalar) {
         }
     }
 }
+
+/* `within` is a share of the largest entry. */
+void expect_values(const char *name, const float *got, const float *expected, ptrdiff_t count, double within) {
+    double scale = 1e-3;
+    for (ptrdiff_t i = 0; i < count; i++)
+        scale = larger(scale, fabs((double)expected[i]));
+    for (ptrdiff_t i = 0; i < count; i++)
+        if (!(fabs((double)got[i] - (double)expected[i]) <= within * scale)) {
+            if (failed())
+                host_say("%s[%d] is %g, not %g within %g\n", name, (int)i, (double)got[i], (double)expected[i], within);
+            return;
+        }
+}

@@ -14,6 +14,7 @@ typedef struct {
     int train;    /* with a tape, and then backward */
     int broken;   /* one weight changed */
     int mapped;   /* outputs go by a row map: 1, sequence after sequence; 2, step after step */
+    int no_dots;  /* without the processor's dot products of bytes */
 } How;
 
 /* What came of a run, by name. */
@@ -38,8 +39,11 @@ typedef struct {
     Result (*run)(How how);
     void (*check_bits)(How how, const Result *whole); /* the same bits, whatever the way */
     int exact;                                        /* every instruction set has the scalar one's bits */
+    int inference;                                    /* without a tape and backward */
+    /* Results against the scalar ones, and against a model; NULL: by expect_near */
+    void (*compare)(How how, const Result *r, const Result *scalar);
 } Family;
-extern const Family recurrent, dense, optimisers;
+extern const Family recurrent, recurrent_float16, recurrent_int8, dense, optimisers;
 
 /* Plain memory, one piece after another; going back to a mark gives back what was kept since. */
 void *keep(const void *from, ptrdiff_t bytes);
@@ -68,6 +72,7 @@ const Part *find(const Result *r, const char *name, int direction);
 void expect_bits(const char *what, const char *name, const float *got, const float *expected, ptrdiff_t count);
 void expect_same(const char *what, const Result *got, const Result *whole); /* everything in got */
 void expect_near(const Result *got, const Result *scalar);
+void expect_values(const char *name, const float *got, const float *expected, ptrdiff_t count, double within);
 
 /* Failures of the present case. failed() counts one more and says whether to tell about it, having begun the line. */
 void begin_messages(int most); /* that are told about */

@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "host.h"
+#include "quantised.h"
 
 #include "api.h"
 
@@ -96,6 +97,8 @@ typedef struct {
     const Manner *manner;
     fl_spec spec;
     int in_grid, give_dy;
+    int storage;  /* enum fl_storage */
+    int x_planes; /* FL_INT8 */
     ptrdiff_t T, B, N;
     int64_t *sizes, *ids;           /* (T), (N) */
     float *x, *dy;                  /* (N, I), (N, D*R) */
@@ -151,8 +154,8 @@ static void shape_case(Case *k, int n, int grid) {
         s->act[roles[role].role] = activations[extra / LENGTH(roles)];
 }
 
-static Case make_case(int n, int grid) {
-    Case k = {0};
+static Case make_case(int n, int grid, int storage) {
+    Case k = {.storage = storage, .x_planes = n % 3 == 1 ? 2 : 1};
     shape_case(&k, n, grid);
     const fl_spec *s = &k.spec;
     begin_random(n);
@@ -169,7 +172,7 @@ static Case make_case(int n, int grid) {
     }
     k.dy = k.give_dy ? random_floats(k.N * k.manner->D * s->R, 1) : NULL;
     for (int d = 0; d < k.manner->D; d++) {
-        k.h[d] = random_floats(k.B * s->R, 1);
+        k.h[d] = random_floats(k.B * s->R, storage == FL_INT8 && n % 4 == 3 ? 3 : 1); /* also beyond the fixed scale */
         k.dh[d] = random_floats(k.B * s->R, 1);
         k.c[d] = s->kind == FL_LSTM ? random_floats(k.B * s->H, 1) : NULL;
         k.dc[d] = s->kind == FL_LSTM ? random_floats(k.B * s->H, 1) : NULL;
@@ -229,23 +232,54 @@ static Case one_hot(const Case *k) {
 
 /* ------------------------------------------------------------------------------------------------------------ running */
 
-static fl_params c_params(float *const *p) { return (fl_params){p[0], p[1], p[2], p[3], p[4], p[5]}; }
+/* Rows of a parameter that is a matrix; 0 for other ones. */
+static ptrdiff_t matrix_rows(const Case *k, int p) {
+    const ptrdiff_t widths[PARAMS] = {k->spec.I, k->spec.R, 0, 0, k->spec.H, 0};
+    return widths[p] ? param_size(k, p) / widths[p] : 0;
+}
+
+/* FL_INT8: 1 where h, or with a projection m, stays within -1..1. */
+static float h_least(const Case *k, int of_m) {
+    const fl_act *act = k->spec.act;
+    const int last = k->spec.kind == FL_LSTM ? 2 : k->spec.kind == FL_GRU ? 1 : 0;
+    const int bounded = act[last].id == FL_TANH && (k->spec.kind == FL_RNN || act[0].id == FL_SIGMOID);
+    return bounded && (of_m || !k->spec.projected) ? 1 : 0;
+}
+
+static void overwrite(void *memory, ptrdiff_t bytes) {
+    if (memory)
+        memset(memory, 0xff, (size_t)bytes);
+}
 
 /* A block of weights packed from a copy that afterwards is no more. */
 static void pack_block(const Case *k, int d, How how, fl_block *block) {
-    float *copy[PARAMS];
-    for (int p = 0; p < PARAMS; p++)
-        copy[p] = maybe_floats(k->params[d][p], param_size(k, p));
-    if (how.broken)
-        copy[1][param_size(k, 1) - 1] += 1e-2f;
-    const fl_params params = c_params(copy);
-    *block = (fl_block){.spec = k->spec, .isa = how.isa, .reverse = k->manner->reverse || d == 1};
+    Stored copy[PARAMS] = {{0}};
+    for (int p = 0; p < PARAMS; p++) {
+        const ptrdiff_t rows = matrix_rows(k, p), mark = keep_mark(), size = param_size(k, p);
+        float *w = k->params[d][p];
+        if (w && how.broken && p == 1)
+            w = keep(w, size * (ptrdiff_t)sizeof *w), w[size - 1] += 1e-2f;
+        if (w)
+            copy[p] = rows ? store(w, rows, size / rows, k->storage)
+                           : (Stored){floats(w, size), NULL, size * (ptrdiff_t)sizeof *w};
+        keep_from(mark);
+    }
+    const fl_params params = {copy[0].numbers, copy[1].numbers, copy[2].numbers, copy[3].numbers, copy[4].numbers,
+                              copy[5].numbers, copy[0].scales,  copy[1].scales,  copy[4].scales};
+    *block = (fl_block){.spec = k->spec,
+                        .isa = how.isa,
+                        .storage = k->storage,
+                        .reverse = k->manner->reverse || d == 1,
+                        .h_least = h_least(k, 0),
+                        .m_least = h_least(k, 1),
+                        .x_planes = k->x_planes};
     fl_pack(block, &params, FL_FORWARD, aligned_bytes(fl_pack_size(block, FL_FORWARD)));
     if (how.train)
         fl_pack(block, &params, FL_BACKWARD, aligned_bytes(fl_pack_size(block, FL_BACKWARD)));
-    for (int p = 0; p < PARAMS; p++)
-        if (copy[p])
-            memset(copy[p], 0xff, (size_t)param_size(k, p) * sizeof(float));
+    for (int p = 0; p < PARAMS; p++) {
+        overwrite(copy[p].numbers, copy[p].bytes);
+        overwrite(copy[p].scales, matrix_rows(k, p) * (ptrdiff_t)sizeof(float));
+    }
 }
 
 /* A call's rows and states, each in memory of exactly its size. */
@@ -340,6 +374,7 @@ static Result run(const Case *k, How how) {
     const int D = k->manner->D;
     Result r = {.count = 0};
     fl_block blocks[MOST_D];
+    fl_dots_allow(!how.no_dots);
     begin_guarded(how.at_start);
     const Given of = given(k);
     for (int d = 0; d < D; d++)
@@ -484,7 +519,13 @@ static void check_bits(const Case *k, How how, const Result *whole) {
     expect_same("at another place", &r, whole);
     r = run(k, inference(how));
     expect_same("inference", &r, whole);
-    if (k->ids) {
+    if (k->storage == FL_INT8) {
+        how.no_dots = 1;
+        r = run(k, how);
+        expect_same("without dot products", &r, whole);
+        how.no_dots = 0;
+    }
+    if (k->ids && k->storage != FL_INT8) { /* with FL_INT8, one-hot rows are rounded once more */
         const Case written_out = one_hot(k);
         r = run(&written_out, inference(how));
         expect_same("one-hot rows", &r, whole);
@@ -509,10 +550,63 @@ static void check_bits(const Case *k, How how, const Result *whole) {
     }
 }
 
+/* ------------------------------------------------------------------------------------- int8 beside the scalar one and a model */
+
+/* The packed rows of the step that the direction walks first. */
+static void first_step(const Case *k, ptrdiff_t *row, ptrdiff_t *n) {
+    const ptrdiff_t t = k->manner->reverse ? k->T - 1 : 0;
+    *row = first_row(k, t), *n = k->sizes[t];
+}
+
+/* An RNN whose activation is the identity shows the products themselves: its first step, of a case without ids. */
+static void compare_with_model(const Case *k, const float *y) {
+    const ptrdiff_t I = k->spec.I, H = k->spec.H;
+    const ptrdiff_t mark = keep_mark();
+    ptrdiff_t row, n;
+    first_step(k, &row, &n);
+    float *start = constant_floats(H, 0), *out = constant_floats(H, 0);
+    begin_guarded(0);
+    const Stored of_x = store(k->params[0][0], H, I, FL_INT8), of_h = store(k->params[0][1], H, H, FL_INT8);
+    for (ptrdiff_t i = 0; i < n; i++) {
+        for (ptrdiff_t u = 0; u < H; u++)
+            start[u] = k->params[0][2] ? k->params[0][2][u] + k->params[0][3][u] : 0;
+        model_product(start, start, of_x.numbers, of_x.scales, H, I, k->x + (row + i) * I, 0x1p-100f, k->x_planes);
+        model_product(out, start, of_h.numbers, of_h.scales, H, H, k->h[0] + i * H, 0x1p-100f, 1);
+        expect_bits("against the model", "y", y + (row + i) * H, out, H);
+    }
+    end_guarded();
+    keep_from(mark);
+}
+
+/* Activations of different instruction sets differ in the last bit, so that a number of h may be rounded to another
+ * integer: then everything after it differs by about a step of int8. */
+static void compare_int8(How how, const Result *r, const Result *scalar) {
+    const Case *k = &current;
+    const fl_spec *s = &k->spec;
+    const Part *y = find(r, "y", 0), *of_scalar = find(scalar, "y", 0);
+    const int plain = s->kind == FL_RNN && !(s->clip > 0) && k->manner->D == 1;
+    if (plain && (s->act[0].id == FL_IDENTITY || s->act[0].id == FL_RELU))
+        expect_same("against the scalar one", r, scalar);
+    if (plain && s->act[0].id == FL_IDENTITY && k->x && !how.broken)
+        compare_with_model(k, y->data);
+    for (int i = 0; i < r->count; i++) {
+        const Part *part = &r->parts[i], *expected = find(scalar, part->name, part->direction);
+        expect_values(part->name, part->data, expected->data, part->count, 0.05);
+    }
+    if (s->projected || (s->kind == FL_GRU && !s->reset_after) || k->manner->D > 1)
+        return; /* the first step rounds a result of its own */
+    ptrdiff_t row, n;
+    first_step(k, &row, &n);
+    expect_values("y of the first step", y->data + row * s->R, of_scalar->data + row * s->R, n * s->R, 4e-6);
+}
+
 /* --------------------------------------------------------------------------------------------------------- the family */
 
 static int count_cases(int cases) { return cases + LENGTH(activations) * LENGTH(roles); }
-static void make_current(int n, int cases) { current = make_case(n, cases); }
+static void make_current(int n, int cases) { current = make_case(n, cases, FL_FLOAT32); }
+static int count_third(int cases) { return count_cases(cases / 3); }
+static void make_float16(int n, int cases) { current = make_case(n, cases / 3, FL_FLOAT16); }
+static void make_int8(int n, int cases) { current = make_case(n, cases / 3, FL_INT8); }
 static Result run_current(How how) { return run(&current, how); }
 
 /* Activations behind the grid differ in nothing that decides about order. */
@@ -523,9 +617,13 @@ static void check_current(How how, const Result *whole) {
 
 static void describe_current(void) {
     const fl_spec *s = &current.spec;
-    host_say("case %d (%s%s, T=%d B=%d I=%d H=%d R=%d, activations %d %d %d)", current.number, current.form->name,
+    static const char *const storages[] = {"", "float16 ", "int8 "};
+    host_say("case %d (%s%s%s, T=%d B=%d I=%d H=%d R=%d, activations %d %d %d)", current.number, storages[current.storage],
+             current.form->name,
              current.manner->name, (int)current.T, (int)current.B, (int)s->I, (int)s->H, (int)s->R, s->act[0].id,
              s->act[1].id, s->act[2].id);
 }
 
-const Family recurrent = {count_cases, make_current, describe_current, run_current, check_current, 0};
+const Family recurrent = {count_cases, make_current, describe_current, run_current, check_current, 0, 0, NULL};
+const Family recurrent_float16 = {count_third, make_float16, describe_current, run_current, check_current, 0, 1, NULL};
+const Family recurrent_int8 = {count_third, make_int8, describe_current, run_current, check_current, 0, 1, compare_int8};

@@ -12,7 +12,7 @@
 
 #include "api.h"
 
-static const Family *const families[] = {&recurrent, &dense, &optimisers};
+static const Family *const families[] = {&recurrent, &recurrent_float16, &recurrent_int8, &dense, &optimisers};
 
 /* Which instruction sets run: a list ended by -1, the scalar one first. */
 static void find_isas(const char *only, int *isas) {
@@ -42,7 +42,7 @@ static void run_case(const Family *family, const int *isas, Options options, int
     for (const int *isa = isas; *isa >= 0; isa++) {
         const ptrdiff_t mark = keep_mark();
         const int is_scalar = isa == isas, counted = !is_scalar || !(options.broken || options.only);
-        const How how = {.isa = *isa, .threads = 1, .train = 1, .broken = options.broken && !is_scalar};
+        const How how = {.isa = *isa, .threads = 1, .train = !family->inference, .broken = options.broken && !is_scalar};
         begin_failures(family, fl_isa_name(*isa));
         if (options.verbose) {
             describe();
@@ -51,6 +51,8 @@ static void run_case(const Family *family, const int *isas, Options options, int
         const Result r = family->run(how);
         if (is_scalar)
             scalar = r;
+        else if (family->compare)
+            family->compare(how, &r, &scalar);
         else
             expect_near(&r, &scalar);
         if (family->exact && !is_scalar && !options.broken)

@@ -133,7 +133,7 @@ static void check_head(How how, const Result *whole) {
     check_rows(how, whole);
 }
 
-const Family dense = {count_heads, make_head, describe_head, run_head, check_head, 0};
+const Family dense = {count_heads, make_head, describe_head, run_head, check_head, 0, 0, NULL};
 
 /* ----------------------------------------------------------------------------------------------------- the optimisers */
 
@@ -235,4 +235,4 @@ static Result run_update(How how) {
 
 static void check_update(How how, const Result *whole) { check_threads(&optimisers, how, whole); }
 
-const Family optimisers = {count_updates, make_update, describe_update, run_update, check_update, 1};
+const Family optimisers = {count_updates, make_update, describe_update, run_update, check_update, 1, 0, NULL};

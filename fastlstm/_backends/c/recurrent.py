@@ -13,11 +13,26 @@ from ...forksafe import Lock
 from ...layout import Array, RowMap, Rows
 from ...num_threads import get_num_threads
 from ...spec import ACTIVATIONS, Spec
-from ...storage import problem
-from .calls import BYTES, FLOATS, INTS, NULL, Call, aligned, free_calls, from_buffer, new, pointer, run, sizes_of
+from ...storage import MATRICES, SCALE, Form, Storage, bounded, problem
+from ...storage import STORAGES as STORAGES_OF
+from .calls import (
+    BYTES,
+    FLOAT32,
+    FLOATS,
+    INTS,
+    NULL,
+    Call,
+    aligned,
+    free_calls,
+    from_buffer,
+    new,
+    pointer,
+    run,
+    sizes_of,
+)
 from .extension import ffi, lib
 
-STORAGES = ("float32",)  # enum fl_storage; every other storage is refused by name
+STORAGES = ("float32", "float16", "int8")  # enum fl_storage; every other storage is refused by name
 KINDS = ("lstm", "gru", "rnn")  # enum fl_kind
 ACTIVATION_IDS = {name: i for i, name in enumerate(ACTIVATIONS)}  # enum fl_activation
 LEAST_CLIP = float(np.finfo(np.float32).tiny)  # smallest clip: fl_spec.clip == 0 means no clip
@@ -25,7 +40,7 @@ LEAST_CLIP = float(np.finfo(np.float32).tiny)  # smallest clip: fl_spec.clip == 
 if ffi is not None:
     GRADS = ffi.typeof("fl_grads *")
     # Calls of fewer multiply-adds keep Python's lock, and a row counts as this many more. See csrc/api.h.
-    LOCKED_WORK, ROW_WORK = lib.fl_locked_work, lib.fl_row_work
+    LOCKED_WORK, ROW_WORK, BYTES_SPEED = lib.fl_locked_work, lib.fl_row_work, lib.fl_bytes_speed
 
 
 def supports(spec: Spec, storage: str, dtype: str) -> str | None:
@@ -48,7 +63,13 @@ class Block:
     work_of_ids: int  # multiply-adds of a token id's row, without a product with the input matrix
 
 
-def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, reverse: bool = False) -> Block:
+def pack(
+    spec: Spec,
+    params: dict[str, Array],
+    storage: str | None = None,
+    reverse: bool = False,
+    x_form: Form | None = None,
+) -> Block:
     """See `_backends.numpy.pack`. The panels for backward are packed when it is first called."""
     why = supports(spec, storage or "float32", "float32")
     if why is not None:
@@ -60,9 +81,11 @@ def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, rever
     s.input_forget, s.clip = spec.input_forget, 0 if spec.clip is None else max(spec.clip, LEAST_CLIP)
     for at, f in enumerate(spec.activations):
         s.act[at].id, s.act[at].alpha, s.act[at].beta = ACTIVATION_IDS[f.name], f.alpha, f.beta
-    handle.isa, handle.storage, handle.reverse = lib.fl_isa_chosen(), STORAGES.index(storage or "float32"), reverse
-    GH = spec.G * spec.H
-    given = {name: pointer(np.ascontiguousarray(p)) for name, p in params.items()}
+    storage = storage or "float32"
+    handle.isa, handle.storage, handle.reverse = lib.fl_isa_chosen(), STORAGES.index(storage), reverse
+    _set_forms(handle, spec, storage, x_form)
+    GH, speed = spec.G * spec.H, BYTES_SPEED if storage == "int8" else 1
+    given = _given(params, STORAGES_OF[storage])
     if spec.biases == 1:  # C adds two biases: the second one is zero
         given["bias_hh"] = pointer(np.zeros(GH, np.float32))
     keep = list(given.values())
@@ -74,11 +97,38 @@ def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, rever
         keep,
         set(),
         Lock(),
-        GH * (spec.I + spec.R) + ROW_WORK,
-        GH * spec.R + ROW_WORK,
+        GH * (spec.I + spec.R) // speed + ROW_WORK,
+        GH * spec.R // speed + ROW_WORK,
     )
     _pack(block, lib.FL_FORWARD)
     return block
+
+
+def _set_forms(handle: Any, spec: Spec, storage: str, x_form: Form | None) -> None:
+    """Set the fields of a block that say how the other operands of a matrix of integers are rounded."""
+    kept = STORAGES_OF[storage]
+    x_form = x_form or kept.form()
+    h_form, m_form = kept.form(bounded(spec) and not spec.proj_size), kept.form(bounded(spec))
+    handle.x_planes = 1
+    if x_form is not None and h_form is not None and m_form is not None:
+        handle.x_least, handle.h_least, handle.m_least = x_form.least, h_form.least, m_form.least
+        handle.x_planes = 1 if x_form.largest <= kept.operand else 2
+
+
+def _given(params: dict[str, Array], storage: Storage) -> dict[str, Any]:
+    """The fields of fl_params: pointers to contiguous arrays, the matrices in their storage."""
+    given: dict[str, Any] = {}
+    for name, p in params.items():
+        if name not in MATRICES:
+            if not name.endswith(SCALE.format("")):
+                given[name] = pointer(np.ascontiguousarray(p))
+            continue
+        kept = storage.matrix(params, name)
+        values = np.ascontiguousarray(kept.values)
+        given[name] = pointer(values) if values.dtype == FLOAT32 else from_buffer(BYTES, values.view(np.int8))
+        if kept.scales is not None:
+            given[name.replace("weight", "scale")] = pointer(kept.scales)
+    return given
 
 
 def _pack(block: Block, panels: int) -> None:

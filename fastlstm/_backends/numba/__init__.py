@@ -24,7 +24,7 @@ import numpy as np
 from ...layout import Array, RowMap, Rows, begin_tape, parts_of_tape
 from ...memory import buffers
 from ...spec import Spec
-from ...storage import problem
+from ...storage import Form, problem
 from .. import numpy as reference
 from .runtime import kernels, team
 
@@ -114,13 +114,19 @@ class Block:
         return np.ascontiguousarray(self.W_x.T)  # (GH, I)
 
 
-def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, reverse: bool = False) -> Block:
+def pack(
+    spec: Spec,
+    params: dict[str, Array],
+    storage: str | None = None,
+    reverse: bool = False,
+    x_form: Form | None = None,
+) -> Block:
     """See `_backends.numpy.pack`, which transposes the matrices and adds the biases."""
     dtype = params["weight_hh"].dtype
     why = supports(spec, storage or dtype.name, dtype.name)
     if why is not None:
         raise ValueError(f"backend 'numba' {why}.")
-    k = reference.pack(spec, params, storage, reverse)
+    k = reference.pack(spec, params, storage, reverse, x_form)
     W_r = np.zeros((spec.H, 0), dtype) if k.W_r is None else k.W_r.values
     extra = k.peep if spec.peepholes else k.b_hn[None] if spec.kind == "gru" else nothing(dtype)
     act = np.array([*(kernels().IDS[f.name] for f in spec.activations), spec.input_forget], np.int64)

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 DTYPES = ("float32", "float64")
-STORAGES = ("float32", "float64", "float16")
+STORAGES = ("float32", "float64", "float16", "int8", "int16")
 EXTRAS = ("dense", "embedding")
 
 

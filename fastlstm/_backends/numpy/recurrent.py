@@ -9,6 +9,7 @@ import numpy as np
 
 from ...layout import Array, RowMap, Rows, begin_tape
 from ...spec import Spec
+from ...storage import STORAGES, Form, bounded
 from .activations import act, bounds, gate
 from .products import Matrix, rows_of, times
 
@@ -36,27 +37,39 @@ class Block:
         return None if self.ends is None else self.ends[role]
 
 
-def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, reverse: bool = False) -> Block:
+def pack(
+    spec: Spec,
+    params: dict[str, Array],
+    storage: str | None = None,
+    reverse: bool = False,
+    x_form: Form | None = None,
+) -> Block:
     """One direction of one layer: its weights, in the form that `forward`, `backward` and `bind` take.
 
     Parameters
     ----------
     spec : Spec
     params : dict of arrays
-        Canonical shapes (``spec.parameters``).
-    storage : {"float32", "float64", "float16"}, optional
-        How every entry of a matrix is kept (`fastlstm.storage`); the parameters' dtype where None. Biases, peepholes
-        and arithmetic stay in the parameters' dtype.
+        Canonical shapes (``spec.parameters``). A matrix may be in its storage already: a matrix of integers then has
+        its scales beside it, by the name `storage.SCALE`.
+    storage : str, optional
+        How every entry of a matrix is kept: a name of `storage.STORAGES`. The parameters' dtype where None. Biases,
+        peepholes and arithmetic stay in the dtype of `bias_ih` or, without biases, in that of float parameters (float32
+        where there are none).
     reverse : bool
         Walk the rows from the last step to the first; a sequence joins, with its initial state, at its last step.
+    x_form : Form, optional
+        For a storage of integers: how rows of x are rounded (`storage.input_forms`). None: each by its own scale.
 
     Raises
     ------
     ValueError
         An entry is too large for the storage.
     """
-    dtype = params["weight_hh"].dtype
+    dtype = dtype_of(params)
     storage = storage or dtype.name
+    kept = STORAGES[storage]
+    h_form, m_form = kept.form(bounded(spec) and not spec.proj_size), kept.form(bounded(spec))
     H, GH = spec.H, spec.G * spec.H
     b_ih, b_hh = (params.get(name, np.zeros(GH, dtype)) for name in ("bias_ih", "bias_hh"))
     b_hn = np.zeros(H, dtype)
@@ -65,14 +78,22 @@ def pack(spec: Spec, params: dict[str, Array], storage: str | None = None, rever
     return Block(
         spec,
         reverse,
-        Matrix.of(params["weight_ih"], storage, "weight_ih"),
-        Matrix.of(params["weight_hh"], storage, "weight_hh"),
-        Matrix.of(params["weight_hr"], storage, "weight_hr") if spec.proj_size else None,
+        Matrix.of(params, "weight_ih", storage, x_form or kept.form()),
+        Matrix.of(params, "weight_hh", storage, h_form),
+        Matrix.of(params, "weight_hr", storage, m_form) if spec.proj_size else None,
         b_ih + b_hh,
         b_hn,
         params.get("weight_peep", np.zeros((3, H), dtype)).copy(),
         bounds(spec, dtype),
     )
+
+
+def dtype_of(params: dict[str, Array]) -> np.dtype[np.floating]:
+    """The dtype of a direction's arithmetic: that of its parameters, except for matrices in a reduced storage."""
+    for name in ("bias_ih", "weight_peep", "weight_hh"):
+        if name in params and params[name].dtype.name in ("float32", "float64"):
+            return params[name].dtype
+    return np.dtype(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------- one step, forward
@@ -84,7 +105,7 @@ def activated(k: Block, role: int, a: Array) -> Array:
 def lstm_step(k: Block, a: Array, h: Array, c: Array) -> tuple[Array, Array, dict[str, Array]]:
     """(h', c', the step's part of the tape) from a = W_x x + b: a (B, 4H), h (B, R), c (B, H)."""
     H = k.spec.H
-    a = a + times(h, k.W_h)
+    a = times(h, k.W_h, a)
     p_i, p_f, p_o = k.peep
     peepholes = k.spec.peepholes
     a_i, a_f = a[:, :H], a[:, H : 2 * H]
@@ -96,7 +117,7 @@ def lstm_step(k: Block, a: Array, h: Array, c: Array) -> tuple[Array, Array, dic
     c = f * c + i * g
     o = activated(k, 0, a[:, 3 * H :] + p_o * c if peepholes else a[:, 3 * H :])
     m = o * act(k.spec.activations[2], c)
-    h = times(m, k.W_r) if k.W_r is not None else m
+    h = times(m, k.W_r, np.zeros(k.spec.R, m.dtype)) if k.W_r is not None else m
     return h, c, {"gates": np.concatenate((i, f, g, o), axis=1), "c": c, "h": h, "m": m}
 
 
@@ -104,23 +125,24 @@ def gru_step(k: Block, a: Array, h: Array) -> tuple[Array, dict[str, Array]]:
     """(h', tape) from a = W_x x + b: a (B, 3H), h (B, H)."""
     H = k.spec.H
     if k.spec.reset_after:
-        u = times(h, k.W_h)  # (B, 3H)
-        rz = activated(k, 0, a[:, : 2 * H] + u[:, : 2 * H])
+        b_hn = np.broadcast_to(k.b_hn, (len(a), H))
+        u = times(h, k.W_h, np.concatenate((a[:, : 2 * H], b_hn), axis=1))  # (B, 3H)
+        rz = activated(k, 0, u[:, : 2 * H])
         r, z = rz[:, :H], rz[:, H:]
-        m = u[:, 2 * H :] + k.b_hn  # n_h = W_hn h + b_hn
+        m = u[:, 2 * H :]  # n_h = W_hn h + b_hn
         n = activated(k, 1, a[:, 2 * H :] + r * m)
     else:
-        rz = activated(k, 0, a[:, : 2 * H] + times(h, k.W_h.columns(0, 2 * H)))
+        rz = activated(k, 0, times(h, k.W_h.columns(0, 2 * H), a[:, : 2 * H]))
         r, z = rz[:, :H], rz[:, H:]
         m = r * h
-        n = activated(k, 1, a[:, 2 * H :] + times(m, k.W_h.columns(2 * H, 3 * H)))
+        n = activated(k, 1, times(m, k.W_h.columns(2 * H, 3 * H), a[:, 2 * H :]))
     h = (1 - z) * n + z * h
     return h, {"gates": np.concatenate((r, z, n, m), axis=1), "h": h}
 
 
 def rnn_step(k: Block, a: Array, h: Array) -> tuple[Array, dict[str, Array]]:
     """(h', tape) from a = W_x x + b: a (B, H), h (B, H)."""
-    h = activated(k, 0, a + times(h, k.W_h))
+    h = activated(k, 0, times(h, k.W_h, a))
     return h, {"h": h}
 
 
@@ -135,7 +157,7 @@ def step(k: Block, a: Array, states: tuple[Array, ...]) -> tuple[tuple[Array, ..
 
 def input_product(k: Block, x: Array) -> Array:
     """b + W_x x for rows (N, I), or the stored rows of token ids (N,): (N, GH)."""
-    return (rows_of(x, k.W_x, k.b_x.dtype) if x.ndim == 1 else times(x, k.W_x)) + k.b_x
+    return rows_of(x, k.W_x, k.b_x) if x.ndim == 1 else times(x, k.W_x, k.b_x)
 
 
 def input_products(k: Block, x: Array, rows: Rows) -> Iterator[tuple[int, slice, Array]]:

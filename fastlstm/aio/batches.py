@@ -1,0 +1,226 @@
+"""Batches of a `Batcher`: when they begin, where they run, and how requests get their rows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from ..layout import Array
+from ..streams import StreamBatch
+from ..validation import number, positive
+from .counters import Counters
+from .deadlines import Deadlines
+from .errors import DeadlineExceeded, QueueFull
+from .queue import Answer, Request, Taken, done, stacked, take
+
+OVERLOAD = ("reject", "wait", "oldest")
+QUIET_TURNS = 4  # batches of one row, one after the other, after which a request is taken for a lone one
+
+
+class Batches:
+    """The requests that wait, and the batches made of them: see `Batcher`."""
+
+    def __init__(
+        self,
+        streams: StreamBatch,
+        max_batch: int,
+        max_wait_us: float,
+        max_queue: int,
+        overload: str,
+        inline_us: float,
+    ) -> None:
+        if not isinstance(streams, StreamBatch):
+            raise TypeError(f"streams must be a StreamBatch, got {type(streams).__name__}: fl.StreamBatch(layer)")
+        if overload not in OVERLOAD:
+            raise ValueError(f"overload must be one of {', '.join(OVERLOAD)}, got {overload!r}")
+        self.streams = streams
+        self.max_batch, self.max_queue = positive(max_batch, "max_batch"), positive(max_queue, "max_queue")
+        self.max_wait_us, self.inline_us = number(max_wait_us, "max_wait_us"), number(inline_us, "inline_us")
+        self.overload = overload
+        self._dtype, self._shape = streams._dtype, (streams._size,)
+        self._counters = Counters(self.max_batch)
+        self._queue: deque[Request] = deque()
+        # A queue that has one request and fewer than this many takes another one without more checks.
+        self._plain = min(self.max_batch, self.max_queue) - 1
+        self._since = 0.0  # when the first request of the next batch came, by the loop's clock
+        self._one = np.zeros(1, np.int64)  # the handle of a lone request
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lone = self.max_wait_us == 0  # whether requests are answered at once
+        self._in_turn = 0  # lone requests in this turn of the loop
+        self._turned = 0.0  # when the loop last came round, while requests are answered at once
+        self._quiet = 0  # batches of one row, one after the other
+        self._timer: Any = None  # the call that will make the batch
+        self._running = False  # a batch is in the worker thread
+        self._worker: ThreadPoolExecutor | None = None
+        self._places: deque[asyncio.Future[None]] = deque()  # requests that wait for a place in the queue
+        self._deadlines = Deadlines(self._counters)
+        self._idle: list[asyncio.Future[None]] = []  # waiters of `drain` and of changes to the streams
+        self._closing: str | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # --------------------------------------------------------------------------------------------------- lone requests
+    def _step_alone(self, handle: int, x: Any) -> Array:
+        """A step at once. Two in one turn of the loop are the sign that requests come together."""
+        self._one[0] = handle
+        begin = time.perf_counter()
+        y: Array = self.streams.step(self._one, np.array([x]) if type(x) is int else x[None])[0]
+        self._counters.batch("alone", 1, time.perf_counter() - begin, 0.0)
+        self._in_turn += 1
+        if self._in_turn == 1:
+            assert self._loop is not None
+            self._loop.call_soon(self._end_turn)
+        return y
+
+    def _end_turn(self) -> None:
+        if self._in_turn > 1:
+            self._lone, self._quiet = False, 0
+        self._in_turn, self._turned = 0, time.monotonic()
+
+    # --------------------------------------------------------------------------------------------------------- batches
+    def _schedule(self) -> None:
+        """Let the batch begin at the turn's end, or when its first row has waited long enough."""
+        assert self._loop is not None
+        if self.max_wait_us:
+            left = self._since + self.max_wait_us * 1e-6 - self._loop.time()
+            self._timer = self._loop.call_later(max(0.0, left), self._make_batch, "wait")
+        else:
+            self._timer = self._loop.call_soon(self._make_batch, "turn")
+
+    def _make_batch(self, why: str) -> None:
+        """Step the rows that have come, here or in the worker thread."""
+        assert self._loop is not None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._running:
+            return
+        now = self._loop.time()
+        self._deadlines.expire_until(now)
+        batch, cancelled = take(self._queue, self.max_batch)
+        self._counters.add("cancelled", cancelled)
+        waited, self._since = now - self._since, now
+        rows = len(batch.answers)
+        if not rows:
+            self._next()
+            return
+        for answer in batch.answers if self._deadlines else ():
+            self._deadlines.begun(answer)
+        if self._counters.seconds_per_row * rows * 1e6 > self.inline_us:
+            self._running = True
+            self._task = self._loop.create_task(self._in_worker(batch, why, waited))
+            return
+        y, seconds = self._compute(batch)
+        self._deliver(batch, y, why, seconds, waited)
+
+    def _compute(self, batch: Taken) -> tuple[Any, float]:
+        """(the rows (n, U) or, where a request is refused, a row or an error for each; seconds)."""
+        handles, x = stacked(batch)
+        begin = time.perf_counter()
+        try:
+            try:
+                y: Any = self.streams.step(handles, x)
+            except (LookupError, TypeError, ValueError, OverflowError):
+                y = [self._alone_or_error(handle, row) for handle, row in zip(handles, x, strict=True)]
+        except BaseException as error:  # of no single request
+            y = [error] * len(batch.answers)
+        return y, time.perf_counter() - begin
+
+    def _alone_or_error(self, handle: Any, x: Any) -> Any:
+        try:
+            return self.streams.step(int(handle), x)
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            return error
+
+    async def _in_worker(self, batch: Taken, why: str, waited: float) -> None:
+        """A batch in the worker thread, which lets go of Python's lock while it computes."""
+        assert self._loop is not None
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, "fastlstm-batcher")
+        y, seconds = await self._loop.run_in_executor(self._worker, self._compute, batch)
+        self._running = False
+        self._deliver(batch, y, why, seconds, waited)
+
+    def _deliver(self, batch: Taken, y: Any, why: str, seconds: float, waited: float) -> None:
+        """Give every request its row or its error, and let the next batch begin."""
+        answers = batch.answers
+        self._counters.batch(why, len(answers), seconds, waited)
+        if type(y) is ndarray and not any(map(done, answers)):
+            any(map(asyncio.Future.set_result, answers, y))  # each gives None; the quickest loop over short calls
+        else:
+            self._deliver_singly(answers, y)
+        self._quiet = self._quiet + 1 if len(answers) == 1 and not self._queue else 0
+        if self._quiet >= QUIET_TURNS and not self.max_wait_us:
+            self._lone = True
+        self._next()
+
+    def _deliver_singly(self, answers: Sequence[Answer], y: Any) -> None:
+        for answer, row in zip(answers, y, strict=True):
+            if answer.done():  # cancelled or past its deadline while the batch was under way
+                self._counters.add("dropped", 1)
+            elif isinstance(row, BaseException):
+                answer.set_exception(row)
+            else:
+                answer.set_result(row)
+
+    def _next(self) -> None:
+        """After a batch: places for requests that wait for one, the next batch, or the end of all work."""
+        room = self.max_queue - len(self._queue)
+        while self._places and room > 0:
+            place = self._places.popleft()
+            if not place.done():
+                place.set_result(None)
+                room -= 1
+        if self._queue:
+            if self._timer is None:
+                self._schedule()
+        elif not self._running:
+            wake(self._idle)
+
+    # ------------------------------------------------------------------------------------------------ room in the queue
+    def _make_place(self) -> None:
+        """Room for one more request, or QueueFull."""
+        retry_after = self._counters.seconds_per_row * len(self._queue)
+        if self.overload == "oldest":
+            while self._queue:
+                *_, answer = self._queue.popleft()
+                if not answer.done():
+                    text = f"a newer request took the place: {self.max_queue} wait, and overload is 'oldest'"
+                    answer.set_exception(QueueFull(text, retry_after))
+                    self._counters.add("displaced", 1)
+                    return
+            return
+        self._counters.add("rejected", 1)
+        raise QueueFull(
+            f"{len(self._queue)} requests wait and max_queue is {self.max_queue}: come again in {retry_after:.3g} s",
+            retry_after,
+        )
+
+    async def _place(self, deadline: float | None) -> None:
+        """Wait until the queue has a place."""
+        while len(self._queue) >= self.max_queue and not self._closing:
+            place = asyncio.get_running_loop().create_future()
+            self._places.append(place)
+            left = None if deadline is None else max(0.0, deadline - asyncio.get_running_loop().time())
+            try:
+                await asyncio.wait_for(place, left)
+            except TimeoutError:
+                self._counters.add("expired", 1)
+                raise DeadlineExceeded("the time was over before the queue had a place", False) from None
+            finally:
+                if place in self._places:
+                    self._places.remove(place)
+
+
+def wake(waiters: list[asyncio.Future[None]]) -> None:
+    """Let all waiters go on, and empty the list."""
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+    waiters.clear()

@@ -1,0 +1,256 @@
+"""`StreamBatch`: many independent streams over one set of weights."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy import empty, ndarray  # global names are found sooner than attributes
+
+from .._backends import provides
+from ..layout import Array
+from ..num_threads import threads as limited_to
+from ..validation import as_array, check_out, checked_ids, checked_input, flag, positive
+from .gathered import Gathered
+from .kept import KeptStreams
+from .model import packed_of
+from .open import INT64, Evicted, as_handles
+from .pieces import checked_lengths, feed
+from .snapshots import read
+
+
+class StreamBatch(KeptStreams):
+    """Many independent streams over one set of weights: a state each, stepped together in any choice.
+
+    Each stream gets the bits that it would get alone (backend "c"). NaN stays in its stream. An error is raised before
+    any state changes. One thread at a time may use a StreamBatch; each thread may have its own.
+
+    Parameters
+    ----------
+    model : LSTM, GRU or RNN
+        Of one direction. Its weights of this moment are taken; later changes to the layer do not reach the streams.
+    capacity : int
+        Streams for which there is room at once. More room is made when it is needed, without a copy of any state.
+    max_streams : int, optional
+        Most streams that may be open. None: no limit but memory.
+    idle_seconds : float, optional
+        Where max_streams are open, `open` closes streams that have done no step for so long. `evict_idle` does so at
+        any time.
+    on_evict : function of (key, state), optional
+        Gets each stream's key and state bytes before it is closed for being idle. Without it such states are lost.
+    threads : int
+        Most threads of a step; each short step uses one whatever the number.
+    clock : function
+        The time in seconds.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument does not fit; a bidirectional layer has no stream.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        capacity: int = 256,
+        max_streams: int | None = None,
+        idle_seconds: float | None = None,
+        on_evict: Evicted | None = None,
+        threads: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(model, capacity, max_streams, idle_seconds, on_evict, clock)
+        self.threads = positive(threads, "threads")
+        self._bind()
+        self.reserve(self._capacity)
+
+    def _bind(self) -> None:
+        """Take the packed weights into use."""
+        p = self._packed
+        self._dtype, self._size, self._width = p.dtype, p.input_size, p.output_size
+        self._rows: Any = (
+            p.module.bind_rows([of_layer[0] for of_layer in p.blocks], self._slabs, self.threads)
+            if provides(p.module, "rows")
+            else Gathered(p, self._slabs, self.threads)
+        )
+
+    def _grown(self) -> None:
+        self._rows.add()
+
+    # ------------------------------------------------------------------------------------------------------------ step
+    def step(self, handles: Any, x: Any, out: Array | None = None) -> Array:
+        """One step of some streams.
+
+        Parameters
+        ----------
+        handles : (n,) int64 array; or any integers (n,), or one
+            Each at most once, in any order.
+        x : (n, I) array of the model's dtype, one row for each handle; (I,) for one handle; token ids (n,), or a scalar
+        out : (n, U) array, optional
+            Written and returned; (U,) where x is (I,) or a scalar. Without it a fresh array is returned.
+
+        Returns
+        -------
+        y : (n, U) or (U,) array
+
+        Raises
+        ------
+        StreamClosed, ValueError, TypeError
+            A handle is closed or comes twice, or x or out do not fit; all states are as before.
+        """
+        # Fast path: all checks of arrays in a few lines, since they may cost more than a small step.
+        if (
+            type(handles) is ndarray
+            and type(x) is ndarray
+            and handles.dtype is INT64
+            and x.dtype is self._dtype
+            and x.shape == (handles.size, self._size)
+            and out is None
+        ):
+            y: Array = empty((handles.size, self._width), self._dtype)
+            if self._step(handles, x, y):
+                return y
+        return self._step_any(handles, x, out)
+
+    def _step(self, handles: Array, x: Array, y: Array) -> bool:
+        """A step with checked arrays; False where a handle is refused or an array is not contiguous."""
+        if self._busy:
+            self._check_free()
+        rows = self._rows
+        if handles.size <= rows.most_locked:
+            done: bool = rows.step(handles, x, y, self._clock())
+            return done
+        self._busy = True
+        try:
+            done = rows.step(handles, x, y, self._clock())
+        finally:
+            self._busy = False
+        return done
+
+    def _step_any(self, handles: Any, x: Any, out: Array | None) -> Array:
+        """`step` with all checks, for every kind of input and output."""
+        given, single = as_handles(handles), np.ndim(handles) == 0
+        rows, ids, alone = self._checked(x, len(given), single)
+        shape = (self._width,) if alone else (len(given), self._width)
+        if out is not None:
+            check_out(out, shape, self._dtype)
+        y = empty(shape, self._dtype) if out is None or np.may_share_memory(out, rows) else out
+        rows = rows.reshape(len(given)) if ids else np.ascontiguousarray(rows, self._dtype).reshape(-1, self._size)
+        self._check_free()
+        if len(given) and not self._step(given, rows, y.reshape(len(given), self._width)):
+            self._slabs.find(given.tolist())  # raises the error that says which handle is refused
+            raise AssertionError("a step refused handles that are open")
+        if out is None or y is out:
+            return y
+        out[...] = y
+        return out
+
+    def _checked(self, x: Any, n: int, single: bool) -> tuple[Array, bool, bool]:
+        """(x as rows or checked token ids, whether it is token ids, whether it has no axis of streams)."""
+        array = as_array(x, "x")
+        if array.ndim and not single and len(array) != n:
+            raise ValueError(f"x has {len(array)} rows for {n} handles: give one row for each handle, in their order")
+        rows, ids, alone = checked_input(x, (n,), self._size, self._dtype, single)
+        return checked_ids(rows, self._size, self._dtype) if ids else rows, ids, alone
+
+    def feed(self, handles: Any, x: Any, lengths: Any, out: Array | None = None) -> Array:
+        """Pieces of unequal length, one of each stream: the same as step after step.
+
+        Parameters
+        ----------
+        handles : (n,) integers, each at most once
+        x : (N, I) array, or (N,) token ids
+            The rows of the first stream in their order, then those of the second one, and so on.
+        lengths : (n,) integers
+            Rows of each stream, 0 or more; their sum is N.
+        out : (N, U) array, optional
+
+        Returns
+        -------
+        y : (N, U) array
+            In the order of x.
+
+        Raises
+        ------
+        StreamClosed, ValueError, TypeError
+            As `step`, or the lengths do not fit; all states are as before.
+        """
+        given = as_handles(handles)
+        counts = checked_lengths(lengths, len(given))
+        total = int(counts.sum())
+        array = as_array(x, "x")
+        if array.ndim and len(array) != total:
+            raise ValueError(f"x has {len(array)} rows, and lengths say {total}: the rows of all streams together")
+        rows, ids, _ = checked_input(x, (total,), self._size, self._dtype, False)
+        rows = checked_ids(rows, self._size, self._dtype) if ids else rows
+        if out is not None:
+            check_out(out, (total, self._width), self._dtype)
+        self._check_free()
+        slots = self._slabs.find(given.tolist())
+        y = empty((total, self._width), self._dtype) if out is None or np.may_share_memory(out, rows) else out
+        if total:
+            fed = [slot for slot, n in zip(slots, counts, strict=True) if n]
+            self._busy = True
+            try:
+                with limited_to(self.threads):
+                    feed(self._packed, self._slabs, fed, rows, counts[counts > 0], y, self._clock())
+            finally:
+                self._busy = False
+        if out is None or y is out:
+            return y
+        out[...] = y
+        return out
+
+    # ----------------------------------------------------------------------------------------------- weights, snapshots
+    def swap(self, model: Any, *, keep_states: bool = True) -> None:
+        """Go on with other weights, between two steps.
+
+        Parameters
+        ----------
+        model : layer
+            With the equation, sizes and dtype of the present one.
+        keep_states : bool
+            False sets the states of all streams to zero.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The model does not fit; everything is as before.
+        """
+        self._check_free()
+        keep_states, new = flag(keep_states, "keep_states"), packed_of(model)
+        if new.equation != self._packed.equation:
+            raise ValueError(
+                f"the new model is {new.name}, and the streams are of {self._packed.name}: load another one"
+            )
+        self._packed = new
+        self._bind()
+        if not keep_states:
+            self.reset(self.handles())
+
+    @classmethod
+    def load(cls, model: Any, path: str | os.PathLike[str], **options: Any) -> StreamBatch:
+        """The streams of a `snapshot`, with their handles and keys.
+
+        Parameters
+        ----------
+        model : layer
+            With the weights that the states were made with.
+        path : path
+        options
+            As for `StreamBatch`; `capacity` and `max_streams` grow to hold all.
+
+        Raises
+        ------
+        OSError
+            The file cannot be read.
+        FileError, StateError
+            It is damaged or no snapshot; or it belongs to another model or to other weights.
+        """
+        batch = cls(model, **options)
+        read(batch, path)
+        return batch

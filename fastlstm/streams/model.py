@@ -1,0 +1,117 @@
+"""What a `StreamBatch` steps: the packed weights of a model, the form of its state, and the number of both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .. import engine
+from ..layout import Array
+from ..packing import Batch
+from ..recurrent import Recurrent
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The weights of a model at one moment, and the form of the state of one stream.
+
+    Parameters
+    ----------
+    name : str
+        The model's class and arguments, for messages.
+    module : module
+        The backend.
+    blocks : list of L lists of one block
+    equation : str
+        Sizes, equation and dtype as JSON.
+    weights_id : bytes
+        16 bytes, the same for the same equation and weights on every machine.
+    dtype : dtype
+    input_size, output_size : int
+    widths : tuple of int
+        Numbers of each part of a state: for each layer h and, for LSTM, c.
+    """
+
+    name: str
+    module: ModuleType
+    blocks: Sequence[Sequence[Any]]
+    equation: str
+    weights_id: bytes
+    dtype: np.dtype[Any]
+    input_size: int
+    output_size: int
+    widths: tuple[int, ...]
+
+    @property
+    def parts(self) -> int:
+        """Parts of a layer's state: 2 for LSTM, else 1."""
+        return len(self.widths) // len(self.blocks)
+
+    def forward(self, x: Array, batch: Batch, states: engine.States) -> Array:
+        """Packed outputs (N, U) of packed rows (N, I) or token ids (N,); the states (L, B, width) are overwritten."""
+        return engine.forward(self.module, self.blocks, x, batch, states, packed=True)
+
+    def gather(self, records: Sequence[Array]) -> engine.States:
+        """Copies (L, n, width) of the parts of n records."""
+        L, parts = len(self.blocks), self.parts
+        rows = np.array(records, self.dtype).reshape(len(records), L, -1).swapaxes(0, 1)  # (L, n, R) or (L, n, R + H)
+        ends = np.cumsum((0, *self.widths[:parts]))
+        return tuple(np.ascontiguousarray(rows[..., ends[i] : ends[i + 1]]) for i in range(parts))
+
+    def scatter(self, states: engine.States, records: Sequence[Array]) -> None:
+        """Write states (L, n, width) back to n records."""
+        rows = np.concatenate(states, axis=2).swapaxes(0, 1).reshape(len(records), -1)
+        for record, row in zip(records, rows, strict=True):
+            record[...] = row
+
+
+def packed_of(model: Any) -> Packed:
+    """The packed weights of a layer.
+
+    Raises
+    ------
+    TypeError
+        The model is no recurrent layer.
+    ValueError
+        It is bidirectional.
+    """
+    if not isinstance(model, Recurrent):
+        core = getattr(model, "core", None)
+        cure = ": give its layer, model.core" if isinstance(core, Recurrent) else ""
+        raise TypeError(f"model must be an LSTM, GRU or RNN layer, got {type(model).__name__}{cure}")
+    if model.bidirectional:
+        raise ValueError("a bidirectional layer cannot stream: its reverse direction begins at the sequence's end")
+    while True:
+        version, blocks = model._blocks()
+        params = model.state_dict()
+        if model.version == version:  # else another thread has changed the weights in between
+            break
+    specs = [of_layer[0] for of_layer in model._specs]
+    equation = json.dumps({"dtype": model.dtype.name, "layers": [asdict(spec) for spec in specs]}, sort_keys=True)
+    widths = tuple(width for spec in specs for width in spec.initial.values())
+    return Packed(
+        repr(model),
+        model._module,
+        blocks,
+        equation,
+        weights_id(equation, model._storage, params),
+        model.dtype,
+        specs[0].I,
+        specs[-1].R,
+        widths,
+    )
+
+
+def weights_id(equation: str, storage: str, params: Mapping[str, Array]) -> bytes:
+    """16 bytes that tell equation, storage and weights from all others (BLAKE2b)."""
+    made = hashlib.blake2b(f"{equation} {storage}".encode(), digest_size=16, person=b"fastlstm")
+    for name, p in sorted(params.items()):
+        made.update(f"\n{name} {p.shape} ".encode())
+        made.update(np.ascontiguousarray(p, p.dtype.newbyteorder("<")).data)
+    return made.digest()
