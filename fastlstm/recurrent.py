@@ -6,6 +6,7 @@ the layer's packed weights, and returns the engine's outputs. Shapes use the alp
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,6 +35,9 @@ class Recurrent(SpecLayer):
         self.num_layers = positive(options.pop("num_layers"), "num_layers")
         self.batch_first = flag(options.pop("batch_first"), "batch_first")
         self.bidirectional = flag(options.pop("bidirectional"), "bidirectional")
+        self.reverse = flag(options.pop("reverse"), "reverse")
+        if self.reverse and self.bidirectional:
+            raise ValueError("a bidirectional layer walks in both directions: leave out reverse=True")
         self.dropout = probability(options.pop("dropout"), "dropout")
         directions = 2 if self.bidirectional else 1
         self._LD = self.num_layers * directions  # leading axis of a state's arrays
@@ -222,11 +226,16 @@ class Recurrent(SpecLayer):
         Raises
         ------
         ValueError
-            The layer is bidirectional: the reverse direction begins at an end that a stream does not have.
+            The layer is bidirectional, or reverse: it begins at an end that a stream does not have.
         """
-        if self.bidirectional:
-            raise ValueError("a bidirectional layer cannot stream: its reverse direction begins at the sequence's end")
+        self._check_streams()
         return Stream(self._module, self._blocks()[1], self._state, positive(batch_size, "batch_size"))
+
+    def _check_streams(self) -> None:
+        """Raise ValueError where the layer begins at an end that a stream does not have."""
+        if self.bidirectional or self.reverse:
+            which = "bidirectional" if self.bidirectional else "reverse"
+            raise ValueError(f"a {which} layer cannot stream: its reverse direction begins at the sequence's end")
 
     def to_arrays(self, form: str, head: Layer | None = None) -> dict[str, Array]:
         """The parameters in a form of `fastlstm.from_arrays`; see `fastlstm.arrays.to_arrays`."""
@@ -239,6 +248,12 @@ class Recurrent(SpecLayer):
         from .torch import to_torch
 
         return to_torch(self)
+
+    def to_onnx(self, path: str | os.PathLike[str], stateful: bool = False, *, lengths: bool = False) -> None:
+        """Write the layers as an ONNX model, atomically; see `fastlstm.onnx.to_onnx`."""
+        from .onnx import to_onnx
+
+        to_onnx(self, path, stateful, lengths=lengths)
 
 
 class LSTM(Recurrent):
@@ -270,6 +285,8 @@ class LSTM(Recurrent):
         of 0.
     single_bias : bool
         One bias, ``bias_ih_l{k}``, as in Keras. With two biases only their sum counts, and training moves both.
+    reverse : bool
+        Walk from the last step to the first; outputs stay in the input's order. Not together with bidirectional.
     dtype : {"float32", "float64"}
     backend : str
         "auto", or a name from `fastlstm.backends()`; a forced one never falls back.
@@ -302,6 +319,7 @@ class LSTM(Recurrent):
         clip: float | None = None,
         input_forget: bool = False,
         single_bias: bool = False,
+        reverse: bool = False,
         dtype: Any = "float32",
         backend: str = "auto",
         seed: int | None = None,
@@ -340,6 +358,7 @@ class GRU(Recurrent):
         activations: Sequence[Any] = DEFAULT_ACTIVATIONS["gru"],
         clip: float | None = None,
         single_bias: bool = False,
+        reverse: bool = False,
         dtype: Any = "float32",
         backend: str = "auto",
         seed: int | None = None,
@@ -371,6 +390,7 @@ class RNN(Recurrent):
         nonlinearity: Any = "tanh",
         clip: float | None = None,
         single_bias: bool = False,
+        reverse: bool = False,
         dtype: Any = "float32",
         backend: str = "auto",
         seed: int | None = None,

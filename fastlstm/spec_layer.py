@@ -103,6 +103,7 @@ class SpecLayer(Layer):
     """
 
     kind: ClassVar[Kind]
+    reverse = False  # an argument of some; layers pickled before it was one do not have it
     _state_axes: ClassVar[tuple[str, ...]]  # names of a state's leading axes, for messages
     _quantisation: Quantisation | None = None
     report: Report | None = None  # of `quantize`
@@ -172,13 +173,19 @@ class SpecLayer(Layer):
         """The backend's module for layers that are kept so, or an error."""
         return choose(self._backend, self.dtype.name, self._specs[0], storages)
 
+    def _walks_back(self, d: int) -> bool:
+        """Whether a direction walks from the last step to the first."""
+        return bool(d) or self.reverse
+
     def _pack(self) -> list[list[Any]]:
         """The packed weights of each layer and direction."""
         inputs = None if self._quantisation is None else self._quantisation.inputs
         forms = input_forms(self._specs, self._storages, inputs)
         return [
             [
-                self._module.pack(spec, {n: self._params[key] for n, key in keys.items()}, storage, bool(d), form)
+                self._module.pack(
+                    spec, {n: self._params[key] for n, key in keys.items()}, storage, self._walks_back(d), form
+                )
                 for d, (spec, keys) in enumerate(zip(specs, of_layer, strict=True))
             ]
             for specs, of_layer, storage, form in zip(self._specs, self._keys, self._storages, forms, strict=True)

@@ -219,7 +219,7 @@ def _affine(layer: dense.Dense, activation: Activation = "linear") -> Affine:
 
 def _of_recurrent(layer: Recurrent) -> list[Step]:
     """A step for each layer of a recurrent layer."""
-    if layer.bidirectional:
+    if layer.bidirectional or layer.reverse:
         raise ValueError(f"{layer!r} cannot run step by step: its reverse direction begins at the sequence's end")
     params = layer.state_dict()
     return [

@@ -22,6 +22,8 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
+import hostile_onnx
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MEMORY = 1 << 29  # bytes that the process may take beyond its memory at the start
 SECONDS = 20  # time limit of one file; HDF5's endless loops have a shorter one
@@ -366,14 +368,20 @@ def damaged_chain(files: list[bytes], draw: random.Random) -> bytes:
 
 def damaged_any(files: list[bytes], draw: random.Random) -> bytes:
     """A damaged file of any library."""
-    way = draw.randrange(3)
+    way = draw.randrange(4)
     if way == 0:
         return damaged_torch(torch_files(), draw)
+    if way == 3:
+        return of_onnx(hostile_onnx.onnx_files(), draw)
     return damaged_safetensors(safetensors_files(), draw) if way == 1 else damaged_chain(files, draw)
 
 
 def damaged_hdf5(files: list[bytes], draw: random.Random) -> bytes:
     return damage(draw.choice(files), draw)
+
+
+def of_onnx(files: list[bytes], draw: random.Random) -> bytes:
+    return hostile_onnx.damaged_onnx(files, draw, damage)
 
 
 Maker = tuple[Callable[[], list[bytes]], Callable[[list[bytes], random.Random], bytes]]
@@ -382,6 +390,8 @@ READERS: dict[str, Maker] = {
     "safetensors": (safetensors_files, damaged_safetensors),
     "keras": (lambda: [keras_weights()], damaged_keras),
     "hdf5": (lambda: keras_files()[1:], damaged_hdf5),
+    "from_onnx": (hostile_onnx.onnx_files, of_onnx),
+    "accelerate": (hostile_onnx.whole_models, of_onnx),
     "from_keras": (lambda: [keras_weights()], damaged_chain),
     "convert": (lambda: [keras_weights()], damaged_any),
     "info": (lambda: [keras_weights()], damaged_any),
@@ -411,7 +421,8 @@ def reader(kind: str) -> Callable[[str], Any]:
             tree = hdf5.read(file.name)
         keras_files.read = lambda _path: copy.deepcopy(tree)  # type: ignore[assignment]
         return {"keras": lambda: keras_files.load, "from_keras": from_keras, "convert": convert, "info": info}[kind]()
-    return torch_files.load
+    made = {"from_onnx": from_onnx, "accelerate": hostile_onnx.accelerate_without_onnx_runtime}.get(kind)
+    return torch_files.load if made is None else made()
 
 
 def from_keras() -> Callable[[str], Any]:
@@ -421,6 +432,18 @@ def from_keras() -> Callable[[str], Any]:
 
     warnings.simplefilter("ignore")
     return fl.from_keras
+
+
+def from_onnx() -> Callable[[str], Any]:
+    import fastlstm as fl
+    from fastlstm.onnx.graphs import recurrent_nodes
+    from fastlstm.onnx.messages import read_model
+
+    def load(path: str) -> list[Any]:
+        names = [found.name for found in recurrent_nodes(read_model(path))]
+        return [fl.from_onnx(path, name, return_inputs=True, backend="numpy") for name in dict.fromkeys(names)]
+
+    return load
 
 
 def convert() -> Callable[[str], Any]:
@@ -439,7 +462,14 @@ def info() -> Callable[[str], Any]:
 
 
 # FileError elsewhere. What is sound as a file may still hold a layer without counterpart.
-REFUSALS: dict[str, Any] = {"from_keras": ValueError, "convert": ValueError}
+# External data of ONNX may be missing.
+OF_ONNX = (ValueError, OSError)
+REFUSALS: dict[str, Any] = {
+    "from_onnx": OF_ONNX,
+    "accelerate": OF_ONNX,
+    "convert": OF_ONNX,
+    "from_keras": ValueError,
+}
 
 
 def limit_memory() -> None:

@@ -293,6 +293,14 @@ NOT_TRIED = {
     "Install versions that fit": "needs a Numba that does not fit NumPy",
     "needs all samples at once": "the weights are the user's to choose; tests/test_sklearn.py gives them",
     "has no counterpart here": "names what Keras alone computes; tests/test_from_keras.py gives such layers",
+    "that are no part of a layer": "tests/test_from_onnx.py follows the advice",
+    "stateful=True: ": "names what was given; tests/test_onnx_accelerate.py gives such models",
+    "this session keeps no states": "tests/test_onnx_accelerate.py follows the advice",
+    "give it as .astype": "tests/test_onnx_accelerate.py follows the advice",
+    "an ONNX model keeps nothing between its runs": "tests/test_to_onnx.py follows the advice",
+    "the input X takes X, got X: give it as": "tests/test_onnx_accelerate.py gives such arrays",
+    "walks in both directions": "says what to leave out",
+    "lengths=True is for layers": "has no code",
     "cannot be differentiated twice": "names three ways; tests/test_accelerate.py raises it",
 }
 

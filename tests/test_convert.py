@@ -12,7 +12,9 @@ import pytest
 
 import fastlstm as fl
 from fastlstm.cli import main
+from fastlstm.cli.describe import describe
 from fastlstm.convert import convert, flops, library_of
+from fastlstm.files import FileError
 from fastlstm.nn import Bidirectional, Dense, Embedding
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -157,3 +159,51 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (tmp_path / "bad.pt").write_bytes(b"PK\x03\x04 nothing")
     assert main(["info", str(tmp_path / "bad.pt")]) == 2
     assert main(["convert", str(tmp_path / "bad.pt"), str(tmp_path / "x.safetensors")]) == 2
+
+
+# ----------------------------------------------------------------------------------------------------------------- ONNX
+def test_onnx_files_are_written_and_read(tmp_path: Path) -> None:
+    layer = fl.GRU(3, 4, bidirectional=True, seed=1)
+    layer.save(tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "a.onnx")
+    assert library_of(tmp_path / "a.onnx") == "onnx"
+    (tmp_path / "a.onnx").rename(tmp_path / "renamed")
+    assert library_of(tmp_path / "renamed") == "onnx"  # by its content
+    back = convert(tmp_path / "renamed", tmp_path / "b.safetensors")
+    x = np.random.default_rng(0).standard_normal((5, 2, 3), np.float32)
+    for mine, right in zip(fl.load(tmp_path / "b.safetensors")(x), layer(x), strict=True):
+        np.testing.assert_array_equal(mine, right)
+    assert back.bidirectional
+
+
+def test_a_node_of_an_onnx_file_is_chosen_by_name(tmp_path: Path) -> None:
+    fl.LSTM(3, 4, 2, seed=1).to_onnx(tmp_path / "two.onnx")
+    with pytest.raises(ValueError, match="several recurrent nodes; give name="):
+        convert(tmp_path / "two.onnx", tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()
+    names = list(describe(tmp_path / "two.onnx").facts["recurrent nodes"])
+    assert len(names) == 2
+    convert(tmp_path / "two.onnx", tmp_path / "a.safetensors", name=names[1])
+    assert fl.load(tmp_path / "a.safetensors").input_size == 4
+
+
+def test_what_onnx_has_not_is_refused(tmp_path: Path) -> None:
+    fl.Dense(3, 2).save(tmp_path / "dense.safetensors")
+    with pytest.raises(ValueError, match="no ONNX model can be made of Dense"):
+        convert(tmp_path / "dense.safetensors", tmp_path / "dense.onnx")
+    assert not (tmp_path / "dense.onnx").exists()
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(FileError, match=r"text\.onnx cannot be read"):
+        convert(tmp_path / "text.onnx", tmp_path / "a.safetensors")
+
+
+def test_an_onnx_file_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fl.LSTM(3, 4, seed=1).to_onnx(tmp_path / "a.onnx", stateful=True)
+    assert main(["info", str(tmp_path / "a.onnx")]) == 0
+    shown = capsys.readouterr().out
+    for part in ("ONNX, opset 17, by fastlstm", "inputs: x tensor(float) (", "recurrent nodes:", "LSTM(3, 4"):
+        assert part in shown
+    assert f"{4 * 4 * (3 + 4) + 2 * 4 * 4:,}" in shown
+    assert main(["info", str(tmp_path / "a.onnx"), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert list(figures["recurrent nodes"].values()) == ["LSTM"] and figures["kind"].startswith("ONNX")

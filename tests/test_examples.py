@@ -309,3 +309,18 @@ def test_a_series_is_read_from_the_last_column(example: Any) -> None:
     Path("load.csv").write_text("0,1.5\n1,two\n")
     with pytest.raises(SystemExit, match="the last column is not a number everywhere"):
         module.read_series("load.csv")
+
+
+def test_perplexity_in_reduced_storage(example: Any) -> None:
+    """A small model: bytes fall, outputs change, perplexity hardly."""
+    program = example("quantised_text")
+    text = program.read_text()[:60_000]
+    settings = program.Settings(hidden=24, steps=40, evaluate_every=0, checkpoint_every=0)
+    job = program.trained(text, settings, "model")
+    rows = {row[0]: row[1:] for row in program.measured(job, text[-2000:])}
+    assert rows["int8"][0] < rows["float16"][0] < 0.6 * rows["float32"][0]
+    assert rows["float32"][1] == 0 < rows["float16"][1] < rows["int8"][1] < 0.02
+    for storage in ("float16", "int8"):
+        assert 0 < abs(rows[storage][-1] / rows["float32"][-1] - 1) < 2e-3
+    again = program.trained(text, settings, "model")
+    assert again.evaluate() == job.evaluate() and again.steps == 40

@@ -108,11 +108,9 @@ def test_a_fused_multiply_add_is_rounded_once() -> None:
 
     exact = [Fraction(float(p)) * Fraction(float(q)) + Fraction(float(r)) for p, q, r in zip(a, b, c, strict=True)]
     assert_same_bits({"fma": fma(a, b, c)}, {"fma": np.array([integers.to_float32(v) for v in exact])})
-    one, tiny = F32(1), F32(2) ** -24
-    twice = np.array([float(one) + float(tiny) * (1 + 2.0**-23)]).astype(F32)
-    assert fma(np.array([tiny]), np.array([1 + F32(2) ** -23]), np.array([one]))[0] == twice[0] > 1
-    plain = F32(tiny * (1 + F32(2) ** -23)) + one
-    assert plain >= 1
+    # The sum is 2**-70 below the middle between c and the next number, and float64 rounds it to the middle.
+    a, b, c = (np.array([v], F32) for v in (2.0**-12 * (1 + 2.0**-23), 2.0**-12 * (1 - 2.0**-23), 1 + 2.0**-23))
+    assert fma(a, b, c) == c < (a.astype(float) * b + c).astype(F32)
 
 
 @pytest.mark.parametrize("K", [1, 2, 31, 33, 100, 5000])

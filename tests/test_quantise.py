@@ -148,6 +148,11 @@ def test_a_layer_beyond_the_tolerance_stays_float16() -> None:
     kinds = {name: p.dtype.name for name, p in q.state_dict().items()}
     assert kinds["weight_ih_l0"] == "float16" and kinds["weight_ih_l1"] == "int8" and "weight_ih_scale_l0" not in kinds
     assert_same_bits({"y": from_config(config_of(q)).load_state_dict(q.state_dict()) or q(X)[0]}, {"y": q(X)[0]})
+    wide = floats.quantize("int8", inputs="int16", sample=X)
+    limit = 0.9 * max(row.mean for row in wide.report.layers)
+    wide = floats.quantize("int8", inputs="int16", sample=X, tolerance=limit)
+    assert "float16" in [row.storage for row in wide.report.layers]
+    assert repr(wide).endswith(".quantize('int8', inputs='int16')")
     half = floats.quantize("float16", sample=X, tolerance=1e-9)
     assert [row.storage for row in half.report.layers] == ["float32", "float32"] and half.report.end.largest == 0
 

@@ -16,7 +16,7 @@ typedef struct {
     ptrdiff_t tape_row0;                     /* first packed row of this step */
     ptrdiff_t y_row0;                        /* first row of y of this step */
     const int64_t *y_rows;                   /* (n) offsets from y_row0, or NULL: contiguous */
-    Bytes of_x, of_h; /* FL_INT8: memory for n quantised rows of x, and of h or m */
+    Integers of_x, of_h;                     /* integers: memory for n quantised rows of x, and of h or m */
 } Step;
 
 /* Writes `count` units of a row's h' from u on: to the state, to y and to the tape. */

@@ -8,21 +8,22 @@ from .. import convert as conversion
 from .common import add_json, check_new, check_outputs, give
 
 NAME = "convert"
-HELP = "convert a model between the files of PyTorch, Keras and fastlstm"
+HELP = "convert a model between the files of PyTorch, Keras, ONNX and fastlstm"
 PRINTS = False
 EXAMPLES = (
     "fastlstm convert model.keras model.safetensors",
     "fastlstm convert model.pt lstm.safetensors --name decoder.lstm",
     "fastlstm convert model.safetensors model.keras    # needs Keras",
+    "fastlstm convert model.onnx gru.safetensors --name GRU_15",
 )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
-    parser.add_argument("source", metavar="SRC", help=".pt, .pth, .safetensors, .keras, .weights.h5 or .h5")
+    parser.add_argument("source", metavar="SRC", help=".pt, .pth, .safetensors, .keras, .weights.h5, .h5 or .onnx")
     parser.add_argument("target", metavar="DST", help="its end says the library: .safetensors is fastlstm's own")
-    parser.add_argument("--name", help="which layer: a layer's name in Keras's files, a prefix in PyTorch's")
-    parser.add_argument("--to", choices=("fastlstm", "torch", "keras"), help="(default: by the end of DST)")
+    parser.add_argument("--name", help="which layer: the name of Keras's layer or ONNX's node, or PyTorch's prefix")
+    parser.add_argument("--to", choices=("fastlstm", "torch", "keras", "onnx"), help="(default: by the end of DST)")
     parser.add_argument("--force", action="store_true", help="replace a DST that exists")
     add_json(parser)
 

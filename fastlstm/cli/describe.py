@@ -155,18 +155,48 @@ def torch_file(path: str) -> Description:
     return Description(path, "PyTorch", _converted(path), parameters=shapes_of(arrays))
 
 
+INDICES = (6, 7, 8, 9)  # ONNX's types int32, int64, string and bool: shapes and the like, no parameters
+
+
+def onnx_file(path: str) -> Description:
+    """An ONNX model: its inputs and outputs, its recurrent nodes, and the tensors of its main graph."""
+    from ..onnx.graphs import recurrent_nodes
+    from ..onnx.messages import read_model
+    from ..onnx.tensors import shape_of
+    from ..onnx.types import Argument
+
+    model = read_model(path)
+    graph = model.graph
+    assert graph is not None  # checked by read_model
+    try:
+        found = recurrent_nodes(model)
+        shapes = {tensor.name: shape_of(tensor) for tensor in graph.initializer}
+    except files.FileError as error:
+        raise files.FileError(f"{path} cannot be read: {error}") from error
+    given = [value for value in graph.input if value.name not in shapes]
+    indices = {tensor.name for tensor in graph.initializer if tensor.data_type in INDICES}
+    shapes = {name: shape for name, shape in shapes.items() if name not in indices}
+    facts: dict[str, Any] = {"inputs": ", ".join(str(Argument.of(value)) for value in given)}
+    facts["outputs"] = ", ".join(str(Argument.of(value)) for value in graph.output)
+    facts["recurrent nodes"] = {one.name: one.node.op_type for one in found}
+    facts["nodes"] = len(graph.node)
+    facts |= _converted(path) if len(found) == 1 else {}
+    made = f" by {model.producer_name} {model.producer_version}".rstrip() if model.producer_name else ""
+    return Description(path, f"ONNX, opset {model.opset},{made}".rstrip(","), facts, parameters=shapes)
+
+
 def _converted(path: str) -> dict[str, Any]:
     """What fastlstm makes of the file, and what a step costs; or why it makes nothing of the whole."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             layer = convert.read(path)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OSError) as error:
             return {"as one of fastlstm's": files.one_line(error)}
     return {"as one of fastlstm's": repr(layer), "FLOPs a step": convert.flops(layer)}
 
 
-FOREIGN = {"keras": keras_file, "torch": torch_file, "safetensors": torch_file}
+FOREIGN = {"keras": keras_file, "onnx": onnx_file, "torch": torch_file, "safetensors": torch_file}
 
 
 def describe(path: str | os.PathLike[str]) -> Description:

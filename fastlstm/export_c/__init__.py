@@ -12,6 +12,7 @@ import numpy as np
 
 from ..files import write_atomically
 from ..layout import Array
+from ..quantise import check_floats
 from ..steps import Lookup, Recurrence, Step, steps_of
 from .simulate import run
 from .source import write
@@ -80,6 +81,8 @@ def to_c(
     name = identifier(path.stem if name is None else name)
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    for one in model if isinstance(model, (list, tuple)) else [model]:
+        check_floats(one, "to_c")
     steps = steps_of(model)
     if not any(isinstance(step, Recurrence) for step in steps):
         raise ValueError(f"the model has no recurrent layer, so it has no steps: {', '.join(map(str, steps))}")

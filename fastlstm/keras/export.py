@@ -107,8 +107,8 @@ def _recurrent(keras: Any, module: Any, core: Any, sequences: bool, at: int = 0)
     spec: Spec = core._specs[at][0]
     if any(one.activations != spec.activations for one in core._specs[at]):
         raise ValueError("its directions have different activations")
-    if spec.proj_size or spec.peepholes or spec.clip is not None or spec.input_forget:
-        raise ValueError("Keras has no proj_size, peepholes, clip and input_forget")
+    if spec.proj_size or spec.peepholes or spec.clip is not None or spec.input_forget or core.reverse:
+        raise ValueError("Keras has no proj_size, peepholes, clip, input_forget and reverse")
     if spec.kind == "lstm" and spec.activations[1] != spec.activations[2]:
         raise ValueError("Keras has one activation for candidate and output")
     options: dict[str, Any] = {"activation": _named(spec.activations[-1]), "use_bias": spec.biases > 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -212,6 +213,12 @@ class Module(Layer):
     def backward(self, tape: ModuleTape, dy: Any) -> tuple[Array | None, dict[str, Array]]:
         """(gradient of x, None for token ids; gradients of the parameters by name). Uses up the tape."""
         raise NotImplementedError
+
+    def to_onnx(self, path: str | os.PathLike[str], stateful: bool = False) -> None:
+        """Write the module or model as an ONNX model, atomically; see `fastlstm.onnx.to_onnx`."""
+        from ..onnx import to_onnx
+
+        to_onnx(self, path, stateful)
 
     def _use(self, tape: Any) -> dict[str, Any]:
         """The values kept on the tape, or an error if it does not serve; marks the tape as used."""

@@ -79,14 +79,13 @@ def packed_of(model: Any) -> Packed:
     TypeError
         The model is no recurrent layer.
     ValueError
-        It is bidirectional.
+        It is bidirectional, or reverse.
     """
     if not isinstance(model, Recurrent):
         core = getattr(model, "core", None)
         cure = ": give its layer, model.core" if isinstance(core, Recurrent) else ""
         raise TypeError(f"model must be an LSTM, GRU or RNN layer, got {type(model).__name__}{cure}")
-    if model.bidirectional:
-        raise ValueError("a bidirectional layer cannot stream: its reverse direction begins at the sequence's end")
+    model._check_streams()
     while True:
         version, blocks = model._blocks()
         params = model.state_dict()
@@ -100,7 +99,7 @@ def packed_of(model: Any) -> Packed:
         model._module,
         blocks,
         equation,
-        weights_id(equation, model._storage, params),
+        weights_id(equation, model._storage if model._quantised is None else repr(model._quantised), params),
         model.dtype,
         specs[0].I,
         specs[-1].R,

@@ -262,10 +262,10 @@ def to_torch(layer: Any) -> Any:
     relu: dict[str, Any] = {"activations": spec.activations} if spec.activations == (ACTIVATIONS["relu"],) else {}
     options: dict[str, Any] = {"proj_size": spec.proj_size, "biases": spec.biases, **relu}
     plain = Spec(spec.kind, spec.input_size, spec.hidden_size, **options)
-    if any(one != plain for one in specs):
+    if any(one != plain for one in specs) or getattr(layer, "reverse", False):
         raise ValueError(
             f"PyTorch has no module for {layer!r}: its LSTM, GRU and RNN have no peepholes, no clip, no input_forget, "
-            "no reset_after=False, and no activations but tanh and sigmoid (RNN: tanh or relu)"
+            "no reset_after=False, no reverse, and no activations but tanh and sigmoid (RNN: tanh or relu)"
         )
     import torch
 

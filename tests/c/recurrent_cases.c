@@ -98,7 +98,7 @@ typedef struct {
     fl_spec spec;
     int in_grid, give_dy;
     int storage;  /* enum fl_storage */
-    int x_planes; /* FL_INT8 */
+    int x_planes; /* integers */
     ptrdiff_t T, B, N;
     int64_t *sizes, *ids;           /* (T), (N) */
     float *x, *dy;                  /* (N, I), (N, D*R) */
@@ -154,8 +154,10 @@ static void shape_case(Case *k, int n, int grid) {
         s->act[roles[role].role] = activations[extra / LENGTH(roles)];
 }
 
+static int of_integers(const Case *k) { return k->storage == FL_INT8 || k->storage == FL_INT16; }
+
 static Case make_case(int n, int grid, int storage) {
-    Case k = {.storage = storage, .x_planes = n % 3 == 1 ? 2 : 1};
+    Case k = {.storage = storage, .x_planes = storage == FL_INT8 && n % 3 == 1 ? 2 : 1};
     shape_case(&k, n, grid);
     const fl_spec *s = &k.spec;
     begin_random(n);
@@ -172,7 +174,7 @@ static Case make_case(int n, int grid, int storage) {
     }
     k.dy = k.give_dy ? random_floats(k.N * k.manner->D * s->R, 1) : NULL;
     for (int d = 0; d < k.manner->D; d++) {
-        k.h[d] = random_floats(k.B * s->R, storage == FL_INT8 && n % 4 == 3 ? 3 : 1); /* also beyond the fixed scale */
+        k.h[d] = random_floats(k.B * s->R, of_integers(&k) && n % 4 == 3 ? 3 : 1); /* also beyond the fixed scale */
         k.dh[d] = random_floats(k.B * s->R, 1);
         k.c[d] = s->kind == FL_LSTM ? random_floats(k.B * s->H, 1) : NULL;
         k.dc[d] = s->kind == FL_LSTM ? random_floats(k.B * s->H, 1) : NULL;
@@ -238,7 +240,7 @@ static ptrdiff_t matrix_rows(const Case *k, int p) {
     return widths[p] ? param_size(k, p) / widths[p] : 0;
 }
 
-/* FL_INT8: 1 where h, or with a projection m, stays within -1..1. */
+/* Integers: 1 where h, or with a projection m, stays within -1..1. */
 static float h_least(const Case *k, int of_m) {
     const fl_act *act = k->spec.act;
     const int last = k->spec.kind == FL_LSTM ? 2 : k->spec.kind == FL_GRU ? 1 : 0;
@@ -519,13 +521,13 @@ static void check_bits(const Case *k, How how, const Result *whole) {
     expect_same("at another place", &r, whole);
     r = run(k, inference(how));
     expect_same("inference", &r, whole);
-    if (k->storage == FL_INT8) {
+    if (of_integers(k)) {
         how.no_dots = 1;
         r = run(k, how);
         expect_same("without dot products", &r, whole);
         how.no_dots = 0;
     }
-    if (k->ids && k->storage != FL_INT8) { /* with FL_INT8, one-hot rows are rounded once more */
+    if (k->ids && !of_integers(k)) { /* of integers, one-hot rows are rounded once more */
         const Case written_out = one_hot(k);
         r = run(&written_out, inference(how));
         expect_same("one-hot rows", &r, whole);
@@ -550,7 +552,7 @@ static void check_bits(const Case *k, How how, const Result *whole) {
     }
 }
 
-/* ------------------------------------------------------------------------------------- int8 beside the scalar one and a model */
+/* --------------------------------------------------------------------------------------- integers: results beside the scalar ones and a model */
 
 /* The packed rows of the step that the direction walks first. */
 static void first_step(const Case *k, ptrdiff_t *row, ptrdiff_t *n) {
@@ -566,12 +568,12 @@ static void compare_with_model(const Case *k, const float *y) {
     first_step(k, &row, &n);
     float *start = constant_floats(H, 0), *out = constant_floats(H, 0);
     begin_guarded(0);
-    const Stored of_x = store(k->params[0][0], H, I, FL_INT8), of_h = store(k->params[0][1], H, H, FL_INT8);
+    const Stored of_x = store(k->params[0][0], H, I, k->storage), of_h = store(k->params[0][1], H, H, k->storage);
     for (ptrdiff_t i = 0; i < n; i++) {
         for (ptrdiff_t u = 0; u < H; u++)
             start[u] = k->params[0][2] ? k->params[0][2][u] + k->params[0][3][u] : 0;
-        model_product(start, start, of_x.numbers, of_x.scales, H, I, k->x + (row + i) * I, 0x1p-100f, k->x_planes);
-        model_product(out, start, of_h.numbers, of_h.scales, H, H, k->h[0] + i * H, 0x1p-100f, 1);
+        model_product(start, start, &of_x, k->storage, H, I, k->x + (row + i) * I, k->x_planes);
+        model_product(out, start, &of_h, k->storage, H, H, k->h[0] + i * H, 1);
         expect_bits("against the model", "y", y + (row + i) * H, out, H);
     }
     end_guarded();
@@ -579,8 +581,8 @@ static void compare_with_model(const Case *k, const float *y) {
 }
 
 /* Activations of different instruction sets differ in the last bit, so that a number of h may be rounded to another
- * integer: then everything after it differs by about a step of int8. */
-static void compare_int8(How how, const Result *r, const Result *scalar) {
+ * integer: then everything after it differs by about a step of the integers. */
+static void compare_integers(How how, const Result *r, const Result *scalar) {
     const Case *k = &current;
     const fl_spec *s = &k->spec;
     const Part *y = find(r, "y", 0), *of_scalar = find(scalar, "y", 0);
@@ -591,7 +593,7 @@ static void compare_int8(How how, const Result *r, const Result *scalar) {
         compare_with_model(k, y->data);
     for (int i = 0; i < r->count; i++) {
         const Part *part = &r->parts[i], *expected = find(scalar, part->name, part->direction);
-        expect_values(part->name, part->data, expected->data, part->count, 0.05);
+        expect_values(part->name, part->data, expected->data, part->count, k->storage == FL_INT8 ? 0.05 : 1e-3);
     }
     if (s->projected || (s->kind == FL_GRU && !s->reset_after) || k->manner->D > 1)
         return; /* the first step rounds a result of its own */
@@ -607,6 +609,7 @@ static void make_current(int n, int cases) { current = make_case(n, cases, FL_FL
 static int count_third(int cases) { return count_cases(cases / 3); }
 static void make_float16(int n, int cases) { current = make_case(n, cases / 3, FL_FLOAT16); }
 static void make_int8(int n, int cases) { current = make_case(n, cases / 3, FL_INT8); }
+static void make_int16(int n, int cases) { current = make_case(n, cases / 3, FL_INT16); }
 static Result run_current(How how) { return run(&current, how); }
 
 /* Activations behind the grid differ in nothing that decides about order. */
@@ -617,13 +620,15 @@ static void check_current(How how, const Result *whole) {
 
 static void describe_current(void) {
     const fl_spec *s = &current.spec;
-    static const char *const storages[] = {"", "float16 ", "int8 "};
-    host_say("case %d (%s%s%s, T=%d B=%d I=%d H=%d R=%d, activations %d %d %d)", current.number, storages[current.storage],
-             current.form->name,
-             current.manner->name, (int)current.T, (int)current.B, (int)s->I, (int)s->H, (int)s->R, s->act[0].id,
-             s->act[1].id, s->act[2].id);
+    static const char *const storages[] = {"", "float16 ", "int8 ", "int16 "};
+    host_say("case %d (%s%s%s, T=%d B=%d I=%d H=%d R=%d, activations %d %d %d)", current.number,
+             storages[current.storage], current.form->name, current.manner->name, (int)current.T, (int)current.B,
+             (int)s->I, (int)s->H, (int)s->R, s->act[0].id, s->act[1].id, s->act[2].id);
 }
 
 const Family recurrent = {count_cases, make_current, describe_current, run_current, check_current, 0, 0, NULL};
 const Family recurrent_float16 = {count_third, make_float16, describe_current, run_current, check_current, 0, 1, NULL};
-const Family recurrent_int8 = {count_third, make_int8, describe_current, run_current, check_current, 0, 1, compare_int8};
+const Family recurrent_int8 = {count_third, make_int8, describe_current, run_current, check_current,
+                               0,           1,         compare_integers};
+const Family recurrent_int16 = {count_third, make_int16, describe_current, run_current, check_current,
+                                0,           1,          compare_integers};

@@ -10,7 +10,7 @@ from .dense import dense_backward, dense_cross_entropy, dense_forward, dense_pac
 from .embedding import add_rows
 from .extension import active_isa, choose_isa, ffi, forced_isa_problem, isas, lib, unusable, use_isa
 from .optimisers import scale, square_sum, update, update_columns
-from .recurrent import STORAGES, Block, backward, bind, forward, pack, supports
+from .recurrent import STORAGES, Block, backward, bind, forward, pack, pack_for_backward, supports
 
 __all__ = [
     "DTYPES",
@@ -32,6 +32,7 @@ __all__ = [
     "isas",
     "lib",
     "pack",
+    "pack_for_backward",
     "scale",
     "square_sum",
     "supports",
