@@ -15,6 +15,7 @@ EXAMPLES = (
     "fastlstm bench --peers --threads 1 2",
     "fastlstm bench --peers --training --cases step",
     "fastlstm bench --peers --neighbours",
+    "fastlstm bench --streams",
 )
 
 
@@ -26,6 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--training", action="store_true", help="forward and backward, instead of inference")
     parser.add_argument("--cells", action="store_true", help="what LSTM, GRU and RNN cost, instead of inference")
     parser.add_argument("--neighbours", action="store_true", help="beside busy processes and threads, instead of alone")
+    parser.add_argument("--streams", action="store_true", help="many streams in one process (fastlstm.StreamBatch)")
     parser.add_argument("--threads", nargs="+", type=int, metavar="N", help="(default: 1; beside processes 2)")
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each (default: 15; beside neighbours 5)")
     parser.add_argument("--out", default="bench-report", metavar="FOLDER", help="(default: %(default)s)")
@@ -40,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
 
     if min(options.threads or [1]) < 1 or (options.rounds or 1) < 1:
         raise ValueError("--threads and --rounds must be at least 1")
+    if options.streams:
+        return bench_streams(options)
     if options.neighbours:
         return bench_neighbours(options)
     threads, rounds = options.threads or [1], options.rounds or 15
@@ -81,3 +85,21 @@ def bench_neighbours(options: argparse.Namespace) -> int:
     give(options, f"report in {written}", report=str(written))
     wrong = any(one.wrong for entry in done.entries for one in entry.results[neighbours.QUIET].values())
     return FAILED if wrong else 0
+
+
+def bench_streams(options: argparse.Namespace) -> int:
+    """Measure many streams, and write a report of ratios and their bounds."""
+    from ..files import check_writable
+    from ..report import streams
+
+    if options.training or options.cells or options.isas or options.neighbours or options.threads:
+        raise ValueError(
+            "--streams has cases of its own, so leave --training, --cells, --isas, --neighbours and --threads out"
+        )
+    parts, out = streams.select(options.cases), Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("streams.json", "streams.md"):
+        check_writable(out / name)
+    written = streams.write(streams.run(parts, options.rounds or 15), out)
+    give(options, f"report in {written}", report=str(written))
+    return 0
