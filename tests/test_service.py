@@ -195,8 +195,11 @@ def test_sigterm_drains_and_the_next_process_goes_on(server: Any, modules: Any) 
 
 
 def test_chaos(server: Any, modules: Any) -> None:
-    """Clients vanish, keys come twice, the process is killed: each stream gets its own outputs, and loses no more than what
-    came after the last save."""
+    """Clients vanish, keys come twice, the process is killed: each stream gets its own outputs.
+
+    Nothing is lost that was acknowledged without a kill after it, or longer before it than the seconds between two saves
+    and one second more.
+    """
     client, wire = modules
     layer = fl.LSTM(I, 6, seed=0)
     running = server(layer)
@@ -212,17 +215,15 @@ def test_chaos(server: Any, modules: Any) -> None:
         while time.monotonic() < until:
             try:
                 c = await client.Client.open(running.url, f"key {i}")
-            except (OSError, client.Refused, Exception):
+            except Exception:  # the process was killed, or has not noticed yet that this client had vanished
                 await asyncio.sleep(0.05)
                 continue
             at = c.steps
             restored += at > 0
-            if at < acknowledged and time.monotonic() - since.get(at, 0) < 0:
-                lost.append((i, at, acknowledged))
-            if at < acknowledged:  # those answers are older than the last save by less than the window
-                first_lost = since.get(at + 1)
-                if first_lost is not None and killed and killed[-1] - first_lost > 0.2 + 1.0:
-                    lost.append((i, at, acknowledged, killed[-1] - first_lost))
+            if at < acknowledged:
+                first_lost, last_kill = since[at + 1], max(killed, default=0.0)
+                if not 0 < last_kill - first_lost < 0.2 + 1.0:
+                    lost.append((i, at, acknowledged, last_kill - first_lost))
             try:
                 while time.monotonic() < until and at < len(x[i]):
                     n = int(rng.integers(1, 4))
@@ -271,7 +272,8 @@ def test_gunicorn_with_preload(server: Any, modules: Any) -> None:
     client, _ = modules
     layer = fl.LSTM(I, 6, seed=0)
     command = [sys.executable, "-W", "ignore", "-m", "gunicorn", "--chdir", str(FOLDER), "--preload", "--workers", "2",
-               "--bind", "127.0.0.1:PORT", "--log-level", "warning", "-k", "uvicorn.workers.UvicornWorker", "service:app"]  # fmt: skip
+               "--bind", "127.0.0.1:PORT", "--log-level", "warning", "-k", "uvicorn.workers.UvicornWorker",
+               "service:app"]  # fmt: skip
     running, x = server(layer, command), inputs(3)
 
     async def main() -> None:

@@ -2,10 +2,11 @@
 
     python load.py [--frame-ms 32] [--rows 1] [--seconds 5] [--kinds fastlstm echo ort-shared ort-each]
 
-Every stream sends a message of `rows` rows in each frame, at times that the clock sets: a late answer does not delay the next
-message, and its latency counts from the time when it was due. For each kind the number of streams is doubled while the 99th
-percentile stays below a frame. Then all kinds get the same load, in turns, and the server's processor time for a message is
-compared. Server and load run in processes of their own, on this machine. The figures depend on the machine:
+Every stream sends a message of `rows` rows in each frame, at times that the clock sets: a late answer does not delay
+the next message, and its latency counts from the time when it was due. For each kind the number of streams is doubled
+while the 99th percentile stays below a frame. Then all kinds get the same load, in turns, and the server's processor
+time for a message is compared. Server and load run in processes of their own, on this machine. The figures depend on
+the machine:
 
 Expected output (2 cores of an AMD EPYC, Zen 4), of --rows 1:
 

@@ -19,7 +19,7 @@ def layer_of(path: str | None) -> Any:
 
 
 class Other:
-    """Steps of a contender for one connection: state and session of its own, or a session that all connections share."""
+    """Steps of a contender for one connection: a state of its own, and a session of its own or a shared one."""
 
     shared: Any = None
 

@@ -4,16 +4,18 @@
     uvicorn --app-dir examples/service --port 8000 service:app
     gunicorn --chdir examples/service --preload --workers 2 --bind :8000 -k uvicorn.workers.UvicornWorker service:app
 
-Environment: MODEL, a file of `layer.save` (default: LSTM(40, 128), random weights); STORE, a folder for states (default: none
-are kept); SAVE_SECONDS, how often all states are put there (default 5); DRAIN_SECONDS, how long steps go on after SIGTERM
-(default 2); MAX_STREAMS (default 10000). KIND compares: "echo" computes nothing, "ort-shared" and "ort-each" run ONNX Runtime.
+Environment: MODEL, a file of `layer.save` (default: LSTM(40, 128), random weights); STORE, a folder for states
+(default: none are kept); SAVE_SECONDS, how often all states are put there (default 5); DRAIN_SECONDS, how long steps
+go on after SIGTERM (default 2); MAX_STREAMS (default 10000). KIND compares: "echo" computes nothing, "ort-shared" and
+"ort-each" run ONNX Runtime.
 
-`wire` describes the messages. /healthz answers while the process lives, /readyz only while new streams are taken, /metrics is
-Prometheus's text. With --preload the weights are packed before the fork, and all workers share their memory.
+`wire` describes the messages. /healthz answers while the process lives, /readyz only while new streams are taken,
+/metrics is Prometheus's text. With --preload the weights are packed before the fork, and all workers share their
+memory.
 
-SIGTERM: not ready, no new streams; steps go on for DRAIN_SECONDS; every state is put into the store; the connections are closed
-with code 1012 (service restart). The next process goes on by the keys. A process that is killed loses at most what came after
-the last SAVE_SECONDS; the answer to OPEN tells a client from which step to send again.
+SIGTERM: not ready, no new streams; steps go on for DRAIN_SECONDS; every state is put into the store; the connections
+are closed with code 1012 (service restart). The next process goes on by the keys. A process that is killed loses at
+most what came after the last SAVE_SECONDS; the answer to OPEN tells a client from which step to send again.
 
 Expected output: that of the server, and no more.
 """

@@ -7,9 +7,9 @@ A header is 8 bytes:
     u16  rows
     u32  number of the request, which the answer repeats
 
-An OPEN request is followed by the stream's key (UTF-8); its answer by the steps that the stream has done (u64), from which
-the client goes on. A STEP request is followed by rows of inputs, its answer by as many rows of float32 outputs. SNAPSHOT is
-answered when the state is in the store. Where the status is not OK, a text follows.
+An OPEN request is followed by the stream's key (UTF-8); its answer by the steps that the stream has done (u64), from
+which the client goes on. A STEP request is followed by rows of inputs, its answer by as many rows of float32 outputs.
+SNAPSHOT is answered when the state is in the store. Where the status is not OK, a text follows.
 """
 
 from __future__ import annotations
