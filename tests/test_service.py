@@ -25,6 +25,7 @@ import fastlstm as fl
 FOLDER = Path(__file__).parent.parent / "examples" / "service"
 missing = [name for name in ("fastapi", "uvicorn", "websockets") if importlib.util.find_spec(name) is None]
 pytestmark = [
+    pytest.mark.peers,
     pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}"),
     pytest.mark.skipif(not FOLDER.exists(), reason="the examples are not installed with the package"),
 ]
@@ -197,10 +198,10 @@ def test_sigterm_drains_and_the_next_process_goes_on(server: Any, modules: Any) 
 def test_chaos(server: Any, modules: Any) -> None:
     """Clients vanish, keys come twice, the process is killed: each stream gets its own outputs.
 
-    Nothing is lost that was acknowledged without a kill after it, or longer before it than the seconds between two saves
-    and one second more.
+    Nothing is lost that was acknowledged without a kill after it, or longer before it than the seconds between two
+    saves and one second more.
     """
-    client, wire = modules
+    client, _ = modules
     layer = fl.LSTM(I, 6, seed=0)
     running = server(layer)
     x = [inputs(seed, 400) for seed in range(12)]
