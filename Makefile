@@ -170,8 +170,8 @@ endef
 C_FLAGS := -std=gnu11 -O3 -falign-functions=64 -g -fno-math-errno -ffp-contract=off -pthread -Wall -Wextra -Werror
 C_TEST_FLAGS := $(C_FLAGS) -DFL_LEAST=0 -Icsrc -Itests/c
 C_DRIVER := test_kernels check recurrent_cases quantised training
-# All of csrc but the thread pool and the measurement of peaks.
-C_KERNELS := $(filter-out pool peak,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c)))
+# All of csrc but the thread pool, the measurement of peaks and what only Python needs.
+C_KERNELS := $(filter-out pool peak lock,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c)))
 C_HEADERS := $(wildcard csrc/*.h csrc/kernels/*.h tests/c/*.h)
 EMULATED := -fno-pic -mcmodel=small -fcf-protection=none -fno-stack-protector
 
@@ -231,6 +231,11 @@ bench-peers: $(VENV_BENCH)/installed
 .PHONY: bench-neighbours
 bench-neighbours: $(VENV_BENCH)/installed
 	$(VENV_BENCH)/bin/fastlstm bench --peers --neighbours --out bench/results/neighbours
+
+## bench-streams: many streams in one process, beside ONNX Runtime; report in bench/results/streams
+.PHONY: bench-streams
+bench-streams: $(VENV_BENCH)/installed
+	$(VENV_BENCH)/bin/fastlstm bench --streams --out bench/results/streams
 
 ## bench-training: training beside PyTorch, and what each kind of cell costs; report in bench/results/training
 .PHONY: bench-training

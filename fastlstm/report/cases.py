@@ -340,6 +340,13 @@ FIT = [
     ModelCase("characters", 256, 32, 35),
 ]
 
+# Reduced storage beside float32, and other libraries' int8.
+QUANTISED = [
+    *(Case("step", "lstm", H, H) for H in (64, 128, 256, 512, 1024)),
+    *(Case("forward", "lstm", H, H, T=50 if H == 1024 else 100) for H in (64, 128, 256, 512, 1024)),
+    *(Case("forward", "lstm", H, H, B=B, T=T) for H, T in ((256, 100), (512, 50)) for B in (16, 64)),
+]
+
 GROUPS: dict[str, list[Any]] = {
     "inference": INFERENCE,
     "odd": ODD,
@@ -350,6 +357,7 @@ GROUPS: dict[str, list[Any]] = {
     "cells": CELLS,
     "grid": GRID,
     "fit": FIT,
+    "quantised": QUANTISED,
 }
 
 

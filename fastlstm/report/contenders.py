@@ -205,12 +205,15 @@ def torch_train(torch: Any, layer: Any, x: Any, dy: Any, lengths: Array | None) 
 
 
 # --------------------------------------------------------------------------------------------------- ONNX and its users
-def onnx_model(case: Case) -> bytes:
-    """The case as an ONNX model: inputs x, lengths where ragged, the state for steps; outputs y, and the new state."""
+def onnx_model(case: Case, stateful: bool = False) -> bytes:
+    """The case as an ONNX model: inputs x, lengths where ragged, the state for steps; outputs y, and the new state.
+
+    With `stateful` the state is an input and an output of calls too.
+    """
     onnx = needed("onnx")
-    make, drawn, steps = onnx.helper, case.draw(), case.mode == "step"
+    make, drawn, steps = onnx.helper, case.draw(), case.mode == "step" or stateful
     nodes, weights, inputs, outputs = [], [], [], []
-    FLOAT, T = onnx.TensorProto.FLOAT, 1 if steps else case.T
+    FLOAT, T = onnx.TensorProto.FLOAT, 1 if case.mode == "step" else case.T
     states = ("h", "c") if case.kind == "lstm" else ("h",)
 
     def tensor(name: str, shape: tuple[int, ...], kind: Any = FLOAT) -> Any:
@@ -259,12 +262,12 @@ def unstacked(y: Array) -> Array:
     return np.ascontiguousarray(y.transpose(0, 2, 1, 3)).reshape(y.shape[0], y.shape[2], -1)
 
 
-def onnx_feeds(case: Case, drawn: Drawn) -> dict[str, Array]:
-    """What a session is fed: the input, the lengths, and a zero state."""
+def onnx_feeds(case: Case, drawn: Drawn, stateful: bool = False) -> dict[str, Array]:
+    """What a session is fed: the input, the lengths and, for steps or with `stateful`, a zero state."""
     feeds = {"x": drawn.x[:1] if case.mode == "step" else drawn.x}
     if drawn.lengths is not None:
         feeds["lengths"] = drawn.lengths.astype(np.int32)
-    if case.mode == "step":
+    if case.mode == "step" or stateful:
         feeds |= {f"{s}_0": np.zeros((1, case.B, case.H), np.float32) for s in ("hc" if case.kind == "lstm" else "h")}
     return feeds
 
@@ -285,16 +288,32 @@ def onnxruntime(case: Case, threads: int) -> Contender:
     return onnx_contender(case, lambda feeds: session.run(None, feeds))
 
 
-def openvino(case: Case, threads: int) -> Contender:
-    """A compiled model for the CPU, arrays shared and not copied."""
-    no_training(case)
+def stream_sessions(case: Case) -> Callable[[], Callable[[], object]]:
+    """Makes streams over one session, which any threads may use at the same time; each call of one is a step."""
+    ort = needed("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    session = ort.InferenceSession(onnx_model(case), options, providers=["CPUExecutionProvider"])
+    return lambda: onnx_contender(case, lambda feeds: session.run(None, feeds)).call
+
+
+def openvino_core(threads: int) -> tuple[Any, dict[str, Any]]:
+    """(OpenVINO's core, the options of a model for so many threads)."""
     # Disable OpenVINO's telemetry, which forks a process while times are measured.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     ov = needed("openvino")
     needed("onnx")
-    core = ov.Core()
     # OpenVINO's default precision is bfloat16 where the processor has it.
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    return ov.Core(), options
+
+
+def openvino(case: Case, threads: int) -> Contender:
+    """A compiled model for the CPU, arrays shared and not copied."""
+    no_training(case)
+    core, options = openvino_core(threads)
     request = core.compile_model(core.read_model(onnx_model(case)), "CPU", options).create_infer_request()
 
     def run(feeds: dict[str, Array]) -> list[Array]:

@@ -52,10 +52,13 @@ class Contender:
         The call that is timed.
     values : callable
         Returns the results of the call by name, as arrays; names that begin with d are gradients.
+    tolerance : float, optional
+        How far values may lie from the right ones, in place of `TOLERANCE`.
     """
 
     call: Callable[[], object]
     values: Callable[[], Mapping[str, Array]]
+    tolerance: float | None = None
 
 
 # Makes a contender for a case and a number of threads, or raises Unsupported.
@@ -86,12 +89,12 @@ class Result:
 WRONG = "wrong values"
 
 
-def difference(got: Mapping[str, Array], expected: Mapping[str, Array]) -> str | None:
-    """What is wrong with a contender's values; None where they are right."""
+def difference(got: Mapping[str, Array], expected: Mapping[str, Array], allowed: float | None = None) -> str | None:
+    """What is wrong with a contender's values; None where they are right, within `allowed` or `TOLERANCE`."""
     if got.keys() != expected.keys():
         return f"{WRONG}: it computes {', '.join(got)}, expected {', '.join(expected)}"
     for name, right in expected.items():
-        tolerance = TOLERANCE["gradients" if name.startswith("d") else "values"]
+        tolerance = allowed or TOLERANCE["gradients" if name.startswith("d") else "values"]
         if got[name].shape != right.shape:
             return f"{WRONG}: {name} has shape {got[name].shape}, expected {right.shape}"
         off = float(np.max(np.abs(got[name] - right), initial=0) / max(np.max(np.abs(right), initial=0), 1e-30))
@@ -149,7 +152,7 @@ def checked(
     for name, make in makers.items():
         try:
             contender = make(case, threads)
-            problems[name] = difference(contender.values(), expected)
+            problems[name] = difference(contender.values(), expected, contender.tolerance)
         except Unsupported as error:
             problems[name] = str(error)
         except Exception as error:  # one library's failure must not cost the others' figures

@@ -12,7 +12,7 @@ from ..validation import number, positive
 from .errors import StreamsFull
 from .model import Packed, packed_of
 from .records import encode
-from .slabs import Slabs
+from .slabs import SLAB, Slabs
 
 Evicted = Callable[[Any, bytes], object]
 AT_ONCE = 16  # streams that `open` evicts, at most, where it finds no room
@@ -87,7 +87,7 @@ class OpenStreams:
 
     def _reserve(self, slots: int) -> None:
         while self._slabs.capacity < slots:
-            self._slabs.grow()
+            self._slabs.grow(wanted=-(-(slots - self._slabs.capacity) // SLAB))
             self._grown()
 
     def __len__(self) -> int:
