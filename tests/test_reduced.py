@@ -14,7 +14,7 @@ from fastlstm.storage import STORAGES
 
 HOW = {"int8": {}, "int8 x16": {"inputs": "int16"}, "int16": {}, "float16": {}}
 # An activation's last bit may turn a rounding of h: the entry of h then differs by a step of 1/127, and what follows by
-# less. It happens to one entry of h in 100,000 or so; with the finer steps of int16 to one in 1,000, and far less follows.
+# less. It happens to one entry of h in 100,000; with the finer steps of int16 to one in 1,000, where less follows.
 TURNED = {"int8": 0.02, "int8 x16": 0.02, "int16": 0.3, "float16": 0}
 STEP = {"int8": 5e-3, "int8 x16": 5e-3, "int16": 2e-4, "float16": 5e-6}
 
