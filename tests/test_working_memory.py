@@ -111,7 +111,7 @@ def test_a_call_takes_twice_its_widest_output_at_most(backend: str, form: str) -
 @pytest.mark.parametrize("kind", ["GRU", "RNN"])
 def test_a_call_of_other_cells_takes_twice_its_widest_output_at_most(kind: str) -> None:
     rise, widest = in_a_process("rise_of_a_call", "auto", kind, "one layer", **EXACT)
-    assert widest <= rise <= widest + CACHED
+    assert 0.95 * widest <= rise <= widest + CACHED  # the output itself is among it, but for what malloc had kept
 
 
 # ------------------------------------------------------------------------------------------------------ ever new shapes
