@@ -220,6 +220,40 @@ ptrdiff_t fl_step_scratch(const fl_stream *stream); /* floats */
 void fl_step(fl_stream *stream);
 void flq_step(fl_stream *stream);
 
+/* ---- many streams in slabs (rows.c) ----
+ *
+ * A stream has a slot, and a slab is the memory of FL_SLAB slots. A handle is a slot (its lowest FL_SLOT_BITS bits) and,
+ * above them, the slot's generation, which is odd while the slot is taken: another generation means another stream. */
+enum { FL_SLAB = 256, FL_SLOT_BITS = 26 };
+
+typedef struct {
+    int64_t generation;
+    double used;    /* the time of the last step, as the caller gives it */
+    uint64_t steps; /* that the stream has done */
+    uint64_t stamp; /* number of the last call that named the slot */
+} fl_slot;
+
+typedef struct {
+    const fl_block *const *blocks; /* (L) */
+    int L, threads;
+    ptrdiff_t slabs;
+    ptrdiff_t stride;      /* floats from one record to the next */
+    float *const *records; /* (slabs) of (FL_SLAB, stride): for each layer h (R) and, for LSTM, c (H) */
+    fl_slot *const *slots; /* (slabs) of (FL_SLAB) */
+    uint64_t *counted;     /* (3) calls; rows of these calls; number of the last call, which slots are stamped with */
+    float *scratch;        /* (fl_rows_scratch), 64-byte aligned */
+} fl_streams;
+
+/* One step of n streams: x (n, I) or ids (n), y (n, R) of the last layer. Returns 1; or 0, with nothing changed but stamps,
+ * where a handle is not that of a taken slot or comes twice. flq_step_rows and flq_step_row (of one stream) do not release
+ * Python's lock: for steps below about 50 us. */
+ptrdiff_t fl_rows_scratch(const fl_streams *streams, ptrdiff_t n); /* floats, for at most n rows */
+int fl_step_rows(fl_streams *streams, const int64_t *handles, ptrdiff_t n, const float *x, const int64_t *ids, float *y,
+                 double now);
+int flq_step_rows(fl_streams *streams, const int64_t *handles, ptrdiff_t n, const float *x, const int64_t *ids,
+                  float *y, double now);
+int flq_step_row(fl_streams *streams, int64_t handle, const float *x, float *y, double now);
+
 /* A call below fl_locked_work multiply-adds takes less than about 50 us on one core, so that it may keep Python's lock;
  * each row counts for fl_row_work multiply-adds beside its own. fl_integers_speed(storage) multiply-adds of a storage take
  * as long as one of floats. */

@@ -129,6 +129,21 @@ typedef struct {
     int prefetches;      /* whether products of a single row ask for their weights ahead; see stream.c */
 } fl_forward_job;
 
+/* A step of many streams as its pieces see it. A piece goes block by block, each block through all layers. */
+typedef struct {
+    const fl_block *const *blocks; /* (L) */
+    int L;
+    ptrdiff_t n;            /* rows */
+    ptrdiff_t piece, block; /* rows of a piece and of a block; of the last one perhaps fewer */
+    float *const *records;  /* (n) the rows' records: for each layer h (R) and, for LSTM, c (H) */
+    const float *x;         /* (n, I), or NULL */
+    const int64_t *ids;     /* (n), or NULL */
+    float *y;               /* (n, R) of the last layer */
+    float *workspace;       /* (workers, workspace_size) */
+    ptrdiff_t workspace_size;
+    int reversed_panels;
+} fl_rows_job;
+
 /* A backward call as its tasks see it. */
 typedef struct {
     const fl_back_plan *plan;
@@ -178,6 +193,7 @@ typedef struct {
     void (*dense_pack)(fl_dense *dense, const float *weight, const float *bias, int backward, void *memory);
     ptrdiff_t (*dense_scratch)(const fl_dense *dense); /* floats of a worker's workspace */
     fl_piece_fn forward;                               /* fl_forward_job */
+    fl_piece_fn step_rows;                             /* fl_rows_job */
     fl_piece_fn backward;                              /* fl_backward_job */
     fl_piece_fn dense_forward, dense_backward;         /* fl_dense_job */
     fl_piece_fn dense_cross_entropy;                   /* fl_dense_job; step 0: forward and loss, step 1: backward */

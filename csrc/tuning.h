@@ -67,6 +67,25 @@ enum {
 #define FL_LOCKED_WORK 1000000
 #define FL_ROW_WORK 2000
 
+/* ---- Python's lock (lock.c) ---- */
+enum {
+    FL_LOCK_NS = 1000000,       /* a thread of short calls lets go of the lock after so long */
+    FL_LOCK_MOST_NS = 16000000, /* the longest such time, where no other thread has wanted the lock for a while */
+    FL_LOCK_RAN_NS = 2000,      /* a thread that takes the lock computes for so long at least */
+    FL_LOCK_CALL_NS = 200000,   /* a short call and what Python does before it take less */
+    FL_LOCK_CALLS = 200,        /* a thread does so many calls before it lets go, even if they take longer: p99 */
+    FL_LOCK_WAKE_NS = 50000     /* a thread that waits for the lock is awake after so long */
+};
+
+/* ---- many streams (rows.c) ---- */
+enum {
+    FL_BLOCK_BYTES = 512 * 1024, /* input, states and outputs of a block of rows: half of the second-level cache */
+    FL_BLOCK_WEIGHTS = 1 << 20,  /* weights of more bytes come from beyond that cache for each block anew ... */
+    FL_BLOCK_LEAST = 240,        /* ... so that a block then has so many rows at least; else ... */
+    FL_BLOCK_MOST = 48,          /* ... it has so many at most: records come from memory while a block is computed */
+    FL_SLOTS_AHEAD = 8           /* slots that are prefetched before their turn */
+};
+
 /* ---- a stream's short steps (stream.c) ---- */
 enum {
     FL_WAKING_STEPS = 16,    /* first steps of a round, with all threads: the first of them wake the threads */

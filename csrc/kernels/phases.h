@@ -173,8 +173,8 @@ static void quantise_operands(const Phase *p, Product *q, const Step *s, ptrdiff
     take_x(q, &s->of_x);
 }
 
-/* A phase of a job's step i, of n rows. */
-INLINE void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, const fl_forward_job *job, ptrdiff_t i) {
+/* Gives a phase's product its operands, of n rows. */
+INLINE void take_operands(Phase *p, const Step *s, ptrdiff_t n, const Input *in) {
     Product *const q = &p->product;
     q->b = p->of_m ? s->m : s->h;
     if (p->hoisted && p->of_x)
@@ -183,6 +183,12 @@ INLINE void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, con
         q->a = in->x, q->ids = in->ids, q->next_ids = in->next_ids;
     if (q->kernels->quantises)
         quantise_operands(p, q, s, n, p->of_x && !p->hoisted ? in->x : NULL);
+}
+
+/* A phase of a job's step i, of n rows. */
+INLINE void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, const fl_forward_job *job, ptrdiff_t i) {
+    Product *const q = &p->product;
+    take_operands(p, s, n, in);
     q->reversed_panels = (i + job->reversed_panels) & 1;
     q->prefetches = job->prefetches;
     product(q, n, p->epilogue, s);

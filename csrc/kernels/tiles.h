@@ -76,7 +76,9 @@ typedef void tile_fn(const Tile *t);
 #define TILES(NAME)                                                                                                    \
     TILES_OF_ROWS(NAME, 1)                                                                                             \
     TILES_OF_ROWS(NAME, 2)                                                                                             \
-    TILES_OF_ROWS(NAME, 3) TILES_OF_ROWS(NAME, 4) TILES_OF_ROWS(NAME, 5)                                               \
+    TILES_OF_ROWS(NAME, 3)                                                                                             \
+    TILES_OF_ROWS(NAME, 4)                                                                                             \
+    TILES_OF_ROWS(NAME, 5)                                                                                             \
         TILES_OF_ROWS(NAME, 6) static tile_fn *const NAME##_table[ROWS + 1][SHAPES] = {{0},                            \
                                                                                        TILE_ENTRY(NAME, 1),            \
                                                                                        TILE_ENTRY(NAME, 2),            \
@@ -88,7 +90,8 @@ typedef void tile_fn(const Tile *t);
 #define TILES(NAME)                                                                                                    \
     TILES_OF_ROWS(NAME, 1)                                                                                             \
     TILES_OF_ROWS(NAME, 2)                                                                                             \
-    TILES_OF_ROWS(NAME, 3) static tile_fn *const NAME##_table[ROWS + 1][SHAPES] = {                                    \
+    TILES_OF_ROWS(NAME, 3)                                                                                             \
+    static tile_fn *const NAME##_table[ROWS + 1][SHAPES] = {                                                           \
         {0}, TILE_ENTRY(NAME, 1), TILE_ENTRY(NAME, 2), TILE_ENTRY(NAME, 3)};
 #endif
 

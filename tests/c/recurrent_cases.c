@@ -505,6 +505,116 @@ static void check_steps(const Case *k, How how, int L) {
     keep_from(mark);
 }
 
+/* Many streams in two slabs: the case's sequences, in slots far from one another, and others, which nothing may touch. */
+typedef struct {
+    fl_streams streams;
+    float *records[2];
+    fl_slot *slots[2];
+    uint64_t counted[3];
+    const fl_block *blocks[2];
+    int64_t *handles; /* (B) of the case's sequences */
+} Slabs;
+
+static ptrdiff_t slot_of_sequence(ptrdiff_t b) { return (b * 7 + 250) % (2 * FL_SLAB); }
+
+static void make_slabs(Slabs *s, const Case *k, How how, int L, const fl_block *block) {
+    const ptrdiff_t R = k->spec.R, H = k->c[0] ? k->spec.H : 0, stride = L * (R + H) + 3;
+    *s = (Slabs){.blocks = {block, block}, .handles = keep(NULL, k->B * (ptrdiff_t)sizeof(int64_t))};
+    for (int i = 0; i < 2; i++) {
+        s->records[i] = floats(NULL, FL_SLAB * stride);
+        s->slots[i] = guarded(NULL, FL_SLAB * (ptrdiff_t)sizeof(fl_slot), 8);
+        memset(s->slots[i], 0, FL_SLAB * sizeof(fl_slot));
+    }
+    for (ptrdiff_t b = 0; b < k->B; b++) {
+        const ptrdiff_t slot = slot_of_sequence(b);
+        float *record = s->records[slot / FL_SLAB] + slot % FL_SLAB * stride;
+        for (int l = 0; l < L; l++, record += R + H) {
+            memcpy(record, k->h[0] + b * R, (size_t)R * sizeof(float));
+            if (H)
+                memcpy(record + R, k->c[0] + b * H, (size_t)H * sizeof(float));
+        }
+        s->slots[slot / FL_SLAB][slot % FL_SLAB].generation = 2 * b + 1;
+        s->handles[b] = (int64_t)(2 * b + 1) << FL_SLOT_BITS | slot;
+    }
+    s->streams = (fl_streams){.blocks = s->blocks,
+                              .L = L,
+                              .threads = how.threads,
+                              .slabs = 2,
+                              .stride = stride,
+                              .records = s->records,
+                              .slots = s->slots,
+                              .counted = s->counted};
+    s->streams.scratch = aligned_floats(fl_rows_scratch(&s->streams, k->B));
+}
+
+/* A handle that is refused: the call changes nothing. */
+static void check_refused(Slabs *s, const Case *k, int64_t handle) {
+    const ptrdiff_t mark = keep_mark(), floats_of_slab = FL_SLAB * s->streams.stride;
+    const float *before[2] = {keep(s->records[0], floats_of_slab * 4), keep(s->records[1], floats_of_slab * 4)};
+    int64_t *handles = keep(s->handles, k->B * (ptrdiff_t)sizeof *handles);
+    handles[k->B - 1] = handle;
+    if (fl_step_rows(&s->streams, handles, k->B, k->x, k->ids, NULL, 1.0) != 0 && failed())
+        host_say("handle %lld was taken\n", (long long)handle);
+    for (int i = 0; i < 2; i++)
+        expect_bits("with a handle that is refused", "records", s->records[i], before[i], floats_of_slab);
+    keep_from(mark);
+}
+
+/* Steps of streams in slabs, in the order of the sequences and in the opposite one, against L calls. */
+static void check_rows(const Case *k, How how, int L) {
+    const ptrdiff_t I = k->spec.I, R = k->spec.R, B = k->B, mark = keep_mark();
+    Result r;
+    Case layer = *k;
+    for (int l = 0; l < L; l++) {
+        r = run(&layer, how);
+        layer.x = (float *)find(&r, "y", 0)->data;
+        layer.ids = NULL;
+    }
+    fl_block block;
+    Slabs s;
+    begin_guarded(how.at_start);
+    pack_block(k, 0, how, &block);
+    make_slabs(&s, k, how, L, &block);
+    check_refused(&s, k, s.handles[B - 1] + (INT64_C(2) << FL_SLOT_BITS)); /* a later generation */
+    check_refused(&s, k, s.handles[B - 1] - (INT64_C(1) << FL_SLOT_BITS)); /* one of a free slot */
+    check_refused(&s, k, -1);
+    check_refused(&s, k, s.handles[B - 1] + 2 * FL_SLAB); /* beyond the slabs */
+    if (B > 1)
+        check_refused(&s, k, s.handles[0]); /* twice */
+    float *y = floats(NULL, B * R), *x = k->x ? floats(k->x, B * I) : NULL;
+    int64_t *ids = k->ids ? guarded(k->ids, B * (ptrdiff_t)sizeof *ids, sizeof *ids) : NULL, *handles = s.handles;
+    for (ptrdiff_t t = 0; t < k->T; t++) {
+        const int back = t % 2; /* from the last sequence to the first */
+        for (ptrdiff_t b = 0; b < B; b++) {
+            const ptrdiff_t from = back ? B - 1 - b : b, slot = slot_of_sequence(from);
+            if (x)
+                memcpy(x + b * I, k->x + (t * B + from) * I, (size_t)I * sizeof *x);
+            if (ids)
+                ids[b] = k->ids[t * B + from];
+            handles[b] = (int64_t)(2 * from + 1) << FL_SLOT_BITS | slot;
+        }
+        const int done = B == 1 && x       ? flq_step_row(&s.streams, handles[0], x, y, 0.5)
+                         : how.threads > 1 ? fl_step_rows(&s.streams, handles, B, x, ids, y, 0.5)
+                                           : flq_step_rows(&s.streams, handles, B, x, ids, y, 0.5);
+        if (!done && failed())
+            host_say("a step of streams in slabs refused their handles\n");
+        for (ptrdiff_t b = 0; b < B; b++)
+            expect_bits("in slabs", "y", y + b * R, layer.x + (t * B + (back ? B - 1 - b : b)) * R, R);
+    }
+    for (ptrdiff_t slot = 0; slot < 2 * FL_SLAB; slot++) {
+        const fl_slot *info = &s.slots[slot / FL_SLAB][slot % FL_SLAB];
+        const uint32_t *record = (const uint32_t *)(s.records[slot / FL_SLAB] + slot % FL_SLAB * s.streams.stride);
+        const int taken = info->generation != 0;
+        for (ptrdiff_t i = taken ? s.streams.stride - 3 : 0; i < s.streams.stride; i++)
+            if (record[i] != UINT32_MAX && failed())
+                host_say("wrote to the record of another stream, or beyond a state\n");
+        if (taken && (info->steps != (uint64_t)k->T || info->used != 0.5) && failed())
+            host_say("a stream has done %d steps, not %d\n", (int)info->steps, (int)k->T);
+    }
+    end_guarded();
+    keep_from(mark);
+}
+
 static void check_row_maps(const Case *k, How how, const Result *whole) {
     for (how.mapped = 1; how.mapped <= 2; how.mapped++) {
         const ptrdiff_t mark = keep_mark();
@@ -547,7 +657,7 @@ static void check_bits(const Case *k, How how, const Result *whole) {
         check_stretches(k, inference(how), whole);
         if (k->manner->D == 1 && !k->manner->reverse && !k->manner->ragged)
             for (int L = 1; L <= (k->spec.I == k->spec.R && k->x ? 2 : 1); L++)
-                check_steps(k, inference(how), L);
+                check_steps(k, inference(how), L), check_rows(k, inference(how), L);
         keep_from(mark);
     }
 }
