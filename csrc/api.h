@@ -42,21 +42,21 @@ typedef struct {
     fl_act act[3]; /* gates, candidate, output; RNN: its only one first */
 } fl_spec;
 
-/* How the weights of forward panels are stored. FL_FLOAT16 keeps the arithmetic of float32. With FL_INT8 both operands of
- * a product are integers, and their sums exact; kernels/storage.h has the equations. */
-enum fl_storage { FL_FLOAT32, FL_FLOAT16, FL_INT8 };
+/* How the weights of forward panels are stored. FL_FLOAT16 keeps the arithmetic of float32. With FL_INT8 and FL_INT16 both
+ * operands of a product are integers, and their sums exact; kernels/storage.h has the equations. */
+enum fl_storage { FL_FLOAT32, FL_FLOAT16, FL_INT8, FL_INT16 };
 
 /* Packed weights of one direction of one layer; panels are described in kernels/kernels.h. fl_pack sets the pointers;
  * a pointer is NULL where the spec has no such matrix. */
 typedef struct {
     fl_spec spec;
-    int isa;                            /* index of the instruction set that the panels are packed for */
-    int storage;                        /* enum fl_storage, of the forward panels */
-    int reverse;                        /* 1: the direction walks from the last step to the first */
-    /* FL_INT8: a row of x, h or m has the scale of its largest number, or of this one if it is larger: 1 where the equation
+    int isa;     /* index of the instruction set that the panels are packed for */
+    int storage; /* enum fl_storage, of the forward panels */
+    int reverse; /* 1: the direction walks from the last step to the first */
+    /* Integers: a row of x, h or m has the scale of its largest number, or of this one if it is larger: 1 where the equation
      * keeps the numbers within -1..1, so that the scale is always the same; else 0. m: a second product's operand. */
     float x_least, h_least, m_least;
-    int x_planes; /* FL_INT8: 1, x has 8 bits; 2, 16 bits */
+    int x_planes;                       /* FL_INT8: 1, x has 8 bits; 2, 16 bits */
     const float *bias;                  /* start values of the accumulators: per panel, per gate */
     const void *w_x, *w_h, *w_n, *w_r;  /* forward panels: input, recurrent, GRU's second phase, projection */
     const void *x_n;                    /* GRU with reset_after = 0: forward panels of the candidate's input */
@@ -67,7 +67,7 @@ typedef struct {
 } fl_block;
 
 /* Canonical parameters (PyTorch's shapes); NULL where absent. Weights are float32, or for forward panels the storage's
- * numbers: uint16_t with a float16's bits; int8_t, with a scale for each row. Everything else is float32. */
+ * numbers: uint16_t with a float16's bits; int8_t or int16_t, with a scale for each row. Everything else is float32. */
 typedef struct {
     const void *weight_ih;    /* (G*H, I) */
     const void *weight_hh;    /* (G*H, R) */
@@ -75,7 +75,7 @@ typedef struct {
     const float *bias_hh;     /* (G*H) */
     const void *weight_hr;    /* (R, H) */
     const float *weight_peep; /* (3, H) */
-    const float *scale_ih;    /* (G*H) FL_INT8: what a weight of 1 stands for */
+    const float *scale_ih;    /* (G*H) integers: what a weight of 1 stands for */
     const float *scale_hh;    /* (G*H) */
     const float *scale_hr;    /* (R) */
 } fl_params;
@@ -220,9 +220,45 @@ ptrdiff_t fl_step_scratch(const fl_stream *stream); /* floats */
 void fl_step(fl_stream *stream);
 void flq_step(fl_stream *stream);
 
+/* ---- many streams in slabs (rows.c) ----
+ *
+ * A stream has a slot, and a slab is the memory of FL_SLAB slots. A handle is a slot (its lowest FL_SLOT_BITS bits) and,
+ * above them, the slot's generation, which is odd while the slot is taken: another generation means another stream. */
+enum { FL_SLAB = 256, FL_SLOT_BITS = 26 };
+
+typedef struct {
+    int64_t generation;
+    double used;    /* the time of the last step, as the caller gives it */
+    uint64_t steps; /* that the stream has done */
+    uint64_t stamp; /* number of the last call that named the slot */
+} fl_slot;
+
+typedef struct {
+    const fl_block *const *blocks; /* (L) */
+    int L, threads;
+    ptrdiff_t slabs;
+    ptrdiff_t stride;      /* floats from one record to the next */
+    float *const *records; /* (slabs) of (FL_SLAB, stride): for each layer h (R) and, for LSTM, c (H) */
+    fl_slot *const *slots; /* (slabs) of (FL_SLAB) */
+    uint64_t *counted;     /* (3) calls; rows of these calls; number of the last call, which slots are stamped with */
+    float *scratch;        /* (fl_rows_scratch), 64-byte aligned */
+} fl_streams;
+
+/* One step of n streams: x (n, I) or ids (n), y (n, R) of the last layer. Returns 1; or 0, with nothing changed but stamps,
+ * where a handle is not that of a taken slot or comes twice. flq_step_rows and flq_step_row (of one stream) do not release
+ * Python's lock: for steps below about 50 us. */
+ptrdiff_t fl_rows_scratch(const fl_streams *streams, ptrdiff_t n); /* floats, for at most n rows */
+int fl_step_rows(fl_streams *streams, const int64_t *handles, ptrdiff_t n, const float *x, const int64_t *ids, float *y,
+                 double now);
+int flq_step_rows(fl_streams *streams, const int64_t *handles, ptrdiff_t n, const float *x, const int64_t *ids,
+                  float *y, double now);
+int flq_step_row(fl_streams *streams, int64_t handle, const float *x, float *y, double now);
+
 /* A call below fl_locked_work multiply-adds takes less than about 50 us on one core, so that it may keep Python's lock;
- * each row counts for fl_row_work multiply-adds beside its own, fl_bytes_speed of FL_INT8 for one. */
-extern const ptrdiff_t fl_locked_work, fl_row_work, fl_bytes_speed;
+ * each row counts for fl_row_work multiply-adds beside its own. fl_integers_speed(storage) multiply-adds of a storage take
+ * as long as one of floats. */
+extern const ptrdiff_t fl_locked_work, fl_row_work;
+double fl_integers_speed(int storage);
 
 /* Panels of a dense layer whose isa and sizes are set: bytes, and packing, as above. backward: 0 or 1. */
 ptrdiff_t fl_dense_size(const fl_dense *dense, int backward);

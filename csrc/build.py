@@ -17,10 +17,11 @@ OLDEST_PYTHON = "0x030A0000"  # one binary for this Python (3.10) and all later 
 # cffi releases the GIL round every call. With another Python thread busy, getting it back may take that thread's whole
 # switch interval: 5 ms for a streaming step of 2 us. cffi has no option for this, so its two macros are replaced:
 # functions named flq_* keep the GIL, and all others release it. The comparison is folded away by the compiler. Only for
-# work of at most some 50 us.
+# work of at most some 50 us. A thread that does one such call after another lets go about once a millisecond (lock.c).
 PREAMBLE = """
 #include <string.h>
 #include "api.h"
+#include "lock.h"
 
 #pragma GCC diagnostic ignored "-Wunused-parameter" /* in what cffi generates below */
 
@@ -28,7 +29,18 @@ PREAMBLE = """
 #undef Py_END_ALLOW_THREADS
 #define FL_KEEP_GIL (strncmp(__func__, "_cffi_f_flq_", 12) == 0)
 #define Py_BEGIN_ALLOW_THREADS { PyThreadState *_save = FL_KEEP_GIL ? NULL : PyEval_SaveThread();
-#define Py_END_ALLOW_THREADS if (!FL_KEEP_GIL) PyEval_RestoreThread(_save); }
+#define Py_END_ALLOW_THREADS if (!FL_KEEP_GIL) PyEval_RestoreThread(_save); else FL_LET_GO_AT_TIMES; }
+#ifdef Py_GIL_DISABLED
+#define FL_LET_GO_AT_TIMES ((void)0)
+#else
+#define FL_LET_GO_AT_TIMES do { if (fl_lock_is_due()) let_go(); } while (0)
+static __attribute__((noinline)) void let_go(void) {
+    PyThreadState *const save = PyEval_SaveThread();
+    const fl_lock_paused paused = fl_lock_pause();
+    PyEval_RestoreThread(save);
+    fl_lock_back(paused);
+}
+#endif
 """
 
 # Free-threaded Pythons have no stable ABI yet (before 3.15); cffi then builds for the one version.

@@ -89,18 +89,23 @@ typedef struct {
     float *start;           /* forward: start values of a stretch, where the plan hoists */
     float *gathered;        /* forward: (hoisted_rows, I) inputs that are not contiguous in x */
     ptrdiff_t hoisted_rows; /* forward: see fl_hoisted_rows */
-    float *quantised;       /* forward, FL_INT8: fl_quantised_floats for each worker that may quantise at a time */
+    float *quantised;       /* forward, integers: fl_quantised_floats for each worker that may quantise at a time */
 } fl_chunk;
 
-/* Bytes of a quantised row of K numbers. */
-INLINE ptrdiff_t fl_row_bytes(ptrdiff_t K, int planes) { return planes * (fl_round16(fl_ceil_div(K, 4)) * 4); }
+/* Whether the other operand of a storage's weights is rounded to integers. */
+INLINE int fl_quantises(int storage) { return storage == FL_INT8 || storage == FL_INT16; }
+
+/* Bytes of a quantised row of K numbers: of 16 bits in two planes of bytes, of 16 bits, or of 8 bits. */
+INLINE ptrdiff_t fl_row_bytes(const fl_block *k, ptrdiff_t K, int planes) {
+    return (planes == 2 || k->storage == FL_INT16 ? 2 : 1) * (fl_round16(fl_ceil_div(K, 4)) * 4);
+}
 
 /* Floats in which a worker quantises the operands of a chunk's products: rows of x, of a stretch where the input's product
  * is hoisted; rows of h or m; and the units of both. */
 INLINE ptrdiff_t fl_quantised_floats(const fl_block *k, const fl_chunk *chunk) {
     const ptrdiff_t n = chunk->b1 - chunk->b0, of_x = fl_max(n, chunk->hoisted_rows);
-    return of_x * fl_row_bytes(k->spec.I, k->x_planes) / 4 + n * fl_row_bytes(fl_max(k->spec.H, k->spec.R), 1) / 4 +
-           fl_round16(of_x) + fl_round16(n) + FL_APART;
+    return of_x * fl_row_bytes(k, k->spec.I, k->x_planes) / 4 +
+           n * fl_row_bytes(k, fl_max(k->spec.H, k->spec.R), 1) / 4 + fl_round16(of_x) + fl_round16(n) + FL_APART;
 }
 
 /* Floats from one worker's copy of c to the next one's, where steps are split by units. */
@@ -123,6 +128,21 @@ typedef struct {
     int reversed_panels; /* 1: the first step walks the panels from the last to the first; 0: the second step does */
     int prefetches;      /* whether products of a single row ask for their weights ahead; see stream.c */
 } fl_forward_job;
+
+/* A step of many streams as its pieces see it. A piece goes block by block, each block through all layers. */
+typedef struct {
+    const fl_block *const *blocks; /* (L) */
+    int L;
+    ptrdiff_t n;            /* rows */
+    ptrdiff_t piece, block; /* rows of a piece and of a block; of the last one perhaps fewer */
+    float *const *records;  /* (n) the rows' records: for each layer h (R) and, for LSTM, c (H) */
+    const float *x;         /* (n, I), or NULL */
+    const int64_t *ids;     /* (n), or NULL */
+    float *y;               /* (n, R) of the last layer */
+    float *workspace;       /* (workers, workspace_size) */
+    ptrdiff_t workspace_size;
+    int reversed_panels;
+} fl_rows_job;
 
 /* A backward call as its tasks see it. */
 typedef struct {
@@ -173,6 +193,7 @@ typedef struct {
     void (*dense_pack)(fl_dense *dense, const float *weight, const float *bias, int backward, void *memory);
     ptrdiff_t (*dense_scratch)(const fl_dense *dense); /* floats of a worker's workspace */
     fl_piece_fn forward;                               /* fl_forward_job */
+    fl_piece_fn step_rows;                             /* fl_rows_job */
     fl_piece_fn backward;                              /* fl_backward_job */
     fl_piece_fn dense_forward, dense_backward;         /* fl_dense_job */
     fl_piece_fn dense_cross_entropy;                   /* fl_dense_job; step 0: forward and loss, step 1: backward */

@@ -3,8 +3,11 @@
 
 #include "internal.h"
 
-const ptrdiff_t fl_locked_work = FL_LOCKED_WORK, fl_row_work = FL_ROW_WORK,
-                fl_bytes_speed = FL_BYTES_SPEED;
+const ptrdiff_t fl_locked_work = FL_LOCKED_WORK, fl_row_work = FL_ROW_WORK;
+
+double fl_integers_speed(int storage) {
+    return storage == FL_INT8 ? FL_INT8_SPEED : storage == FL_INT16 ? FL_INT16_SPEED : 1;
+}
 
 /* -------------------------------------------------------------------------------------------------------------- work */
 
@@ -15,15 +18,13 @@ ptrdiff_t fl_row_count(const fl_rows *rows) {
     return N;
 }
 
-/* Multiply-adds of one row of one direction: of its input, and in all. Those of bytes take as long as a third of as many
- * floats, and read a quarter of the memory. Token ids have no product with the input matrix. */
+/* Multiply-adds of one row of one direction: of its input, and in all, as so many of floats. Token ids have no product with
+ * the input matrix. */
 static double of_matrix(const fl_block *k, ptrdiff_t K) {
-    return fl_gate_count(&k->spec) * (double)k->spec.H * (double)K / (k->storage == FL_INT8 ? FL_BYTES_SPEED : 1);
+    return fl_gate_count(&k->spec) * (double)k->spec.H * (double)K / fl_integers_speed(k->storage);
 }
 static double input_work(const fl_block *k) { return of_matrix(k, k->spec.I); }
-static double row_work(const fl_block *k, int of_ids) {
-    return of_matrix(k, k->spec.R) + (of_ids ? 0 : input_work(k));
-}
+static double row_work(const fl_block *k, int of_ids) { return of_matrix(k, k->spec.R) + (of_ids ? 0 : input_work(k)); }
 
 int fl_worthwhile(const fl_block *block, int of_ids, ptrdiff_t N, int D, int threads) {
     return (double)N * D * row_work(block, of_ids) < FL_LEAST_WORK ? 1 : threads;

@@ -317,13 +317,10 @@ static uint64_t run_lent(fl_piece_fn fn, void *arg, int steps, int pieces, int t
     lent_t call = {.p = begin_call(fn, arg, steps, pieces, threads, true), .caller = pthread_self()};
     uint64_t now = fl_now();
     while (is_under_way(&call.p)) {
-        if (now >= atomic_load_explicit(&pool.join_from, memory_order_relaxed)) {
-            now = lend(&call);
-            continue;
-        }
-        call.p.alone = true;
-        lead(&call.p, (watch_t){.resting = true});
-        now = fl_now();
+        const uint64_t from = atomic_load_explicit(&pool.join_from, memory_order_relaxed);
+        if (now < from)
+            take_all(&call.p, from);
+        now = is_under_way(&call.p) ? lend(&call) : now;
     }
     return call.p.waited;
 }

@@ -102,17 +102,21 @@ static bool try_unit(const part *p, int step, int u) {
     return true;
 }
 
+/* Counts units that this participant has finished. */
+static void count(part *p, int done) {
+    p->mine += done;
+    atomic_uint_least64_t *of_me = &slot_of(p, p->me)->finished;
+    atomic_store_explicit(of_me, atomic_load_explicit(of_me, memory_order_relaxed) + (uint64_t)done,
+                          memory_order_release);
+}
+
 /* Runs the units of a step that belong to participant `owner` by preference and are free. */
 static void take_units(part *p, int step, int owner) {
     int done = 0;
     for (int u = owner; u < p->units; u += p->threads)
         done += try_unit(p, step, u);
-    if (done == 0)
-        return;
-    p->mine += done;
-    atomic_uint_least64_t *of_me = &slot_of(p, p->me)->finished;
-    atomic_store_explicit(of_me, atomic_load_explicit(of_me, memory_order_relaxed) + (uint64_t)done,
-                          memory_order_release);
+    if (done > 0)
+        count(p, done);
 }
 
 static void take_others(part *p, int step) {
@@ -189,3 +193,12 @@ static bool take_part(part *p) {
 
 /* Whether units of the call are left. */
 static inline bool is_under_way(const part *p) { return p->all < (int64_t)p->steps * p->units; }
+
+/* Runs unit after unit until a moment; no other participant is there. */
+static void take_all(part *p, uint64_t until) {
+    while (is_under_way(p) && fl_now() < until) {
+        for (int u = 0; u < p->units && fl_now() < until; u++)
+            count(p, try_unit(p, (int)(p->all / p->units), u));
+        p->all = finished(p);
+    }
+}

@@ -77,7 +77,7 @@ static int quantisers(const fl_plan *plan) {
 }
 
 /* Scratch memory of a chunk: h_new, m and z of a step; where the input's product is hoisted, start values and gathered
- * inputs too; with FL_INT8 quantised operands. Every worker of a split by units has start values of its own. */
+ * inputs too; quantised operands of integers. Every worker of a split by units has start values of its own. */
 static void place_forward(fl_chunk *chunk, const fl_forward_job *job, fl_supply *from) {
     const fl_block *k = job->passes[chunk->direction].block;
     const fl_isa *isa = fl_isa_at(k->isa);
@@ -91,7 +91,7 @@ static void place_forward(fl_chunk *chunk, const fl_forward_job *job, fl_supply 
         chunk->start = fl_take(from, fl_round16(rows * width) + apart);
         chunk->gathered = fl_take(from, rows * I);
     }
-    if (k->storage == FL_INT8)
+    if (fl_quantises(k->storage))
         chunk->quantised = fl_take_padded(from, quantisers(job->plan) * fl_quantised_floats(k, chunk));
 }
 

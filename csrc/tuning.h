@@ -40,9 +40,10 @@
  * that lie in the walking thread's cache. */
 #define FL_LEAST_SUMS (FL_LEAST * 5e6)
 
-/* How much quicker products of bytes are than those of floats. (2026-11-29, AMD EPYC, Zen 4: 3.1 to 4.4 with VNNI, calls of
- * 1 to 64 rows, H from 128 to 1024.) */
-#define FL_BYTES_SPEED 3
+/* How much quicker products of integers are than those of floats. (2026-11-29, AMD EPYC, Zen 4, with VNNI, calls of 1 to 64
+ * rows, H from 128 to 1024: int8 3.0 to 4.4.) */
+#define FL_INT8_SPEED 3
+#define FL_INT16_SPEED 1.5
 
 enum {
     FL_CHEAP_BARRIER_NS = 350,  /* a barrier that takes longer is not cheap */
@@ -65,6 +66,25 @@ enum {
  * Python's lock back from a busy Python thread may take 5 ms. */
 #define FL_LOCKED_WORK 1000000
 #define FL_ROW_WORK 2000
+
+/* ---- Python's lock (lock.c) ---- */
+enum {
+    FL_LOCK_NS = 1000000,       /* a thread of short calls lets go of the lock after so long */
+    FL_LOCK_MOST_NS = 16000000, /* the longest such time, where no other thread has wanted the lock for a while */
+    FL_LOCK_RAN_NS = 2000,      /* a thread that takes the lock computes for so long at least */
+    FL_LOCK_CALL_NS = 200000,   /* a short call and what Python does before it take less */
+    FL_LOCK_CALLS = 200,        /* a thread does so many calls before it lets go, even if they take longer: p99 */
+    FL_LOCK_WAKE_NS = 50000     /* a thread that waits for the lock is awake after so long */
+};
+
+/* ---- many streams (rows.c) ---- */
+enum {
+    FL_BLOCK_BYTES = 512 * 1024, /* input, states and outputs of a block of rows: half of the second-level cache */
+    FL_BLOCK_WEIGHTS = 1 << 20,  /* weights of more bytes come from beyond that cache for each block anew ... */
+    FL_BLOCK_LEAST = 240,        /* ... so that a block then has so many rows at least; else ... */
+    FL_BLOCK_MOST = 48,          /* ... it has so many at most: records come from memory while a block is computed */
+    FL_SLOTS_AHEAD = 8           /* slots that are prefetched before their turn */
+};
 
 /* ---- a stream's short steps (stream.c) ---- */
 enum {

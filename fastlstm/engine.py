@@ -71,6 +71,7 @@ def forward(
     record: Record | None = None,
     drop: Callable[[tuple[int, ...]], Array | None] | None = None,
     packed: bool = False,
+    wanted: bool = True,
 ) -> Array:
     """Run all layers over a batch.
 
@@ -91,6 +92,9 @@ def forward(
         last.
     packed : bool
         Return the outputs as packed rows.
+    wanted : bool
+        False, in inference only: the final states are all that is wanted. The last layer's outputs are not written, and
+        an empty array is returned.
 
     Returns
     -------
@@ -108,7 +112,9 @@ def forward(
         x = batch.pack(x, dtype)  # rebinds x: the packed rows are freed after the first layer
     for layer, of_layer in enumerate(blocks):
         row_map = None
-        if not to_places or layer < last:
+        if not wanted and layer == last:
+            y = np.empty((0, width), dtype)
+        elif not to_places or layer < last:
             y = buffers.empty((N, width), dtype)
         elif batch.row_map is None:
             y = buffers.empty((*batch.axes, width), dtype)
@@ -116,7 +122,8 @@ def forward(
             y, row_map = batch.room(width, dtype), batch.row_map
         if record is None:
             if N:
-                module.forward(of_layer, x, rows, own, y, None, layer * D, row_map)
+                needed = wanted or layer < last
+                module.forward(of_layer, x, rows, own, y if needed else None, None, layer * D, row_map)
             x = y
             continue
         record.inputs.append(x)
@@ -132,7 +139,7 @@ def forward(
         x = y if mask is None else y * mask
     if not dense:
         batch.unpack_states(states, own)
-    return y if to_places or packed else batch.unpack(y)
+    return y if to_places or packed or not wanted else batch.unpack(y)
 
 
 def _forward_stretches(

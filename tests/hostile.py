@@ -368,9 +368,11 @@ def damaged_chain(files: list[bytes], draw: random.Random) -> bytes:
 
 def damaged_any(files: list[bytes], draw: random.Random) -> bytes:
     """A damaged file of any library."""
-    way = draw.randrange(3)
+    way = draw.randrange(4)
     if way == 0:
         return damaged_torch(torch_files(), draw)
+    if way == 3:
+        return of_onnx(hostile_onnx.onnx_files(), draw)
     return damaged_safetensors(safetensors_files(), draw) if way == 1 else damaged_chain(files, draw)
 
 
@@ -382,6 +384,12 @@ def of_onnx(files: list[bytes], draw: random.Random) -> bytes:
     return hostile_onnx.damaged_onnx(files, draw, damage)
 
 
+def of_whole_onnx(files: list[bytes], draw: random.Random) -> bytes:
+    """A damaged model; its bytes are damaged too in every third case, since sound pieces of it may be cut still."""
+    data = of_onnx(files, draw)
+    return data if draw.randrange(3) else damage(data, draw)
+
+
 Maker = tuple[Callable[[], list[bytes]], Callable[[list[bytes], random.Random], bytes]]
 READERS: dict[str, Maker] = {
     "torch": (torch_files, damaged_torch),
@@ -389,6 +397,7 @@ READERS: dict[str, Maker] = {
     "keras": (lambda: [keras_weights()], damaged_keras),
     "hdf5": (lambda: keras_files()[1:], damaged_hdf5),
     "from_onnx": (hostile_onnx.onnx_files, of_onnx),
+    "accelerate": (hostile_onnx.whole_models, of_whole_onnx),
     "from_keras": (lambda: [keras_weights()], damaged_chain),
     "convert": (lambda: [keras_weights()], damaged_any),
     "info": (lambda: [keras_weights()], damaged_any),
@@ -418,7 +427,8 @@ def reader(kind: str) -> Callable[[str], Any]:
             tree = hdf5.read(file.name)
         keras_files.read = lambda _path: copy.deepcopy(tree)  # type: ignore[assignment]
         return {"keras": lambda: keras_files.load, "from_keras": from_keras, "convert": convert, "info": info}[kind]()
-    return from_onnx() if kind == "from_onnx" else torch_files.load
+    made = {"from_onnx": from_onnx, "accelerate": hostile_onnx.accelerate_without_onnx_runtime}.get(kind)
+    return torch_files.load if made is None else made()
 
 
 def from_keras() -> Callable[[str], Any]:
@@ -459,7 +469,13 @@ def info() -> Callable[[str], Any]:
 
 # FileError elsewhere. What is sound as a file may still hold a layer without counterpart.
 # External data of ONNX may be missing.
-REFUSALS: dict[str, Any] = {"from_onnx": (ValueError, OSError), "from_keras": ValueError, "convert": ValueError}
+OF_ONNX = (ValueError, OSError)
+REFUSALS: dict[str, Any] = {
+    "from_onnx": OF_ONNX,
+    "accelerate": OF_ONNX,
+    "convert": OF_ONNX,
+    "from_keras": ValueError,
+}
 
 
 def limit_memory() -> None:

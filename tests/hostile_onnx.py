@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ OPERATORS = [
 ]
 
 
+@functools.cache
 def onnx_files() -> list[bytes]:
     """A layer; a model with an If, a Scan and a function, and with weights made by expressions; one of 8 bits."""
     import numpy as np
@@ -68,6 +70,72 @@ def onnx_files() -> list[bytes]:
     return [plain, proto.to_bytes()]
 
 
+def whole_models() -> list[bytes]:
+    """A model of pieces and recurrent nodes: layers in a row, views, an If, values that go round the layers."""
+    import numpy as np
+
+    from fastlstm.onnx.builder import Graph, model
+
+    f32 = np.dtype(np.float32)
+    g = Graph("main", f32)
+    x = g.input("x", f32, ["B", "T", 2])
+    condition = g.input("condition", np.bool_, [])
+    W, R = g.constant(np.ones((1, 9, 2)), "W"), g.constant(np.ones((1, 9, 3)), "R")
+    V = g.constant(np.ones((1, 3, 3)), "V")
+    scaled = g.node("Mul", x, g.node("Neg", g.constant(np.ones(2), "k")))
+    turned = g.transpose(scaled, 1, 0, 2)
+    Y, last = g.nodes("GRU", [turned, W, R], ["Y", "last"], title="gru", hidden_size=3)
+    first = g.node("Squeeze", Y, g.ints(1))
+    (second,) = g.nodes("RNN", [first, V, V, "", "", last], ["Z"], title="rnn", hidden_size=3)
+    flat = g.node("Reshape", g.transpose(second, 0, 2, 1, 3), g.ints(0, 0, -1))
+    inner = Graph("body", f32, g)
+    inner.output(inner.node("Add", flat, first), "sum", f32, None)
+    (chosen,) = g.nodes("If", [condition], ["chosen"], then_branch=inner.proto, else_branch=inner.proto)
+    for value, name in ((chosen, "y"), (last, "h"), (scaled, "s")):
+        g.output(value, name, f32, None)
+    return [model(g)]
+
+
+def accelerate_without_onnx_runtime() -> Callable[[str], Any]:
+    """`accelerate`, in which ONNX Runtime only checks that each piece is a graph in order of which every value is made.
+
+    ONNX Runtime itself is another's reader, which may crash.
+    """
+    import types
+
+    import fastlstm as fl
+    from fastlstm.onnx import acceleration, pieces
+    from fastlstm.onnx.cutting import Graph
+    from fastlstm.onnx.messages import ModelProto
+
+    class Options:
+        intra_op_num_threads = 1
+
+        def add_session_config_entry(self, key: str, value: str) -> None: ...
+
+    class Session:
+        def __init__(self, data: bytes, options: Any) -> None:
+            try:
+                self.graph = Graph(ModelProto.from_bytes(data))
+            except ValueError as error:
+                raise AssertionError(f"a piece is no sound graph: {error}") from error
+
+        def get_outputs(self) -> list[Any]:
+            made = [types.SimpleNamespace(name=n, type="tensor(float)", shape=[]) for n in self.graph.outputs]
+            return made
+
+    pieces.onnxruntime = lambda: types.SimpleNamespace(SessionOptions=Options)  # type: ignore[assignment]
+    acceleration.onnxruntime = pieces.onnxruntime
+    pieces.inference_session = Session  # type: ignore[assignment]
+    acceleration.inference_session = Session  # type: ignore[assignment]
+
+    def load(path: str) -> Any:
+        made = [fl.onnx.accelerate(path, backend="numpy")]
+        return [one.get_inputs() + one.get_outputs() for one in made]
+
+    return load
+
+
 def messages(message: Any) -> list[Any]:
     """A message and all inside it."""
     found = [message]
@@ -107,18 +175,21 @@ def spoil(found: list[Any], draw: random.Random) -> None:
         if way == 0:
             del value[place]
         elif way == 1:
-            value.insert(place, draw.choice(value))
+            value.insert(place, cloned(draw.choice(value)))
         elif way == 2 and like:
             others = getattr(draw.choice(like), name)
-            value[place] = draw.choice(others) if others else value[place]
+            value[place] = cloned(draw.choice(others)) if others else value[place]
         else:
             value[place] = other(value[place], found, draw)
-        if any(dataclasses.is_dataclass(one) and message in messages(one) for one in value):
-            value.clear()  # a message inside itself cannot be written
     else:
         held = getattr(draw.choice(like), name) if like and draw.randrange(2) else other(value, found, draw)
         if not dataclasses.is_dataclass(held):
             setattr(message, name, held)
+
+
+def cloned(value: Any) -> Any:
+    """A message's copy: without it a message could come to be inside itself."""
+    return type(value).from_bytes(value.to_bytes()) if dataclasses.is_dataclass(value) else value
 
 
 def other(value: Any, found: list[Any], draw: random.Random) -> Any:

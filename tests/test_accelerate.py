@@ -184,6 +184,48 @@ def test_cells(name: str, options: dict[str, Any], batched: bool, kernels: Any) 
     assert kernels["pack"] == 3, "a loop of steps packs twice: at first, and with a checksum from the second on"
 
 
+def test_a_layer_called_once_a_step_packs_twice_for_an_update(kernels: Any) -> None:
+    """As in RecurrentPPO of sb3-contrib, which calls its LSTM step by step where an episode may begin."""
+    found = []
+    for model in pair("LSTM", {}):
+        torch.manual_seed(1)
+        x = torch.randn(5, 1, B, I)
+        optimiser = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(2):
+            optimiser.zero_grad()
+            state = None
+            for step in x:
+                y, state = model(step, state)
+            loss([y, *state]).backward()
+            optimiser.step()
+        found.append(list(model.parameters()))
+    close(found[1], found[0], "gradients")
+    assert kernels["forward"] == 10 and kernels["pack"] == 4
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+def test_weights_that_change_unseen_between_a_call_and_its_backward_and_are_put_back(name: str) -> None:
+    """Blocks that serve the next calls hold no part of the weights in between."""
+    _, fast = pair(name, {})
+    x = torch.randn(*((B, I) if "Cell" in name else (T, B, I)), generator=torch.Generator().manual_seed(1))
+    x.requires_grad_()
+
+    def gradient(change: float) -> Any:
+        (leaf, *_) = flat(fast(x))
+        for p in fast.parameters():
+            p.data.add_(change)
+        (found,) = torch.autograd.grad(leaf.square().sum(), x)
+        for p in fast.parameters():
+            p.data.sub_(change)
+        return found
+
+    for p in fast.parameters():  # numbers that adding and subtracting 1 leaves as they are
+        p.data.mul_(64).round_().div_(64)
+    expected = gradient(0)
+    gradient(1)
+    assert torch.equal(gradient(0), expected)
+
+
 @pytest.mark.parametrize("which", ["y", "h", "c"])
 def test_a_gradient_that_reaches_one_output_only(which: str) -> None:
     found = []

@@ -117,3 +117,18 @@ def test_states_of_every_kind_are_tuples_inside_and_as_users_know_them_outside(b
         _, state = cls(I, H, backend=backend)(np.zeros((T, B, I), np.float32))
         assert isinstance(state, tuple) == (kind == "lstm")
     assert fl.LSTM(I, H)._state.zeros((1, 2))[1].shape == (1, 2, H)
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["dense", "lengths"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_outputs_that_are_not_wanted_change_no_state(kind: Any, lengths: Any, backend: str) -> None:
+    """Two layers: the outputs of the first one are the second one's input."""
+    m, batch = module(backend), Batch.of(T, B, lengths)
+    blocks = [[m.pack(spec, weights(spec, 1), None, False)] for spec in (spec_of(kind), spec_of(kind, H))]
+    x = np.random.default_rng(3).standard_normal((T, B, I)).astype(np.float32)
+    expected = states_of(spec_of(kind), 2, 5)
+    states = tuple(s.copy() for s in expected)
+    assert engine.forward(m, blocks, x, batch, expected).shape == (T, B, H)
+    assert engine.forward(m, blocks, x, batch, states, wanted=False).size == 0
+    for got, want in zip(states, expected, strict=True):
+        np.testing.assert_array_equal(got, want)

@@ -16,6 +16,7 @@ import fastlstm as fl
 from fastlstm._onnx_weights import node_attributes, node_tensors
 from fastlstm.files import FileError
 from fastlstm.onnx.builder import Graph, attribute, model, value_info
+from fastlstm.onnx.graphs import recurrent_nodes
 from fastlstm.onnx.messages import (
     AttributeProto,
     FunctionProto,
@@ -23,6 +24,7 @@ from fastlstm.onnx.messages import (
     NodeProto,
     OperatorSetIdProto,
     StringStringEntryProto,
+    read_model,
 )
 
 I, H = 3, 5  # noqa: E741
@@ -241,6 +243,25 @@ def Graph_tensor(array: Any) -> Any:
     return from_array(array)
 
 
+def test_arguments_that_were_attributes_in_old_versions() -> None:
+    """Slice, Reshape, Unsqueeze, Squeeze, Split and Cast of their first versions; com.microsoft's DequantizeLinear."""
+    of = layer()
+    W, R, B = (tensors(of)[name] for name in "WRB")
+    g = graph()
+    sliced = g.node("Slice", g.constant(np.concatenate((W, W), axis=1), "W"), starts=[0], ends=[4 * H], axes=[1])
+    flat = g.node("Reshape", g.constant(R.reshape(-1), "R"), shape=[4 * H, H])
+    turned = g.node("Unsqueeze", g.node("Squeeze", g.node("Unsqueeze", flat, axes=[0, 1]), axes=[0, 1]), axes=[0])
+    halves = g.nodes("Split", [g.constant(B, "B", np.float64)], ["first", "second"], axis=1, split=[4 * H, 4 * H])
+    both = g.node("Cast", g.node("Concat", *halves, axis=1), to="FLOAT32")
+    recurrent_node(g, of, "lstm", {"W": sliced, "R": turned, "B": both})
+    same(fl.from_onnx(model(g)), of)
+    g = graph()
+    bits = g.node("DequantizeLinear", g.constant(np.ones(W.shape), "q", np.uint8), g.constant(0.5, "scale"))
+    g.proto.node[-1].domain = "com.microsoft"
+    recurrent_node(g, of, "lstm", {"W": bits})
+    assert (fl.from_onnx(model(g)).state_dict()["weight_ih_l0"] == 0.5).all()
+
+
 @pytest.mark.parametrize("per_row", [False, True])
 def test_weights_that_are_dequantised(per_row: bool) -> None:
     of = layer()
@@ -362,16 +383,21 @@ def test_a_layer_of_8_bits_is_dequantised(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", KINDS)
-def test_models_that_torch_exports(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "dynamo"), [("lstm", False), ("gru", False), ("rnn", False), ("lstm", True), ("gru", True)]
+)
+def test_models_that_torch_exports(kind: str, dynamo: bool, tmp_path: Path) -> None:
+    """By its old exporter and by the new one, which writes an RNN as operators of single steps."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnx")
+    if dynamo:
+        pytest.importorskip("onnxscript")
     module = getattr(torch.nn, kind.upper())(I, H, 2, bidirectional=True, batch_first=True).eval()
     x = torch.randn(4, 6, I)
     path = tmp_path / "model.onnx"
-    torch.onnx.export(module, (x,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": [0, 1]})
-    name = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}[kind]
-    first, second = (fl.from_onnx(path, f"/{name}{end}") for end in ("", "_1"))
+    torch.onnx.export(module, (x,), path, dynamo=dynamo, verbose=False)
+    names = [found.name for found in recurrent_nodes(read_model(path))]
+    first, second = (fl.from_onnx(path, name) for name in names)
     y = second(first(np.ascontiguousarray(x.numpy().swapaxes(0, 1)))[0])[0]
     assert_near(y.swapaxes(0, 1), module(x)[0].detach().numpy(), 1e-6)
 
@@ -420,6 +446,14 @@ def test_weights_that_do_not_fit_are_named(name: str, shape: tuple[int, ...], wh
     g = graph()
     recurrent_node(g, layer(), "lstm", {name: g.constant(np.zeros(shape), name)})
     with pytest.raises(FileError, match=why):
+        fl.from_onnx(model(g))
+
+
+def test_a_node_with_too_many_inputs_is_named() -> None:
+    g = graph()
+    recurrent_node(g, layer("gru"), "gru")
+    g.proto.node[0].input += ["", "x"]
+    with pytest.raises(FileError, match=r"node 'gru' \(GRU\) has 8 inputs, the operator at most 6"):
         fl.from_onnx(model(g))
 
 

@@ -5,6 +5,9 @@ Times are compared with times of the same minute; a comparison that fails is tri
 
 from __future__ import annotations
 
+import functools
+import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -121,3 +124,46 @@ def test_a_busy_python_thread_does_not_delay_steps(H: int, compiled: str) -> Non
     if quiet_median > KEPT:
         pytest.skip(f"a step takes {1e6 * quiet_median:.0f} us here: it may let go of Python's lock")
     assert tried(10, ratio) < 10
+
+
+NAP = 0.002  # seconds
+INTERVAL = 0.1  # seconds for which Python leaves its lock to a thread that does not let go of it
+
+
+def longest_waits(work: Callable[[], object], seconds: float = 1.0) -> Any:
+    """How long this thread waits for Python's lock, each time that it asks, while another one works again and again."""
+    stop, waits = threading.Event(), []
+
+    def other() -> None:
+        while not stop.is_set():
+            work()
+
+    before = sys.getswitchinterval()
+    thread = threading.Thread(target=other)
+    sys.setswitchinterval(INTERVAL)
+    try:
+        thread.start()
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            begin = time.perf_counter()
+            time.sleep(NAP)  # lets go of the lock, and asks for it again
+            waits.append(time.perf_counter() - begin - NAP)
+    finally:
+        stop.set()
+        sys.setswitchinterval(before)
+        thread.join()
+    return np.array(waits)
+
+
+@pytest.mark.parametrize("what", ["Stream", "StreamBatch", "a layer"])
+def test_a_thread_that_steps_in_a_loop_lets_go_of_the_lock(what: str, compiled: str) -> None:
+    """Without that another thread waits for the switch interval, each time that it wants the lock."""
+    layer, x = fl.GRU(16, 16, backend=compiled, seed=0), np.zeros((1, 16), np.float32)
+    batch = fl.StreamBatch(layer)
+    handles = np.array([batch.open()])
+    work = {
+        "Stream": functools.partial(layer.stream().step, x),
+        "StreamBatch": functools.partial(batch.step, handles, x),
+        "a layer": functools.partial(layer, x[None]),
+    }[what]
+    assert tried(INTERVAL / 4, lambda: float(np.median(longest_waits(work)))) < INTERVAL / 4

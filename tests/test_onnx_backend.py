@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import unittest
@@ -30,17 +31,21 @@ def operators(model: Any) -> set[str]:
     return {node.op_type for node in model.graph.node}
 
 
-CASES = [
-    case
-    for case in load_model_tests(kind="node")
-    if operators(case.model) <= RUN_HERE and not OTHER_TYPES.search(case.name)
-]
-OF_RECURRENT = sorted(case.name for case in CASES if operators(case.model) & RECURRENT)
+@functools.cache
+def cases() -> list[Any]:
+    """The official tests of models that are run here. They are made when this is called, which takes some seconds."""
+    found = load_model_tests(kind="node")
+    return [case for case in found if operators(case.model) <= RUN_HERE and not OTHER_TYPES.search(case.name)]
+
+
+@functools.cache
+def of_recurrent() -> list[str]:
+    return sorted(case.name for case in cases() if operators(case.model) & RECURRENT)
 
 
 def test_the_official_suite_has_its_tests_of_recurrent_operators() -> None:
-    assert len(OF_RECURRENT) >= 18 and len(CASES) > 150
-    assert {re.split("_", name)[1] for name in OF_RECURRENT} == {"lstm", "gru", "rnn", "simple"}
+    assert len(of_recurrent()) >= 18 and len(cases()) > 150
+    assert {re.split("_", name)[1] for name in of_recurrent()} == {"lstm", "gru", "rnn", "simple"}
 
 
 def test_the_official_tests_of_recurrent_operators_pass(backend: str) -> None:
@@ -52,12 +57,12 @@ def test_the_official_tests_of_recurrent_operators_pass(backend: str) -> None:
             return super().prepare(model, device, backend=backend, **kwargs)
 
     suite = BackendTest(Chosen, __name__)
-    for name in OF_RECURRENT:
+    for name in of_recurrent():
         suite.include(f"^{name}_cpu$")
     tests = suite.test_cases["OnnxBackendNodeModelTest"]
     result = unittest.TextTestRunner(io.StringIO()).run(unittest.TestLoader().loadTestsFromTestCase(tests))
     assert result.wasSuccessful(), [text for _, text in result.failures + result.errors]
-    assert result.testsRun - len(result.skipped) == len(OF_RECURRENT)
+    assert result.testsRun - len(result.skipped) == len(of_recurrent())
 
 
 def numbers(given: Any) -> Any:
@@ -66,15 +71,15 @@ def numbers(given: Any) -> Any:
 
 @pytest.mark.parametrize("operator", sorted(OPERATORS))
 def test_the_official_tests_of_operators_on_constants_pass(operator: str) -> None:
-    cases = [case for case in CASES if operator in operators(case.model)]
-    for case in cases:
+    of_operator = [case for case in cases() if operator in operators(case.model)]
+    for case in of_operator:
         prepared = fl.onnx.prepare(case.model)
         for given, expected in case.data_sets:
             got = prepared.run([numbers(a) for a in given])
             for mine, theirs in zip(got, map(numbers, expected), strict=True):
                 assert mine.dtype == theirs.dtype and mine.shape == theirs.shape, case.name
                 np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-7, err_msg=case.name)
-    assert cases or operator == "Constant"
+    assert of_operator or operator == "Constant"
 
 
 # ----------------------------------------------------------------------------------------------------------- interface

@@ -183,10 +183,11 @@ def ours(case: Case, backend: str, of_nodes: Any = nodes, of_recurrence: Any = r
     given = {name: swapped(name, a) if case.batch_first else a for name, a in arrays.items()}
     states = [given.get(name) for name in ("initial_h", "initial_c")[: 2 if case.operator == "LSTM" else 1]]
     values = tuple(run(given["X"], given.get("sequence_lens"), *states))
-    # X in the memory of the other layout is walked without a copy; the values are the same.
-    other = np.ascontiguousarray(given["X"].swapaxes(0, 1)).swapaxes(0, 1)
-    again = run(other, given.get("sequence_lens"), *states)
-    assert all(np.array_equal(a, b) for a, b in zip(values, again, strict=True))
+    if len(states) == 1:
+        states.append(None)
+    # The outputs in the memory of layout 1: the values are the same.
+    again = run.views(given["X"], given.get("sequence_lens"), *states, by_batch=True)
+    assert all(np.array_equal(a, b.astype(a.dtype)) for a, b in zip(values, again, strict=True))
     return values
 
 
@@ -250,7 +251,6 @@ FAULTS = [
     ("recurrence", '("initial_c", initial_c))[', '("initial_c", None))['),
     ("recurrence", '(("initial_h", initial_h), (', '(("initial_h", initial_c), ('),
     ("recurrence", "else y.swapaxes(1, 2)", "else y.reshape(T, D, B, -1)"),
-    ("recurrence", "y.transpose(1, 2, 0, 3)", "y.reshape(T, D, B, -1)"),
     ("recurrence", "batch = Batch.of(T, B, lengths, by_batch)", "batch = Batch.of(T, B, lengths, False)"),
     ("recurrence", "return y, *(s.swapaxes(0, 1)", "return y, *(s.reshape(B, D, -1)"),
     ("recurrence", "found.swapaxes(0, 1) if self.node.batch_first else found", "found.reshape(D, B, H)"),

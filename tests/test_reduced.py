@@ -14,8 +14,9 @@ from fastlstm.storage import STORAGES
 
 HOW = {"int8": {}, "int8 x16": {"inputs": "int16"}, "int16": {}, "float16": {}}
 # An activation's last bit may turn a rounding of h: the entry of h then differs by a step of 1/127, and what follows by
-# less. It happens to one entry of h in 100,000 or so.
-TURNED, STEP = 0.02, 5e-3
+# less. It happens to one entry of h in 100,000; with the finer steps of int16 to one in 1,000, where less follows.
+TURNED = {"int8": 0.02, "int8 x16": 0.02, "int16": 0.3, "float16": 0}
+STEP = {"int8": 5e-3, "int8 x16": 5e-3, "int16": 2e-4, "float16": 5e-6}
 
 
 def storages_of(backend: str) -> list[str]:
@@ -48,8 +49,8 @@ def assert_agrees(got: dict[str, Any], case: Case, how: str) -> None:
         assert got[name].shape == array.shape
         off = np.abs(got[name].astype(float) - array) / max(1, np.abs(array).max(initial=0))
         turned = off > TOLERANCE["values"]
-        assert off.max(initial=0) <= STEP, name
-        assert turned.sum() <= TURNED * off.size, f"{name}: {turned.sum()} of {off.size} differ"
+        assert off.max(initial=0) <= STEP[how], name
+        assert turned.sum() <= TURNED[how] * off.size, f"{name}: {turned.sum()} of {off.size} differ"
 
 
 SMALL = [case for case in CASES if case.B * case.T * case.H < 30_000]  # the reference's integers are slow

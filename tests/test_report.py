@@ -22,7 +22,7 @@ import pytest
 from fastlstm import info, report
 from fastlstm._backends import BackendError, backends, choose
 from fastlstm.cli import main
-from fastlstm.report import cases, contenders, machine, measure, models, neighbours, page
+from fastlstm.report import cases, contenders, machine, measure, models, neighbours, page, streams
 from fastlstm.report.cases import Case, ModelCase
 
 SMALL = Case("forward", "lstm", 3, 4, B=2, T=3)
@@ -302,6 +302,44 @@ def test_bad_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "no case beside neighbours is called 'nonsense'" in capsys.readouterr().err
     assert main(["bench", "--cases", "nonsense", "--out", str(tmp_path)]) == 2
     assert "no case in inference, odd, lengths, tokens, others is called 'nonsense'" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------- many streams
+def test_a_tiny_run_of_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = {
+        "SHAPES": ((3, 4),),
+        "BATCHES": (1, 64),
+        "MANY": 300,
+        "LARGE": 100,
+        "PART": 50,
+        "OF_MEMORY": 9000,
+        "RUNS": 1,
+    }
+    for name, value in tiny.items():
+        monkeypatch.setattr(streams, name, value)
+    monkeypatch.setattr(streams, "THREAD_SECONDS", 0.05)
+    assert main(["bench", "--streams", "--rounds", "2", "--out", str(tmp_path)]) == 0
+    raw = json.loads((tmp_path / "streams.json").read_text())
+    assert all(line["ratio"] > 0 for line in raw["lines"])
+    by_part = {line["part"] for line in raw["lines"]}
+    assert "random choice / dense step" in by_part and "one step of 100 / 2 steps of 50" in by_part
+    text = (tmp_path / "streams.md").read_text()
+    assert f"of {len(raw['lines'])}" in text and all(f"## {part}" in text for part in by_part)
+    assert main(["bench", "--streams", "--cases", "nonsense", "--out", str(tmp_path)]) == 2
+    assert main(["bench", "--streams", "--threads", "2", "--out", str(tmp_path)]) == 2
+
+
+def test_a_line_of_the_streams_is_reached_by_its_bound() -> None:
+    assert streams.Line("", "", 1.1, 1.08, at_most=True).reached is False
+    assert streams.Line("", "", 1.1, 1.08, at_most=True, allowed=True).reached
+    assert streams.Line("", "", 1.07, 1.08, at_most=True).reached and streams.Line("", "", 9.0, None).reached
+    assert streams.Line("", "", 1.1, 1.08).reached and not streams.Line("", "", 1.0, 1.08).reached
+
+
+def test_in_a_comparison_the_bound_says_which_time_is_above() -> None:
+    one, other = measure.Result("", rounds=[[2.0], [2.0]]), measure.Result("", rounds=[[3.0], [3.0]])
+    assert streams.compared("", "", one, other, 1.0).ratio == 1.5
+    assert streams.compared("", "", one, other, 1.0, at_most=True).ratio == pytest.approx(2 / 3)
 
 
 # ------------------------------------------------------------------------------------------------------- the neighbours

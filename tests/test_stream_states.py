@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import subprocess
 import sys
+import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +265,42 @@ def test_a_file_store_stays_in_its_folder_and_is_shared(tmp_path: Path) -> None:
     names = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     assert len(names) == 4 and all(name.parts[0] == "states" and name.suffix == ".state" for name in names)
     assert FileStore(tmp_path / "states").get_many(["", "\0", "x"]) == [b"3", b"4", None]
+
+
+# ---------------------------------------------------------------------------------------------------------------- Redis
+@pytest.fixture
+def redis_client(tmp_path: Path) -> Iterator[Any]:
+    """A client of a server of its own, which keeps nothing on disk."""
+    redis = pytest.importorskip("redis", reason="the client is not installed: pip install redis")
+    server = shutil.which("redis-server")
+    if server is None:
+        pytest.skip("there is no redis-server: apt-get install redis-server")
+    socket = tmp_path / "s"
+    options = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(tmp_path)]
+    with subprocess.Popen([server, *options], stdout=subprocess.DEVNULL) as process:
+        try:
+            until = time.monotonic() + 20
+            while not socket.exists() and time.monotonic() < until:
+                time.sleep(0.02)
+            yield redis.Redis(unix_socket_path=str(socket))
+        finally:
+            process.terminate()
+
+
+def test_states_in_redis(
+    redis_client: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(__file__).parent.parent / "examples"
+    if not folder.exists():
+        pytest.skip("the examples are not installed with the package")
+    monkeypatch.syspath_prepend(str(folder))
+    import redis_store
+
+    store = redis_store.RedisStore(redis_client, seconds=60)
+    test_states_in_a_store(store)
+    assert store.get_many([]) == [] and 0 < redis_client.ttl("stream:a") <= 60
+    store.delete_many(["a", "\u00fc" * 300])
+    assert redis_client.dbsize() == 0
+    redis_store.main("unix://" + redis_client.connection_pool.connection_kwargs["path"])
+    said = capsys.readouterr().out.splitlines()
+    assert said == [line.strip() for line in redis_store.__doc__.split("Expected output:")[1].strip().splitlines()]

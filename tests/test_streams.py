@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -101,6 +102,23 @@ def test_token_ids(backend: str) -> None:
         assert_as_alone(stepped(batch, handles, ids), alone(layer, ids), backend)
         a, b = batch.copy(int(handles[0])), batch.copy(int(handles[0]))
         assert_as_alone(batch.step(a, 3), batch.step([b], [3])[0], backend)
+
+
+@pytest.mark.parametrize("storage", ["float16", "int8", "int16"])
+@pytest.mark.parametrize("model", ["lstm", "projection", "reset_after=False", "rnn of two layers"])
+def test_reduced_storage(model: str, storage: str, compiled: str) -> None:
+    layer, x = made(model, compiled).quantize(storage), draw(40, 5, I)
+    batch = fl.StreamBatch(layer)
+    handles = np.array([batch.open() for _ in x])
+    assert_as_alone(stepped(batch, handles, x), alone(layer, x), compiled)
+    floats = fl.StreamBatch(made(model, compiled))
+    assert floats.weights_id != batch.weights_id
+    (state,) = batch.export(handles[:1])
+    with pytest.raises(fl.StateError, match="other weights"):
+        floats.restore([state])
+    floats.restore([state], other_weights=True)
+    floats.swap(layer)  # the same equation
+    assert floats.weights_id == batch.weights_id
 
 
 def test_float64() -> None:
@@ -306,6 +324,41 @@ def test_keys() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ room, idle ones
+@pytest.mark.parametrize("width", [1, 16, 17, 256, 300, 1000, 3000])
+@pytest.mark.parametrize("capacity", [1, 5000])
+def test_records_lie_apart_at_cache_lines(width: int, capacity: int) -> None:
+    slabs = Slabs(width, np.dtype(F32))
+    while slabs.capacity < capacity:
+        slabs.grow(-(-(capacity - slabs.capacity) // SLAB))
+    slabs.grow()
+    starts = np.array([a.__array_interface__["data"][0] + 4 * slabs.stride * np.arange(SLAB) for a in slabs.records])
+    ordered = np.sort(starts.reshape(-1))
+    assert (starts % 64 == 0).all() and (np.diff(ordered) >= 4 * width).all()
+    for a in slabs.records:
+        assert not a.any()
+        a[...] = 1
+    assert all((a == 1).all() for a in slabs.records)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("capacity", [1, 40_000])
+def test_after_a_fork_the_child_has_states_of_its_own(capacity: int) -> None:
+    layer, x = fl.LSTM(I, 64, seed=1), draw(1, 3, I)
+    batch = fl.StreamBatch(layer, capacity=capacity)
+    handle = batch.open()
+    batch.step(handle, x[0, 0])
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for _ in range(5):
+                batch.step(handle, x[0, 2])
+            batch.close(handle)
+        finally:
+            os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    np.testing.assert_array_equal(batch.step(handle, x[0, 1]), alone(layer, x)[0, 1])
+
+
 def test_growth_moves_no_state(backend: str) -> None:
     batch, x = fl.StreamBatch(made("lstm", backend), capacity=1), draw(1, 2, I)
     first = batch.open()

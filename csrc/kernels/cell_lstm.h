@@ -34,7 +34,7 @@ INLINE void lstm_rows(const Step *s, const float *tile, ptrdiff_t u, int lanes, 
         const V c_before = c, o_before = o; /* of the row before */
         V i = V_LOAD(tile), f = V_LOAD(tile + lanes), g = V_LOAD(tile + 2 * lanes);
         o = V_LOAD(tile + 3 * lanes);
-        float *const at_c = s->c + row * H + u;
+        float *const at_c = row_of_c(s, row) + u;
         c = V_LOADN(at_c, count);
         if (standard) {
             v_gates(&i, &f, &g, &o);

@@ -31,12 +31,8 @@ static void dense_pack(fl_dense *k, const float *weight, const float *bias, int 
 /* y = x weight' + bias for rows n0..n1 and one part of the panels. */
 static void dense_product(const fl_dense_call *call, ptrdiff_t n0, ptrdiff_t n1, int part, int parts) {
     const fl_dense *k = call->dense;
-    Product q = {.kernels = &storage_f32,
-                 .start = k->bias,
-                 .a = call->x + n0 * k->I,
-                 .lda = k->I,
-                 .wa = k->forward,
-                 .ka = k->I};
+    Product q = {
+        .kernels = &storage_f32, .start = k->bias, .a = call->x + n0 * k->I, .lda = k->I, .wa = k->forward, .ka = k->I};
     plain_shape(&q, k->U);
     fl_share(q.panels, 1, part, parts, &q.first_panel, &q.end_panel);
     const Destination d = {call->logits + n0 * k->U, k->U, k->U};

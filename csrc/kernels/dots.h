@@ -1,7 +1,8 @@
-/* dots.h: products of rows of bytes with panels of bytes (FL_INT8, see storage.h). Included by kernels.h once for each way
- * in which the instruction set can do it, with
+/* dots.h: products of rows of integers with panels of integers (storage.h). Included by ways.h once for each storage and
+ * each way in which the instruction set can do it, with
  *
- *   DOT(sum, x, w)   sum += the products of the four bytes of x and of w, lane by lane
+ *   STORED           FL_INT8 or FL_INT16
+ *   DOT(sum, x, w)   sum += the products of the four bytes, or two int16_t, of x and of w, lane by lane
  *   DOTS(name)       a name of this way's own
  *   BY_PROCESSOR     whether DOT is one instruction */
 
@@ -38,12 +39,17 @@ INLINE void DOTS(sums)(VI *sum, const int M, const int P, const int C, const int
     EACH(i, M * P * C)
         sum[i] = VI_ZERO;
     for (int plane = planes - 1; plane >= 0; plane--) {
-        for (ptrdiff_t b = block; b < block + blocks_of_sum(planes) && b * BLOCK_ROWS < groups; b++) {
-            const char *const w = panel + row_of_block(b) * C * VECTOR;
-            EACH(i, M * P * C)
-                sum[i] = VI_ADD(sum[i], VI_LOAD(w + i % (P * C) / C * next + i % C * VECTOR));
-            DOTS(add_block)(sum, M, P, C, a + plane * (lda / planes) + b * 4 * BLOCK_ROWS, lda, w + C * VECTOR, next,
-                            fl_min(BLOCK_ROWS, groups - b * BLOCK_ROWS));
+        const ptrdiff_t end = fl_min(block + blocks_of_sum(STORED, planes), fl_ceil_div(groups, block_rows(STORED)));
+        for (ptrdiff_t b = block; b < end; b++) {
+            const char *w = panel + row_of_block(STORED, b) * C * VECTOR;
+            const ptrdiff_t first = b * block_rows(STORED);
+            if (STORED == FL_INT8) {
+                EACH(i, M * P * C)
+                    sum[i] = VI_ADD(sum[i], VI_LOAD(w + i % (P * C) / C * next + i % C * VECTOR));
+                w += C * VECTOR;
+            }
+            DOTS(add_block)(sum, M, P, C, a + plane * (lda / planes) + 4 * first, lda, w, next,
+                            fl_min(block_rows(STORED), groups - first));
         }
         if (plane)
             EACH(i, M * P * C)
@@ -55,8 +61,8 @@ INLINE void DOTS(sums)(VI *sum, const int M, const int P, const int C, const int
 INLINE void DOTS(tile_add)(const int M, const int CA, const int C, const int third_acc, const int planes,
                            const float *start, ptrdiff_t ld_start, const uint8_t *a, ptrdiff_t lda, const float *units,
                            const char *w, ptrdiff_t K, float *out, ptrdiff_t ld_out) {
-    const ptrdiff_t groups = fl_ceil_div(K, 4);
-    for (ptrdiff_t block = 0; block * BLOCK_ROWS < groups; block += blocks_of_sum(planes)) {
+    const ptrdiff_t groups = fl_ceil_div(K, STORED == FL_INT8 ? 4 : 2);
+    for (ptrdiff_t block = 0; block * block_rows(STORED) < groups; block += blocks_of_sum(STORED, planes)) {
         VI sum[ROWS * 4];
         DOTS(sums)(sum, M, 1, C, planes, a, lda, w, 0, block, groups);
         EACH(m, M) {
@@ -79,7 +85,7 @@ INLINE void DOTS(tile)(const Tile *t, const int M, const int CA, const int C, co
     const float *start = t->start;
     ptrdiff_t ld = t->ld_start;
     if (t->ka > 0) {
-        if (t->a_planes == 2)
+        if (STORED == FL_INT8 && t->a_planes == 2)
             DOTS(tile_add)(M, CA, C, 2, 2, start, ld, t->a, t->lda, t->a_units, t->wa, t->ka, t->out, t->ld_out);
         else
             DOTS(tile_add)(M, CA, C, 2, 1, start, ld, t->a, t->lda, t->a_units, t->wa, t->ka, t->out, t->ld_out);
@@ -97,8 +103,9 @@ TILES_OF(DOTS(tile))
 /* acc (P panels, CA vectors) += the product of one row with an operand. */
 INLINE void DOTS(row_add)(V *acc, const int P, const int CA, const int C, const int third_acc, const int planes,
                           const uint8_t *a, ptrdiff_t lda, const float *unit, const char *w, ptrdiff_t K) {
-    const ptrdiff_t groups = fl_ceil_div(K, 4), next = bytes_int8(K) * C * VL;
-    for (ptrdiff_t block = 0; block * BLOCK_ROWS < groups; block += blocks_of_sum(planes)) {
+    const ptrdiff_t groups = fl_ceil_div(K, STORED == FL_INT8 ? 4 : 2);
+    const ptrdiff_t next = (STORED == FL_INT8 ? bytes_int8 : bytes_int16)(K)*C * VL;
+    for (ptrdiff_t block = 0; block * block_rows(STORED) < groups; block += blocks_of_sum(STORED, planes)) {
         VI sum[2 * 4];
         DOTS(sums)(sum, 1, P, C, planes, a, lda, w, next, block, groups);
         EACH(v, P * C) {
@@ -117,7 +124,7 @@ INLINE void DOTS(row_tile)(const Product *q, const int P, const int CA, const in
     V acc[2 * 4];
     EACH(v, P * CA)
         acc[v] = V_LOAD(start + v * VL);
-    if (q->a && q->a_planes == 2)
+    if (STORED == FL_INT8 && q->a && q->a_planes == 2)
         DOTS(row_add)(acc, P, CA, C, 2, 2, q->a, q->lda, q->a_units, panel_at(q, q->wa, q->ka, p), q->ka);
     else if (q->a)
         DOTS(row_add)(acc, P, CA, C, 2, 1, q->a, q->lda, q->a_units, panel_at(q, q->wa, q->ka, p), q->ka);
@@ -152,7 +159,7 @@ static void DOTS(row_gru)(const Product *q, ptrdiff_t from, ptrdiff_t end, epilo
     DOTS(row_panels)(q, 4, 3, 3, from, end, epilogue, context);
 }
 
-static const Storage DOTS(storage) = {.bytes = bytes_int8,
+static const Storage DOTS(storage) = {.bytes = STORED == FL_INT8 ? bytes_int8 : bytes_int16,
                                       .quantises = 1,
                                       .has_dots = BY_PROCESSOR,
                                       .tiles = DOTS_TABLE(DOTS(tile)),
@@ -162,3 +169,4 @@ static const Storage DOTS(storage) = {.bytes = bytes_int8,
 #undef DOT
 #undef DOTS
 #undef BY_PROCESSOR
+#undef STORED

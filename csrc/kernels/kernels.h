@@ -61,6 +61,8 @@
 
 #include "walk.h"
 
+#include "rows.h"
+
 #include "walk_back.h"
 
 #include "sums.h"
@@ -83,6 +85,7 @@ const fl_isa JOIN(fl_isa_, ISA) = {
     .dense_pack = dense_pack,
     .dense_scratch = dense_scratch,
     .forward = forward,
+    .step_rows = step_rows,
     .backward = backward,
     .dense_forward = dense_forward,
     .dense_backward = dense_backward,

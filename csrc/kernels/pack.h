@@ -5,7 +5,7 @@
 typedef struct {
     int storage;
     const void *w;
-    const float *scales; /* FL_INT8: of each output; else NULL */
+    const float *scales; /* integers: of each output; else NULL */
     ptrdiff_t by_output, by_depth;
 } Matrix;
 
@@ -51,23 +51,25 @@ static void pack_halves(uint16_t *to, const Panel *panel, ptrdiff_t K, const Mat
         }
 }
 
-/* Scales, corrections, and four depths to a word; see storage.h. */
-static void pack_bytes(char *to, const Panel *panel, ptrdiff_t K, const Matrix *of) {
-    const ptrdiff_t width = panel->width, row = panel->pieces * width;
-    memset(to, 0, (size_t)(row * bytes_int8(K)));
+/* Scales, corrections of FL_INT8, and four or two depths to a word; see storage.h. */
+static void pack_integers(char *to, const Panel *panel, ptrdiff_t K, const Matrix *of) {
+    const ptrdiff_t width = panel->width, row = panel->pieces * width, bytes = of->storage == FL_INT8 ? 1 : 2;
+    memset(to, 0, (size_t)(row * storage_of(of->storage)->bytes(K)));
     for (ptrdiff_t k0 = 0; k0 < K; k0 += FL_PACK_STRETCH)
         for (ptrdiff_t i = 0; i < row; i++) {
             const ptrdiff_t v = i / width, lane = i % width, output = panel->from[v] + lane;
             if (lane >= panel->count[v])
                 continue;
-            const int8_t *const from = (const int8_t *)of->w + output * of->by_output;
+            const char *const from = (const char *)of->w + output * of->by_output * bytes;
             int32_t sum = 0;
             for (ptrdiff_t k = k0; k < fl_min(K, k0 + FL_PACK_STRETCH); k++) {
-                to[(row_of_depth(k) * row + i) * 4 + k % 4] = (char)from[k];
-                sum += from[k];
+                char *const at = to + (row_of_depth(of->storage, k) * row + i) * 4 + k * bytes % 4;
+                memcpy(at, from + k * bytes, (size_t)bytes);
+                sum += *(const int8_t *)at;
             }
-            ((float *)to)[i] = of->scales[output];
-            ((int32_t *)to)[row_of_block(k0 / (4 * BLOCK_ROWS)) * row + i] -= BYTE_BIAS * sum;
+            ((float *)(void *)to)[i] = of->scales[output];
+            if (of->storage == FL_INT8)
+                ((int32_t *)(void *)to)[row_of_block(FL_INT8, k0 / BLOCK_DEPTHS) * row + i] -= BYTE_BIAS * sum;
         }
 }
 
@@ -75,7 +77,8 @@ static void pack_bytes(char *to, const Panel *panel, ptrdiff_t K, const Matrix *
 static char *pack_panel(char *to, const Panel *panel, ptrdiff_t K, const Matrix *of) {
     switch (of->storage) {
     case FL_FLOAT16: pack_halves((void *)to, panel, K, of); break;
-    case FL_INT8: pack_bytes(to, panel, K, of); break;
+    case FL_INT8:
+    case FL_INT16: pack_integers(to, panel, K, of); break;
     default: pack_floats((void *)to, panel, K, of);
     }
     return to + panel->pieces * panel->width * storage_of(of->storage)->bytes(K);

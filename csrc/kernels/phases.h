@@ -40,8 +40,7 @@ static void candidate_phase(const fl_block *k, Product *q) {
 /* The second product of a projected LSTM. */
 static void projection_phase(const fl_block *k, Product *q) {
     const fl_spec *s = &k->spec;
-    *q = (Product){
-        .storage = k->storage, .kernels = storage_of(k->storage), .ldb = s->H, .wb = k->w_r, .kb = s->H};
+    *q = (Product){.storage = k->storage, .kernels = storage_of(k->storage), .ldb = s->H, .wb = k->w_r, .kb = s->H};
     plain_shape(q, s->R);
 }
 
@@ -93,21 +92,21 @@ static Starts starts_of(const fl_block *k, int part, int parts) {
 }
 
 /* Makes quantised rows of x a product's first operand. */
-INLINE void take_x(Product *q, const Bytes *x) {
+INLINE void take_x(Product *q, const Integers *x) {
     q->a = x->bytes, q->lda = x->ld, q->a_units = x->units, q->a_planes = x->planes;
 }
 
 /* The input's product of n rows x, of every phase that has the input as an operand, for one part of the panels. of_x:
  * memory for n quantised rows. */
 static void hoisted_product(const fl_block *k, const float *x, ptrdiff_t n, float *start, const Starts *starts,
-                            int part, int parts, const Bytes *of_x) {
-    if (k->storage == FL_INT8)
+                            int part, int parts, const Integers *of_x) {
+    if (fl_quantises(k->storage))
         quantise(of_x, x, n, k->spec.I, k->x_least);
     for (int phase = 0; phase < input_phases(k); phase++) {
         Product q;
         input_phase(k, phase, &q);
         q.a = x, q.kb = 0, q.out = start + starts->at[phase], q.ld_out = starts->width;
-        if (k->storage == FL_INT8)
+        if (fl_quantises(k->storage))
             take_x(&q, of_x);
         fl_share(q.panels, 1, part, parts, &q.first_panel, &q.end_panel);
         tile_product(&q, q.first_panel, q.end_panel, n, NULL, NULL);
@@ -164,7 +163,7 @@ static void make_phase(Phase *p, const fl_block *k, int phase, const Starts *sta
 /* Quantises a phase's operands and makes them the product's. x is quantised by the first phase, for the second too. */
 static void quantise_operands(const Phase *p, Product *q, const Step *s, ptrdiff_t n, const float *x) {
     const fl_block *k = s->k;
-    const Bytes of_h = {s->of_h.bytes, fl_row_bytes(q->kb, 1), s->of_h.units, 1};
+    const Integers of_h = {s->of_h.bytes, fl_row_bytes(k, q->kb, 1), s->of_h.units, 1, s->of_h.of_16_bits};
     quantise(&of_h, p->of_m ? s->m : s->h, n, q->kb, p->of_m ? k->m_least : k->h_least);
     q->b = of_h.bytes, q->ldb = of_h.ld, q->b_units = of_h.units;
     if (!x)
@@ -174,8 +173,8 @@ static void quantise_operands(const Phase *p, Product *q, const Step *s, ptrdiff
     take_x(q, &s->of_x);
 }
 
-/* A phase of a job's step i, of n rows. */
-INLINE void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, const fl_forward_job *job, ptrdiff_t i) {
+/* Gives a phase's product its operands, of n rows. */
+INLINE void take_operands(Phase *p, const Step *s, ptrdiff_t n, const Input *in) {
     Product *const q = &p->product;
     q->b = p->of_m ? s->m : s->h;
     if (p->hoisted && p->of_x)
@@ -184,6 +183,12 @@ INLINE void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, con
         q->a = in->x, q->ids = in->ids, q->next_ids = in->next_ids;
     if (q->kernels->quantises)
         quantise_operands(p, q, s, n, p->of_x && !p->hoisted ? in->x : NULL);
+}
+
+/* A phase of a job's step i, of n rows. */
+INLINE void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, const fl_forward_job *job, ptrdiff_t i) {
+    Product *const q = &p->product;
+    take_operands(p, s, n, in);
     q->reversed_panels = (i + job->reversed_panels) & 1;
     q->prefetches = job->prefetches;
     product(q, n, p->epilogue, s);

@@ -16,7 +16,7 @@ struct Product {
     ptrdiff_t lda, ka;
     const void *b, *wb; /* (n, kb), panels; NULL: absent */
     ptrdiff_t ldb, kb;
-    const float *a_units, *b_units; /* FL_INT8: see Tile */
+    const float *a_units, *b_units; /* integers: see Tile */
     int a_planes;
     float *out; /* (n, panels, CA, VL); NULL: there is an epilogue */
     ptrdiff_t ld_out;
@@ -67,12 +67,11 @@ INLINE void prefetch_token_rows(const Product *q, ptrdiff_t panel, int step, ptr
     const int last = later < q->first_panel || later >= q->end_panel;
     const int64_t *const ids = (last ? q->next_ids : q->ids) + row;
     const ptrdiff_t wanted = last ? panel : later, vectors_of = vectors[panel_shape(q, wanted)];
-    const int of_bytes = q->storage == FL_INT8, of_halves = q->storage == FL_FLOAT16;
-    const ptrdiff_t piece = vectors_of * VL * (of_halves ? 2 : 4);
+    const ptrdiff_t piece = vectors_of * VL * (q->storage == FL_FLOAT16 ? 2 : 4);
     const char *const wa = panel_at(q, q->wa, q->ka, wanted);
     for (int m = 0; m < rows; m++)
         for (ptrdiff_t j = 0; j < piece; j += 64)
-            __builtin_prefetch(wa + (of_bytes ? row_of_depth(ids[m]) : ids[m]) * piece + j);
+            __builtin_prefetch(wa + row_of_depth(q->storage, ids[m]) * piece + j);
 }
 
 /* ------------------------------------------------------------------------------------------------------------- tiles */
@@ -255,7 +254,7 @@ typedef struct {
 #define EPILOGUE(NAME, ROW, CA, C, THIRD_ACC)                                                                          \
     EPILOGUE_FUNCTIONS(NAME, ROW, CA, C, THIRD_ACC)                                                                    \
     static const Epilogue NAME##_epilogue = {NAME##_tile, NAME##_row, NULL};
-#define EPILOGUE_FUNCTIONS(NAME, ROW, CA, C, THIRD_ACC)                                                                          \
+#define EPILOGUE_FUNCTIONS(NAME, ROW, CA, C, THIRD_ACC)                                                                \
     static void NAME##_tile(const void *context, const float *tile, ptrdiff_t panel, ptrdiff_t row, int rows) {        \
         NAME(context, tile, panel, row, rows);                                                                         \
     }                                                                                                                  \
@@ -273,7 +272,7 @@ INLINE void product(const Product *q, ptrdiff_t n, const Epilogue *epilogue, con
     if (q->reversed_panels)
         tile_product(q, full, end, 1, epilogue->tile, context);
     single_row_fn *const row = q->shape == SHAPE_GRU ? q->kernels->row_gru : q->kernels->row;
-    if (q->kernels->has_dots && epilogue->row_bytes)
+    if (q->storage == FL_INT8 && q->kernels->has_dots && epilogue->row_bytes)
         epilogue->row_bytes(q, from, full, context);
     else if (row)
         row(q, from, full, epilogue->tile, context);

@@ -16,13 +16,23 @@ typedef struct {
     ptrdiff_t tape_row0;                     /* first packed row of this step */
     ptrdiff_t y_row0;                        /* first row of y of this step */
     const int64_t *y_rows;                   /* (n) offsets from y_row0, or NULL: contiguous */
-    Bytes of_x, of_h; /* FL_INT8: memory for n quantised rows of x, and of h or m */
+    Integers of_x, of_h;                     /* integers: memory for n quantised rows of x, and of h or m */
+    float *const *records; /* (n) where each row's h' and c lie, from at_h and at_c on, in place of h_new, c; or NULL */
+    ptrdiff_t at_h, at_c;
 } Step;
+
+/* A row's c, and where its h' goes. */
+INLINE float *row_of_c(const Step *s, ptrdiff_t row) {
+    return s->records ? s->records[row] + s->at_c : s->c + row * s->k->spec.H;
+}
+INLINE float *row_of_h_new(const Step *s, ptrdiff_t row) {
+    return s->records ? s->records[row] + s->at_h : s->h_new + row * s->k->spec.R;
+}
 
 /* Writes `count` units of a row's h' from u on: to the state, to y and to the tape. */
 INLINE void give_h(const Step *s, ptrdiff_t row, ptrdiff_t u, V h, int count) {
     const ptrdiff_t R = s->k->spec.R;
-    V_STOREN(s->h_new + row * R + u, h, count);
+    V_STOREN(row_of_h_new(s, row) + u, h, count);
     if (s->y)
         V_STOREN(s->y + (s->y_row0 + (s->y_rows ? s->y_rows[row] : row)) * s->ldy + u, h, count);
     if (s->tape_h)

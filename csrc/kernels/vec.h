@@ -55,21 +55,25 @@ INLINE V scalar_half(const void *p) {
     memcpy(&v, &bits, sizeof v);
     return copysignf(rest < 0x400 ? (float)rest * 0x1p-24f : v, sign ? -1.0f : 1.0f);
 }
-#define V_LOADH(p) scalar_half(p)    /* VL float16 from any address */
+#define V_LOADH(p) scalar_half(p) /* VL float16 from any address */
 #define VI_ZERO 0
-#define VI_LOAD(p) scalar_word(p)    /* from any address */
-#define VI_WORD(p) scalar_word(p)    /* the 4 bytes at p, in every lane */
+#define VI_LOAD(p) scalar_word(p)                    /* from any address */
+#define VI_WORD(p) scalar_word(p)                    /* the 4 bytes at p, in every lane */
 #define VI_BYTE(p, j) ((VI)((const int8_t *)(p))[j]) /* byte j (0..3) of each of VL words at p, with its sign */
-#define VI_ROUND(a) ((VI)lrintf(a))  /* to the nearest integer, halves to even; anything for NaN */
-#define VI_FLOAT(i) ((float)(i))     /* to the nearest float, halves to even */
-#define VI_SIZE(a) scalar_size(a)    /* the bits of |a|: ordered as the numbers are, and NaN last */
+#define VI_SHORT(p, j)                                                                                                 \
+    ((VI)((const int16_t *)(const void *)(p))[j]) /* int16_t number j (0, 1) of each of VL words at p */
+#define VI_ROUND(a) ((VI)lrintf(a))               /* to the nearest integer, halves to even; anything for NaN */
+#define VI_FLOAT(i) ((float)(i))                  /* to the nearest float, halves to even */
+#define VI_SIZE(a) scalar_size(a)                 /* the bits of |a|: ordered as the numbers are, and NaN last */
 #define VI_MAX(a, b) ((a) > (b) ? (a) : (b))
-#define VI_LARGEST(a) (a)            /* the largest lane */
+#define VI_LARGEST(a) (a) /* the largest lane */
 #define VI_ADD(a, b) ((a) + (b))
 #define VI_256(i) ((i) * 256)
-#define VI_LOW(i) ((VI)(int8_t)(i))  /* the lowest byte, with its sign; and the integer i is VI_LOW(i) + 256 VI_HIGH(i) */
+#define VI_LOW(i)                                                                                                      \
+    ((VI)(int8_t)(i)) /* the lowest byte, with its sign; and the integer i is VI_LOW(i) + 256 VI_HIGH(i) */
 #define VI_HIGH(i) (((i) + 128) >> 8)
-#define VI_PUT(p, i) (*(uint8_t *)(p) = (uint8_t)((i) + BYTE_BIAS)) /* VL integers in -128..127 as bytes, biased */
+#define VI_PUT(p, i) (*(uint8_t *)(p) = (uint8_t)((i) + BYTE_BIAS))  /* VL integers in -128..127 as bytes, biased */
+#define VI_PUT_SHORT(p, i) (*(int16_t *)(void *)(p) = (int16_t)(i))  /* VL integers of 16 bits */
 #define V_DEQUANTISE(i, scale, start) fmaf((float)(i), scale, start) /* one rounding, as everywhere */
 
 #elif VL == 4
@@ -133,6 +137,7 @@ INLINE void neon_put(void *p, VI i) {
 #define VI_LOAD(p) vreinterpretq_s32_u8(vld1q_u8((const uint8_t *)(p)))
 #define VI_WORD(p) neon_word(p)
 #define VI_BYTE(p, j) vshrq_n_s32(vshlq_s32(VI_LOAD(p), vdupq_n_s32(24 - 8 * (int)(j))), 24)
+#define VI_SHORT(p, j) vshrq_n_s32(vshlq_s32(VI_LOAD(p), vdupq_n_s32(16 - 16 * (int)(j))), 16)
 #define VI_ROUND(a) vcvtnq_s32_f32(a)
 #define VI_FLOAT(i) vcvtq_f32_s32(i)
 #define VI_SIZE(a) vreinterpretq_s32_f32(vabsq_f32(a))
@@ -143,6 +148,7 @@ INLINE void neon_put(void *p, VI i) {
 #define VI_LOW(i) vshrq_n_s32(vshlq_n_s32(i, 24), 24)
 #define VI_HIGH(i) vshrq_n_s32(vaddq_s32(i, vdupq_n_s32(128)), 8)
 #define VI_PUT(p, i) neon_put(p, i)
+#define VI_PUT_SHORT(p, i) vst1_s16((int16_t *)(void *)(p), vqmovn_s32(i))
 #define V_DEQUANTISE(i, scale, start) V_FMA(VI_FLOAT(i), scale, start)
 
 #elif VL == 8
@@ -185,8 +191,9 @@ INLINE int32_t avx2_largest(VI a) {
     most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
     return _mm_cvtsi128_si32(_mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1)));
 }
+INLINE __m128i avx2_narrow(VI i) { return _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1)); }
 INLINE void avx2_put(void *p, VI i) {
-    const __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+    const __m128i narrow = avx2_narrow(i);
     _mm_storel_epi64((__m128i *)p, _mm_xor_si128(_mm_packs_epi16(narrow, narrow), _mm_set1_epi8(-128)));
 }
 #define V_LOADH(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
@@ -194,6 +201,7 @@ INLINE void avx2_put(void *p, VI i) {
 #define VI_LOAD(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 #define VI_WORD(p) avx2_word(p)
 #define VI_BYTE(p, j) _mm256_srai_epi32(_mm256_sll_epi32(VI_LOAD(p), _mm_cvtsi32_si128(24 - 8 * (int)(j))), 24)
+#define VI_SHORT(p, j) _mm256_srai_epi32(_mm256_sll_epi32(VI_LOAD(p), _mm_cvtsi32_si128(16 - 16 * (int)(j))), 16)
 #define VI_ROUND(a) _mm256_cvtps_epi32(a)
 #define VI_FLOAT(i) _mm256_cvtepi32_ps(i)
 #define VI_SIZE(a) _mm256_and_si256(_mm256_set1_epi32(INT32_MAX), _mm256_castps_si256(a))
@@ -204,6 +212,7 @@ INLINE void avx2_put(void *p, VI i) {
 #define VI_LOW(i) _mm256_srai_epi32(_mm256_slli_epi32(i, 24), 24)
 #define VI_HIGH(i) _mm256_srai_epi32(_mm256_add_epi32(i, _mm256_set1_epi32(128)), 8)
 #define VI_PUT(p, i) avx2_put(p, i)
+#define VI_PUT_SHORT(p, i) _mm_storeu_si128((__m128i *)(void *)(p), avx2_narrow(i))
 #define V_DEQUANTISE(i, scale, start) V_FMA(VI_FLOAT(i), scale, start)
 
 #elif VL == 16
@@ -245,6 +254,7 @@ INLINE VI avx512_word(const void *p) {
 #define VI_LOAD(p) _mm512_loadu_si512((const void *)(p))
 #define VI_WORD(p) avx512_word(p)
 #define VI_BYTE(p, j) _mm512_srai_epi32(_mm512_sll_epi32(VI_LOAD(p), _mm_cvtsi32_si128(24 - 8 * (int)(j))), 24)
+#define VI_SHORT(p, j) _mm512_srai_epi32(_mm512_sll_epi32(VI_LOAD(p), _mm_cvtsi32_si128(16 - 16 * (int)(j))), 16)
 #define VI_ROUND(a) _mm512_cvtps_epi32(a)
 #define VI_FLOAT(i) _mm512_cvtepi32_ps(i)
 #define VI_SIZE(a) _mm512_and_si512(_mm512_set1_epi32(INT32_MAX), _mm512_castps_si512(a))
@@ -256,6 +266,7 @@ INLINE VI avx512_word(const void *p) {
 #define VI_HIGH(i) _mm512_srai_epi32(_mm512_add_epi32(i, _mm512_set1_epi32(128)), 8)
 #define VI_PUT(p, i)                                                                                                   \
     _mm_storeu_si128((__m128i *)(void *)(p), _mm_xor_si128(_mm512_cvtsepi32_epi8(i), _mm_set1_epi8(-128)))
+#define VI_PUT_SHORT(p, i) _mm256_storeu_si256((__m256i *)(void *)(p), _mm512_cvtsepi32_epi16(i))
 #define V_DEQUANTISE(i, scale, start) V_FMA(VI_FLOAT(i), scale, start)
 
 /* Only here: a table of 16 floats is a register, looked up at once in every lane by the lowest 4 bits of VI's. */

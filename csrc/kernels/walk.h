@@ -27,18 +27,19 @@ static Input input_at(const fl_rows *rows, ptrdiff_t I, ptrdiff_t row, ptrdiff_t
 }
 
 /* Memory number `at` of those in which a chunk's operands are quantised; see fl_quantised_floats. */
-static void place_bytes(const fl_block *k, const fl_chunk *chunk, int at, Bytes *of_x, Bytes *of_h) {
+static void place_integers(const fl_block *k, const fl_chunk *chunk, int at, Integers *of_x, Integers *of_h) {
     if (!chunk->quantised)
         return;
     const ptrdiff_t n = chunk->b1 - chunk->b0, rows = fl_max(n, chunk->hoisted_rows);
-    const ptrdiff_t ld = fl_row_bytes(k->spec.I, k->x_planes);
+    const ptrdiff_t ld = fl_row_bytes(k, k->spec.I, k->x_planes);
+    const int wide = k->storage == FL_INT16;
     float *const units = chunk->quantised + at * fl_quantised_floats(k, chunk);
     uint8_t *const bytes = (uint8_t *)(units + fl_round16(rows) + fl_round16(n));
-    *of_x = (Bytes){bytes, ld, units, k->x_planes};
-    *of_h = (Bytes){bytes + rows * ld, fl_row_bytes(k->spec.R, 1), units + fl_round16(rows), 1};
+    *of_x = (Integers){bytes, ld, units, k->x_planes, wide};
+    *of_h = (Integers){bytes + rows * ld, fl_row_bytes(k, k->spec.R, 1), units + fl_round16(rows), 1, wide};
 }
 
-/* What all steps of a chunk have in common. at: see place_bytes. */
+/* What all steps of a chunk have in common. at: see place_integers. */
 static void begin_steps(Step *s, const fl_forward_job *job, const fl_chunk *chunk, int at) {
     const fl_pass *pass = &job->passes[chunk->direction];
     *s = (Step){.k = pass->block,
@@ -54,7 +55,7 @@ static void begin_steps(Step *s, const fl_forward_job *job, const fl_chunk *chun
                 .tape_h = pass->tape_h,
                 .tape_m = pass->tape_m,
                 .y_rows = job->row_map ? job->row_map->sequences + chunk->b0 : NULL};
-    place_bytes(pass->block, chunk, at, &s->of_x, &s->of_h);
+    place_integers(pass->block, chunk, at, &s->of_x, &s->of_h);
 }
 
 /* Step t, in which the chunk's first sequence is packed row `row`. */
@@ -146,7 +147,7 @@ static void end_walk(Walk *w) {
 /* Start values for a chunk's steps from the i-th on, in walking order, as many as there is room for. `first` is the i-th
  * step's first packed row. Returns the step after them. */
 static ptrdiff_t hoist_stretch(const fl_forward_job *job, const fl_chunk *chunk, ptrdiff_t i, ptrdiff_t first,
-                               const Bytes *of_x) {
+                               const Integers *of_x) {
     const fl_pass *pass = &job->passes[chunk->direction];
     const int reverse = pass->block->reverse;
     const fl_rows *rows = job->rows;
@@ -205,8 +206,8 @@ static void do_hoist(const fl_forward_job *job, const fl_task *task) {
     const fl_block *k = pass->block;
     const Starts starts = task_starts(job, k, task);
     const ptrdiff_t B = chunk->b1, t0 = first_of(pass, job->rows->T, task->i0, task->i1);
-    Bytes of_x, of_h;
-    place_bytes(k, chunk, task->part, &of_x, &of_h);
+    Integers of_x, of_h;
+    place_integers(k, chunk, task->part, &of_x, &of_h);
     hoisted_product(k, job->rows->x + t0 * B * k->spec.I, (task->i1 - task->i0) * B,
                     start_of(job, chunk, task, &starts), &starts, task->part, task->parts, &of_x);
 }

@@ -16,6 +16,7 @@ EXAMPLES = (
     "fastlstm bench --peers --training --cases step",
     "fastlstm bench --peers --neighbours",
     "fastlstm bench --peers --quantised",
+    "fastlstm bench --streams",
 )
 
 
@@ -30,6 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--quantised", action="store_true", help="int8 and float16 beside float32, instead of inference"
     )
     parser.add_argument("--neighbours", action="store_true", help="beside busy processes and threads, instead of alone")
+    parser.add_argument("--streams", action="store_true", help="many streams in one process (fastlstm.StreamBatch)")
     parser.add_argument("--threads", nargs="+", type=int, metavar="N", help="(default: 1; beside processes 2)")
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each (default: 15; beside neighbours 5)")
     parser.add_argument("--out", default="bench-report", metavar="FOLDER", help="(default: %(default)s)")
@@ -44,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
 
     if min(options.threads or [1]) < 1 or (options.rounds or 1) < 1:
         raise ValueError("--threads and --rounds must be at least 1")
+    if options.streams:
+        return bench_streams(options)
     if options.neighbours:
         return bench_neighbours(options)
     threads, rounds = options.threads or [1], options.rounds or 15
@@ -90,3 +94,21 @@ def bench_neighbours(options: argparse.Namespace) -> int:
     give(options, f"report in {written}", report=str(written))
     wrong = any(one.wrong for entry in done.entries for one in entry.results[neighbours.QUIET].values())
     return FAILED if wrong else 0
+
+
+def bench_streams(options: argparse.Namespace) -> int:
+    """Measure many streams, and write a report of ratios and their bounds."""
+    from ..files import check_writable
+    from ..report import streams
+
+    if options.training or options.cells or options.isas or options.neighbours or options.threads:
+        raise ValueError(
+            "--streams has cases of its own, so leave --training, --cells, --isas, --neighbours and --threads out"
+        )
+    parts, out = streams.select(options.cases), Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("streams.json", "streams.md"):
+        check_writable(out / name)
+    written = streams.write(streams.run(parts, options.rounds or 15), out)
+    give(options, f"report in {written}", report=str(written))
+    return 0

@@ -191,7 +191,7 @@ def _converted(path: str) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         try:
             layer = convert.read(path)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OSError) as error:
             return {"as one of fastlstm's": files.one_line(error)}
     return {"as one of fastlstm's": repr(layer), "FLOPs a step": convert.flops(layer)}
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..files import write_atomically
+from ..layer import Layer
 from ..layout import Array
 from ..quantise import check_floats
 from ..steps import Lookup, Recurrence, Step, steps_of
@@ -82,7 +83,8 @@ def to_c(
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     for one in model if isinstance(model, (list, tuple)) else [model]:
-        check_floats(one, "to_c")
+        if isinstance(one, Layer):
+            check_floats(one, "to_c")
     steps = steps_of(model)
     if not any(isinstance(step, Recurrence) for step in steps):
         raise ValueError(f"the model has no recurrent layer, so it has no steps: {', '.join(map(str, steps))}")

@@ -27,7 +27,7 @@ class KerasCall(Call):
     Parameters
     ----------
     sequences : bool
-        The outputs of all steps are wanted. False: y is packed rows that are not read.
+        The outputs of all steps are wanted. False: y is packed rows that are not read, none in inference.
     """
 
     sequences: bool
@@ -37,8 +37,9 @@ class KerasCall(Call):
         return True
 
     def run(self, x: Array, states: engine.States, record: engine.Record | None, drop: Any = None) -> Array:
+        wanted = self.sequences or record is not None
         with torch_threads():
-            return engine.forward(c, self.blocks, x, self.batch, states, record, drop, not self.sequences)
+            return engine.forward(c, self.blocks, x, self.batch, states, record, drop, not self.sequences, wanted)
 
     def weight_gradients(self, grads: dict[str, Array]) -> list[Any]:
         spec = self.form.specs[0][0]

@@ -46,14 +46,18 @@ class Entry:
     operator : str
     why : str or None
         Why it was left on ONNX Runtime; None where it is on the kernels.
+    storage : str or None
+        How the kernels keep its weights, where that was asked for.
     """
 
     name: str
     operator: str
     why: str | None
+    storage: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.operator}: " + ("on the kernels" if self.why is None else f"left: {self.why}")
+        kept = f", weights kept as {self.storage}" if self.storage else ""
+        return f"{self.name}: {self.operator}: " + (f"left: {self.why}" if self.why else f"on the kernels{kept}")
 
 
 @dataclass
@@ -109,9 +113,9 @@ def accelerate(
         Keep the states of the recurrent nodes in the session from call to call, so that sequences can be fed piece by
         piece; `Session.reset` begins new ones. The first call begins with the model's own initial states. Inputs of
         the model that hold a state may be left out then; one that is given counts for that call.
-    storage : {None, "float32", "float16", "int8"}
-        How the kernels keep the weights of the recurrent nodes (`fastlstm.storage`). None: as they are. With float16
-        and int8 no call is left to ONNX Runtime for being short, so that all outputs have the same roundings.
+    storage : {None, "float32", "float16", "int16", "int8"}
+        How the kernels keep the weights of the recurrent nodes (`fastlstm.storage`). None: as they are. With reduced
+        weights no call is left to ONNX Runtime for being short, so that all outputs have the same roundings.
     threads : int, optional
         Of the kernels and of ONNX Runtime. None: `fastlstm.get_num_threads()`, for ONNX Runtime that of now.
     session_options : onnxruntime.SessionOptions, optional
@@ -148,7 +152,8 @@ def accelerate(
         made = _taken(one, graph, backend, storage)
         if isinstance(made, Recurrent):
             taken[one.node] = made
-        entries.append(Entry(one.name, one.node.op_type, made if isinstance(made, str) else None))
+        left = made if isinstance(made, str) else None
+        entries.append(Entry(one.name, one.node.op_type, left, None if left else storage))
     if stateful:
         _check_states(entries, taken, graph)
     options = session_options if session_options is not None else runtime.SessionOptions()
@@ -158,8 +163,7 @@ def accelerate(
         options.intra_op_num_threads = threads or num_threads.get_num_threads()
         if taken and options.intra_op_num_threads > 1:  # a worker that spins after its piece keeps our threads waiting
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    reduced = storage not in (None, "float32", "float64")
-    return _session(graph, taken, entries, options, stateful, threads, reduced)
+    return _session(graph, taken, entries, options, stateful, threads)
 
 
 def _taken(found: Found, graph: Graph, backend: str, storage: str | None) -> Recurrent | str:
@@ -226,7 +230,6 @@ def _session(
     options: Any,
     stateful: bool,
     threads: int | None,
-    reduced: bool,
 ) -> Session:
     def whole() -> Any:
         return inference_session(graph.model.to_bytes(), options)
@@ -237,12 +240,13 @@ def _session(
         except CannotCutError as error:
             if stateful:
                 raise ValueError(f"stateful=True: the model cannot be cut: {error}") from None
-            entries = [Entry(one.name, one.operator, one.why or f"the model cannot be cut: {error}") for one in entries]
+            why = f"the model cannot be cut: {error}"
+            entries = [Entry(one.name, one.operator, one.why or why) for one in entries]
         else:
             summary = Summary(entries, sum(isinstance(part, Piece) for _, part in parts))
             least = sum(one.work for one in taken.values())  # FLOPs of a call of one step of one sequence
-            always_cut = stateful or reduced or least >= LEAST_WORK
-            return Session(graph, parts, summary, stateful, threads, None if always_cut else whole)
+            always = stateful or least >= LEAST_WORK or any(one.storage for one in entries)
+            return Session(graph, parts, summary, stateful, threads, None if always else whole)
     step = Step(0, list(graph.proto.node), [*graph.inputs], graph.outputs)
     return Session(graph, [(step, Whole(whole()))], Summary(entries), stateful, threads)
 

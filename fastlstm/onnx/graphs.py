@@ -209,6 +209,9 @@ class Found:
 
     def inputs(self) -> Mapping[str, str]:
         """The names of the inputs that are there, by the operator's names."""
+        if len(self.node.input) > len(self.equation.inputs):
+            most = len(self.equation.inputs)
+            raise FileError(f"{self.equation.title} has {len(self.node.input)} inputs, the operator at most {most}")
         return {
             own: name
             for own, name in zip(self.equation.inputs, self.node.input, strict=False)

@@ -11,6 +11,7 @@ from .. import engine
 from .._backends import choose
 from ..layout import Array
 from ..packing import Batch
+from ..storage import input_forms
 from .nodes import Equation, Weights, weights
 
 
@@ -47,10 +48,12 @@ class Recurrence:
         self.weights: Weights = weights(node, arrays)
         specs, params = self.weights
         self.dtype = params[0]["weight_hh"].dtype
-        self._module = choose(backend, self.dtype.name, specs, storage or self.dtype.name)
+        kept = storage or self.dtype.name
+        self._module = choose(backend, self.dtype.name, specs, kept)
+        (form,) = input_forms([specs], [kept])
         self._blocks = [
             [
-                self._module.pack(spec, of_one, storage or self.dtype.name, back)
+                self._module.pack(spec, of_one, kept, back, form)
                 for spec, of_one, back in zip(specs, params, node.reverse, strict=True)
             ]
         ]

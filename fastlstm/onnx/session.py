@@ -28,7 +28,7 @@ class Session:
 
     Calls of a session without states may come from several threads at once; those of one with states are run one after
     another. A call with little recurrent work (`LEAST_WORK`), which is quicker uncut, is run by ONNX Runtime as a
-    whole (`uncut_calls` counts them); a session with states has no such calls.
+    whole (`uncut_calls` counts them); a session with states or with a storage of its own has no such calls.
 
     Attributes
     ----------

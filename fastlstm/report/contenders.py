@@ -288,6 +288,17 @@ def onnxruntime(case: Case, threads: int) -> Contender:
     return onnx_contender(case, lambda feeds: session.run(None, feeds))
 
 
+def stream_sessions(case: Case) -> Callable[[], Callable[[], object]]:
+    """Makes streams over one session, which any threads may use at the same time; each call of one is a step."""
+    ort = needed("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    session = ort.InferenceSession(onnx_model(case), options, providers=["CPUExecutionProvider"])
+    return lambda: onnx_contender(case, lambda feeds: session.run(None, feeds)).call
+
+
 def openvino_core(threads: int) -> tuple[Any, dict[str, Any]]:
     """(OpenVINO's core, the options of a model for so many threads)."""
     # Disable OpenVINO's telemetry, which forks a process while times are measured.

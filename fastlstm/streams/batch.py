@@ -18,7 +18,7 @@ from .gathered import Gathered
 from .kept import KeptStreams
 from .model import packed_of
 from .open import INT64, Evicted, as_handles
-from .pieces import checked_lengths, feed
+from .pieces import checked_lengths, checked_step, feed
 from .snapshots import read
 
 
@@ -72,6 +72,7 @@ class StreamBatch(KeptStreams):
         """Take the packed weights into use."""
         p = self._packed
         self._dtype, self._size, self._width = p.dtype, p.input_size, p.output_size
+        self._row = (p.input_size,)
         self._rows: Any = (
             p.module.bind_rows([of_layer[0] for of_layer in p.blocks], self._slabs, self.threads)
             if provides(p.module, "rows")
@@ -112,8 +113,14 @@ class StreamBatch(KeptStreams):
             and out is None
         ):
             y: Array = empty((handles.size, self._width), self._dtype)
-            if self._step(handles, x, y):
+            rows = self._rows
+            if handles.size <= rows.most_locked and not self._busy:
+                if rows.step(handles, x, y, self._clock()):
+                    return y
+            elif self._step(handles, x, y):
                 return y
+        elif type(handles) is int and out is None and self._step_one(handles, x, y := empty(self._width, self._dtype)):
+            return y
         return self._step_any(handles, x, out)
 
     def _step(self, handles: Array, x: Array, y: Array) -> bool:
@@ -130,6 +137,17 @@ class StreamBatch(KeptStreams):
         finally:
             self._busy = False
         return done
+
+    def _step_one(self, handle: int, x: Any, y: Array) -> bool:
+        """A short step of one stream; False where an argument is refused or takes another way."""
+        return bool(
+            type(x) is ndarray
+            and x.dtype is self._dtype
+            and x.shape == self._row
+            and self._rows.most_locked
+            and not self._busy
+            and self._rows.step_one(handle, x, y, self._clock())
+        )
 
     def _step_any(self, handles: Any, x: Any, out: Array | None) -> Array:
         """`step` with all checks, for every kind of input and output."""
@@ -150,12 +168,8 @@ class StreamBatch(KeptStreams):
         return out
 
     def _checked(self, x: Any, n: int, single: bool) -> tuple[Array, bool, bool]:
-        """(x as rows or checked token ids, whether it is token ids, whether it has no axis of streams)."""
-        array = as_array(x, "x")
-        if array.ndim and not single and len(array) != n:
-            raise ValueError(f"x has {len(array)} rows for {n} handles: give one row for each handle, in their order")
-        rows, ids, alone = checked_input(x, (n,), self._size, self._dtype, single)
-        return checked_ids(rows, self._size, self._dtype) if ids else rows, ids, alone
+        """See `checked_step`."""
+        return checked_step(x, n, single, self._packed)
 
     def feed(self, handles: Any, x: Any, lengths: Any, out: Array | None = None) -> Array:
         """Pieces of unequal length, one of each stream: the same as step after step.

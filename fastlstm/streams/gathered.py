@@ -41,5 +41,5 @@ class Gathered:
             info = self._slabs.info(slot)
             info["steps"] += 1
             info["used"] = now
-        self._slabs.counted += np.array((1, len(slots)), np.uint64)
+        self._slabs.counted += np.array((1, len(slots), 1), np.uint64)
         return True

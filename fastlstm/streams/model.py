@@ -99,12 +99,19 @@ def packed_of(model: Any) -> Packed:
         model._module,
         blocks,
         equation,
-        weights_id(equation, model._storage if model._quantised is None else repr(model._quantised), params),
+        weights_id(equation, kept_as(model), params),
         model.dtype,
         specs[0].I,
         specs[-1].R,
         widths,
     )
+
+
+def kept_as(model: Recurrent) -> str:
+    """How the weights are kept, as JSON: reduced ones are other weights."""
+    quantised = model._quantised
+    inputs = None if quantised is None else quantised.inputs
+    return json.dumps({"storages": model._storages, "inputs": inputs}, sort_keys=True)
 
 
 def weights_id(equation: str, storage: str, params: Mapping[str, Array]) -> bytes:

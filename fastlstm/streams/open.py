@@ -12,7 +12,7 @@ from ..validation import number, positive
 from .errors import StreamsFull
 from .model import Packed, packed_of
 from .records import encode
-from .slabs import Slabs
+from .slabs import SLAB, Slabs
 
 Evicted = Callable[[Any, bytes], object]
 AT_ONCE = 16  # streams that `open` evicts, at most, where it finds no room
@@ -87,7 +87,7 @@ class OpenStreams:
 
     def _reserve(self, slots: int) -> None:
         while self._slabs.capacity < slots:
-            self._slabs.grow()
+            self._slabs.grow(wanted=-(-(slots - self._slabs.capacity) // SLAB))
             self._grown()
 
     def __len__(self) -> int:
@@ -120,6 +120,16 @@ class OpenStreams:
         """The key of a stream; None where it has none."""
         self._slabs.find([int(handle)])
         return self._keys.get(int(handle))
+
+    def steps(self, handle: int) -> int:
+        """The steps that a stream has done since its beginning, those before a restore included.
+
+        Raises
+        ------
+        StreamClosed
+        """
+        (slot,) = self._slabs.find([int(handle)])
+        return int(self._slabs.info(slot)["steps"])
 
     # ------------------------------------------------------------------------------------------------- opening, closing
     def _check_key(self, key: Hashable) -> None:

@@ -1,4 +1,4 @@
-"""Pieces of unequal length: many steps of some streams in one call."""
+"""The input of a step, checked; and pieces of unequal length: many steps of some streams in one call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from ..layout import Array
 from ..packing import Batch
-from ..validation import as_array
+from ..validation import as_array, checked_ids, checked_input
 from .model import Packed
 from .slabs import Slabs
 
@@ -23,6 +23,33 @@ def checked_lengths(lengths: Any, n: int) -> Array:
     if counts.size and counts.min() < 0:
         raise ValueError(f"lengths must be 0 or more, got {counts.min()}")
     return counts.astype(np.int64)
+
+
+def checked_step(x: Any, n: int, single: bool, packed: Packed) -> tuple[Array, bool, bool]:
+    """The input of one step of n streams, or an error.
+
+    Parameters
+    ----------
+    x : array
+    n : int
+    single : bool
+        Whether x may come without its axis of streams.
+    packed : Packed
+
+    Returns
+    -------
+    rows : array
+        As `validation.checked_input` returns it; token ids are checked copies.
+    ids : bool
+        Whether x is token ids.
+    alone : bool
+        Whether x has no axis of streams.
+    """
+    array = as_array(x, "x")
+    if array.ndim and not single and len(array) != n:
+        raise ValueError(f"x has {len(array)} rows for {n} handles: give one row for each handle, in their order")
+    rows, ids, alone = checked_input(x, (n,), packed.input_size, packed.dtype, single)
+    return checked_ids(rows, packed.input_size, packed.dtype) if ids else rows, ids, alone
 
 
 def feed(packed: Packed, slabs: Slabs, slots: list[int], rows: Array, counts: Array, y: Array, now: float) -> None:

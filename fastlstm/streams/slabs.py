@@ -10,13 +10,13 @@ import numpy as np
 
 from ..layout import Array
 from .errors import StreamClosed, StreamsFull
+from .regions import LINE, Regions
 
 SLAB = 256  # streams of a slab (FL_SLAB in csrc/api.h)
 SLOT_BITS = 26  # lowest bits of a handle: the slot; the bits above are the generation (FL_SLOT_BITS)
 MOST = 1 << SLOT_BITS  # slots that a handle can name
 SLOT_MASK = MOST - 1
 LAST_GENERATION = (1 << 63 - SLOT_BITS) - 1
-LINE = 64  # bytes of a cache line, at which every record begins
 
 # What is kept of a slot beside its record (fl_slot in csrc/api.h). The generation rises when the slot is taken and when
 # it is given back, so it is odd while the slot is taken. `stamp` is the number of the last step that named the slot.
@@ -36,11 +36,12 @@ class Slabs:
     def __init__(self, width: int, dtype: np.dtype[Any]) -> None:
         self.width, self.dtype = width, dtype
         whole = LINE // dtype.itemsize
-        self.stride = -(-width // whole) * whole  # numbers from one record to the next
+        self.stride = -(-width // whole) * whole  # numbers from one record to the next: whole cache lines
+        self._regions = Regions(SLAB * self.stride, dtype)
         self.records: list[Array] = []  # (SLAB, stride) each
         self.slots: list[Array] = []  # (SLAB,) of SLOT each
         self.taken = 0
-        self.counted = np.zeros(2, np.uint64)  # calls of steps; rows of these calls
+        self.counted = np.zeros(3, np.uint64)  # calls of steps; rows of these calls; number of the last call
         self._free: list[int] = []  # heap of the slots that were given back
         self.fresh = 0  # the first slot that was never taken; all above it are fresh too
 
@@ -54,16 +55,12 @@ class Slabs:
         return sum(a.nbytes for a in (*self.records, *self.slots))
 
     # ---------------------------------------------------------------------------------------------------------- slots
-    def grow(self) -> None:
-        """Add a slab."""
+    def grow(self, wanted: int = 1) -> None:
+        """Add a slab, the first of so many that are wanted now."""
         if self.capacity >= MOST:
             raise StreamsFull(f"{MOST:,} streams are the most that a StreamBatch can hold: use several")
-        line = LINE // self.dtype.itemsize
-        memory = np.zeros(SLAB * self.stride + line, self.dtype)  # the system gives each page when it is first used
-        skip = -(memory.__array_interface__["data"][0] // self.dtype.itemsize) % line
-        slots = np.zeros(SLAB, SLOT)
-        self.records.append(memory[skip : skip + SLAB * self.stride].reshape(SLAB, self.stride))
-        self.slots.append(slots)
+        self.records.append(self._regions.slab(wanted).reshape(SLAB, self.stride))
+        self.slots.append(np.zeros(SLAB, SLOT))
 
     @property
     def free(self) -> int:

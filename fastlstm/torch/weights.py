@@ -115,11 +115,16 @@ class Packed:
         Take the checksum too, which `holds` needs.
     storage : str
         How the blocks keep them.
+    backward : bool
+        Pack what backward needs at once. Blocks that serve several training calls must hold the same weights in all
+        their parts, also where a weight changes unseen between a call and its backward.
     """
 
     __slots__ = ("arrays", "blocks", "memory", "pointers", "quick", "sum", "versions", "weights")
 
-    def __init__(self, form: Form, weights: Sequence[Any], summed: bool, storage: str = "float32") -> None:
+    def __init__(
+        self, form: Form, weights: Sequence[Any], summed: bool, storage: str = "float32", backward: bool = False
+    ) -> None:
         self.weights = weights
         self.arrays = [w.detach().numpy() for w in weights]
         self.pointers = [w.data_ptr() for w in weights]
@@ -141,6 +146,8 @@ class Packed:
             ]
             for specs, x_form in zip(form.specs, x_forms, strict=True)
         ]
+        if backward:
+            c.pack_for_backward(self.blocks)
 
     def _checksum(self) -> int:
         checksum = c.lib.flq_checksum if self.quick else c.lib.fl_checksum
@@ -178,7 +185,7 @@ class Kernels:
     calls: int = 0  # that ran on the kernels
     left: Counter[str] = field(default_factory=Counter)  # calls that were left on PyTorch, by reason
     packed: Packed | None = None  # for inference
-    stepped: Packed | None = None  # of a cell in training
+    stepped: Packed | None = None  # of the last training call; with blocks from the second call with these tensors on
 
     def inference_blocks(self, weights: Sequence[Any]) -> Any:
         """The blocks of these weights; packed anew only where they have changed."""
@@ -188,19 +195,21 @@ class Kernels:
         return packed.blocks
 
     def training_blocks(self, weights: Sequence[Any]) -> Any:
-        """The blocks of these weights, which change between most calls.
+        """The blocks of these weights, which change between most calls and are packed anew then.
 
-        A layer's are packed anew in each call. A cell is called once a step of one loop: from the second call with the
-        same tensors on, a checksum tells whether they must be packed.
+        A cell, and a layer in some programs, is called once a step of a loop: from the second call with the same
+        tensors on, a checksum tells whether they must be packed.
         """
         self.packed = None
-        if not self.form.cell:
-            return Packed(self.form, weights, summed=False).blocks
-        packed = self.stepped
-        if packed is None or not packed.holds(weights):
-            again = packed is not None and packed.same_tensors(weights)
-            packed = self.stepped = Packed(self.form, weights, summed=again)
-        return packed.blocks
+        known = self.stepped
+        again = known is not None and known.same_tensors(weights)
+        if known is not None and known.blocks and (again if self.frozen else known.holds(weights)):
+            return known.blocks
+        self.stepped = made = Packed(self.form, weights, summed=again and not self.frozen, backward=again)
+        blocks = made.blocks
+        if not again:
+            made.blocks = []  # freed after this call's backward
+        return blocks
 
     def forget(self) -> None:
         """Give up all blocks."""

@@ -43,7 +43,7 @@ typedef struct {
     /* Results against the scalar ones, and against a model; NULL: by expect_near */
     void (*compare)(How how, const Result *r, const Result *scalar);
 } Family;
-extern const Family recurrent, recurrent_float16, recurrent_int8, dense, optimisers;
+extern const Family recurrent, recurrent_float16, recurrent_int8, recurrent_int16, dense, optimisers;
 
 /* Plain memory, one piece after another; going back to a mark gives back what was kept since. */
 void *keep(const void *from, ptrdiff_t bytes);

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* A matrix (M, K) of floats in a storage (enum fl_storage): its numbers in guarded memory, and scales (M) for FL_INT8. */
+/* A matrix (M, K) of floats in a storage (enum fl_storage): its numbers in guarded memory, and scales (M) of integers. */
 typedef struct {
     void *numbers;
     float *scales;
@@ -14,8 +14,8 @@ typedef struct {
 } Stored;
 Stored store(const float *w, ptrdiff_t M, ptrdiff_t K, int storage);
 
-/* out (M) = start + w x for a row x (K) of floats and w (M, K) of FL_INT8. `planes` 2: x in 16 bits. */
-void model_product(float *out, const float *start, const int8_t *w, const float *scales, ptrdiff_t M, ptrdiff_t K,
-                   const float *x, float least, int planes);
+/* out (M) = start + w x for a row x (K) of floats and w (M, K) of FL_INT8 or FL_INT16. `planes` 2: x in 16 bits. */
+void model_product(float *out, const float *start, const Stored *w, int storage, ptrdiff_t M, ptrdiff_t K,
+                   const float *x, int planes);
 
 #endif

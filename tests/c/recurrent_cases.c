@@ -98,7 +98,7 @@ typedef struct {
     fl_spec spec;
     int in_grid, give_dy;
     int storage;  /* enum fl_storage */
-    int x_planes; /* FL_INT8 */
+    int x_planes; /* integers */
     ptrdiff_t T, B, N;
     int64_t *sizes, *ids;           /* (T), (N) */
     float *x, *dy;                  /* (N, I), (N, D*R) */
@@ -154,8 +154,10 @@ static void shape_case(Case *k, int n, int grid) {
         s->act[roles[role].role] = activations[extra / LENGTH(roles)];
 }
 
+static int of_integers(const Case *k) { return k->storage == FL_INT8 || k->storage == FL_INT16; }
+
 static Case make_case(int n, int grid, int storage) {
-    Case k = {.storage = storage, .x_planes = n % 3 == 1 ? 2 : 1};
+    Case k = {.storage = storage, .x_planes = storage == FL_INT8 && n % 3 == 1 ? 2 : 1};
     shape_case(&k, n, grid);
     const fl_spec *s = &k.spec;
     begin_random(n);
@@ -172,7 +174,7 @@ static Case make_case(int n, int grid, int storage) {
     }
     k.dy = k.give_dy ? random_floats(k.N * k.manner->D * s->R, 1) : NULL;
     for (int d = 0; d < k.manner->D; d++) {
-        k.h[d] = random_floats(k.B * s->R, storage == FL_INT8 && n % 4 == 3 ? 3 : 1); /* also beyond the fixed scale */
+        k.h[d] = random_floats(k.B * s->R, of_integers(&k) && n % 4 == 3 ? 3 : 1); /* also beyond the fixed scale */
         k.dh[d] = random_floats(k.B * s->R, 1);
         k.c[d] = s->kind == FL_LSTM ? random_floats(k.B * s->H, 1) : NULL;
         k.dc[d] = s->kind == FL_LSTM ? random_floats(k.B * s->H, 1) : NULL;
@@ -238,7 +240,7 @@ static ptrdiff_t matrix_rows(const Case *k, int p) {
     return widths[p] ? param_size(k, p) / widths[p] : 0;
 }
 
-/* FL_INT8: 1 where h, or with a projection m, stays within -1..1. */
+/* Integers: 1 where h, or with a projection m, stays within -1..1. */
 static float h_least(const Case *k, int of_m) {
     const fl_act *act = k->spec.act;
     const int last = k->spec.kind == FL_LSTM ? 2 : k->spec.kind == FL_GRU ? 1 : 0;
@@ -503,6 +505,116 @@ static void check_steps(const Case *k, How how, int L) {
     keep_from(mark);
 }
 
+/* Many streams in two slabs: the case's sequences, in slots far from one another, and others, which nothing may touch. */
+typedef struct {
+    fl_streams streams;
+    float *records[2];
+    fl_slot *slots[2];
+    uint64_t counted[3];
+    const fl_block *blocks[2];
+    int64_t *handles; /* (B) of the case's sequences */
+} Slabs;
+
+static ptrdiff_t slot_of_sequence(ptrdiff_t b) { return (b * 7 + 250) % (2 * FL_SLAB); }
+
+static void make_slabs(Slabs *s, const Case *k, How how, int L, const fl_block *block) {
+    const ptrdiff_t R = k->spec.R, H = k->c[0] ? k->spec.H : 0, stride = L * (R + H) + 3;
+    *s = (Slabs){.blocks = {block, block}, .handles = keep(NULL, k->B * (ptrdiff_t)sizeof(int64_t))};
+    for (int i = 0; i < 2; i++) {
+        s->records[i] = floats(NULL, FL_SLAB * stride);
+        s->slots[i] = guarded(NULL, FL_SLAB * (ptrdiff_t)sizeof(fl_slot), 8);
+        memset(s->slots[i], 0, FL_SLAB * sizeof(fl_slot));
+    }
+    for (ptrdiff_t b = 0; b < k->B; b++) {
+        const ptrdiff_t slot = slot_of_sequence(b);
+        float *record = s->records[slot / FL_SLAB] + slot % FL_SLAB * stride;
+        for (int l = 0; l < L; l++, record += R + H) {
+            memcpy(record, k->h[0] + b * R, (size_t)R * sizeof(float));
+            if (H)
+                memcpy(record + R, k->c[0] + b * H, (size_t)H * sizeof(float));
+        }
+        s->slots[slot / FL_SLAB][slot % FL_SLAB].generation = 2 * b + 1;
+        s->handles[b] = (int64_t)(2 * b + 1) << FL_SLOT_BITS | slot;
+    }
+    s->streams = (fl_streams){.blocks = s->blocks,
+                              .L = L,
+                              .threads = how.threads,
+                              .slabs = 2,
+                              .stride = stride,
+                              .records = s->records,
+                              .slots = s->slots,
+                              .counted = s->counted};
+    s->streams.scratch = aligned_floats(fl_rows_scratch(&s->streams, k->B));
+}
+
+/* A handle that is refused: the call changes nothing. */
+static void check_refused(Slabs *s, const Case *k, int64_t handle) {
+    const ptrdiff_t mark = keep_mark(), floats_of_slab = FL_SLAB * s->streams.stride;
+    const float *before[2] = {keep(s->records[0], floats_of_slab * 4), keep(s->records[1], floats_of_slab * 4)};
+    int64_t *handles = keep(s->handles, k->B * (ptrdiff_t)sizeof *handles);
+    handles[k->B - 1] = handle;
+    if (fl_step_rows(&s->streams, handles, k->B, k->x, k->ids, NULL, 1.0) != 0 && failed())
+        host_say("handle %lld was taken\n", (long long)handle);
+    for (int i = 0; i < 2; i++)
+        expect_bits("with a handle that is refused", "records", s->records[i], before[i], floats_of_slab);
+    keep_from(mark);
+}
+
+/* Steps of streams in slabs, in the order of the sequences and in the opposite one, against L calls. */
+static void check_rows(const Case *k, How how, int L) {
+    const ptrdiff_t I = k->spec.I, R = k->spec.R, B = k->B, mark = keep_mark();
+    Result r;
+    Case layer = *k;
+    for (int l = 0; l < L; l++) {
+        r = run(&layer, how);
+        layer.x = (float *)find(&r, "y", 0)->data;
+        layer.ids = NULL;
+    }
+    fl_block block;
+    Slabs s;
+    begin_guarded(how.at_start);
+    pack_block(k, 0, how, &block);
+    make_slabs(&s, k, how, L, &block);
+    check_refused(&s, k, s.handles[B - 1] + (INT64_C(2) << FL_SLOT_BITS)); /* a later generation */
+    check_refused(&s, k, s.handles[B - 1] - (INT64_C(1) << FL_SLOT_BITS)); /* one of a free slot */
+    check_refused(&s, k, -1);
+    check_refused(&s, k, s.handles[B - 1] + 2 * FL_SLAB); /* beyond the slabs */
+    if (B > 1)
+        check_refused(&s, k, s.handles[0]); /* twice */
+    float *y = floats(NULL, B * R), *x = k->x ? floats(k->x, B * I) : NULL;
+    int64_t *ids = k->ids ? guarded(k->ids, B * (ptrdiff_t)sizeof *ids, sizeof *ids) : NULL, *handles = s.handles;
+    for (ptrdiff_t t = 0; t < k->T; t++) {
+        const int back = t % 2; /* from the last sequence to the first */
+        for (ptrdiff_t b = 0; b < B; b++) {
+            const ptrdiff_t from = back ? B - 1 - b : b, slot = slot_of_sequence(from);
+            if (x)
+                memcpy(x + b * I, k->x + (t * B + from) * I, (size_t)I * sizeof *x);
+            if (ids)
+                ids[b] = k->ids[t * B + from];
+            handles[b] = (int64_t)(2 * from + 1) << FL_SLOT_BITS | slot;
+        }
+        const int done = B == 1 && x       ? flq_step_row(&s.streams, handles[0], x, y, 0.5)
+                         : how.threads > 1 ? fl_step_rows(&s.streams, handles, B, x, ids, y, 0.5)
+                                           : flq_step_rows(&s.streams, handles, B, x, ids, y, 0.5);
+        if (!done && failed())
+            host_say("a step of streams in slabs refused their handles\n");
+        for (ptrdiff_t b = 0; b < B; b++)
+            expect_bits("in slabs", "y", y + b * R, layer.x + (t * B + (back ? B - 1 - b : b)) * R, R);
+    }
+    for (ptrdiff_t slot = 0; slot < 2 * FL_SLAB; slot++) {
+        const fl_slot *info = &s.slots[slot / FL_SLAB][slot % FL_SLAB];
+        const uint32_t *record = (const uint32_t *)(s.records[slot / FL_SLAB] + slot % FL_SLAB * s.streams.stride);
+        const int taken = info->generation != 0;
+        for (ptrdiff_t i = taken ? s.streams.stride - 3 : 0; i < s.streams.stride; i++)
+            if (record[i] != UINT32_MAX && failed())
+                host_say("wrote to the record of another stream, or beyond a state\n");
+        if (taken && (info->steps != (uint64_t)k->T || info->used != 0.5) && failed())
+            host_say("a stream has done %d steps, not %d\n", (int)info->steps, (int)k->T);
+    }
+    end_guarded();
+    keep_from(mark);
+}
+
 static void check_row_maps(const Case *k, How how, const Result *whole) {
     for (how.mapped = 1; how.mapped <= 2; how.mapped++) {
         const ptrdiff_t mark = keep_mark();
@@ -519,13 +631,13 @@ static void check_bits(const Case *k, How how, const Result *whole) {
     expect_same("at another place", &r, whole);
     r = run(k, inference(how));
     expect_same("inference", &r, whole);
-    if (k->storage == FL_INT8) {
+    if (of_integers(k)) {
         how.no_dots = 1;
         r = run(k, how);
         expect_same("without dot products", &r, whole);
         how.no_dots = 0;
     }
-    if (k->ids && k->storage != FL_INT8) { /* with FL_INT8, one-hot rows are rounded once more */
+    if (k->ids && !of_integers(k)) { /* of integers, one-hot rows are rounded once more */
         const Case written_out = one_hot(k);
         r = run(&written_out, inference(how));
         expect_same("one-hot rows", &r, whole);
@@ -545,12 +657,12 @@ static void check_bits(const Case *k, How how, const Result *whole) {
         check_stretches(k, inference(how), whole);
         if (k->manner->D == 1 && !k->manner->reverse && !k->manner->ragged)
             for (int L = 1; L <= (k->spec.I == k->spec.R && k->x ? 2 : 1); L++)
-                check_steps(k, inference(how), L);
+                check_steps(k, inference(how), L), check_rows(k, inference(how), L);
         keep_from(mark);
     }
 }
 
-/* ------------------------------------------------------------------------------------- int8 beside the scalar one and a model */
+/* --------------------------------------------------------------------------------------- integers: results beside the scalar ones and a model */
 
 /* The packed rows of the step that the direction walks first. */
 static void first_step(const Case *k, ptrdiff_t *row, ptrdiff_t *n) {
@@ -566,12 +678,12 @@ static void compare_with_model(const Case *k, const float *y) {
     first_step(k, &row, &n);
     float *start = constant_floats(H, 0), *out = constant_floats(H, 0);
     begin_guarded(0);
-    const Stored of_x = store(k->params[0][0], H, I, FL_INT8), of_h = store(k->params[0][1], H, H, FL_INT8);
+    const Stored of_x = store(k->params[0][0], H, I, k->storage), of_h = store(k->params[0][1], H, H, k->storage);
     for (ptrdiff_t i = 0; i < n; i++) {
         for (ptrdiff_t u = 0; u < H; u++)
             start[u] = k->params[0][2] ? k->params[0][2][u] + k->params[0][3][u] : 0;
-        model_product(start, start, of_x.numbers, of_x.scales, H, I, k->x + (row + i) * I, 0x1p-100f, k->x_planes);
-        model_product(out, start, of_h.numbers, of_h.scales, H, H, k->h[0] + i * H, 0x1p-100f, 1);
+        model_product(start, start, &of_x, k->storage, H, I, k->x + (row + i) * I, k->x_planes);
+        model_product(out, start, &of_h, k->storage, H, H, k->h[0] + i * H, 1);
         expect_bits("against the model", "y", y + (row + i) * H, out, H);
     }
     end_guarded();
@@ -579,8 +691,8 @@ static void compare_with_model(const Case *k, const float *y) {
 }
 
 /* Activations of different instruction sets differ in the last bit, so that a number of h may be rounded to another
- * integer: then everything after it differs by about a step of int8. */
-static void compare_int8(How how, const Result *r, const Result *scalar) {
+ * integer: then everything after it differs by about a step of the integers. */
+static void compare_integers(How how, const Result *r, const Result *scalar) {
     const Case *k = &current;
     const fl_spec *s = &k->spec;
     const Part *y = find(r, "y", 0), *of_scalar = find(scalar, "y", 0);
@@ -591,7 +703,7 @@ static void compare_int8(How how, const Result *r, const Result *scalar) {
         compare_with_model(k, y->data);
     for (int i = 0; i < r->count; i++) {
         const Part *part = &r->parts[i], *expected = find(scalar, part->name, part->direction);
-        expect_values(part->name, part->data, expected->data, part->count, 0.05);
+        expect_values(part->name, part->data, expected->data, part->count, k->storage == FL_INT8 ? 0.05 : 1e-3);
     }
     if (s->projected || (s->kind == FL_GRU && !s->reset_after) || k->manner->D > 1)
         return; /* the first step rounds a result of its own */
@@ -607,6 +719,7 @@ static void make_current(int n, int cases) { current = make_case(n, cases, FL_FL
 static int count_third(int cases) { return count_cases(cases / 3); }
 static void make_float16(int n, int cases) { current = make_case(n, cases / 3, FL_FLOAT16); }
 static void make_int8(int n, int cases) { current = make_case(n, cases / 3, FL_INT8); }
+static void make_int16(int n, int cases) { current = make_case(n, cases / 3, FL_INT16); }
 static Result run_current(How how) { return run(&current, how); }
 
 /* Activations behind the grid differ in nothing that decides about order. */
@@ -617,13 +730,15 @@ static void check_current(How how, const Result *whole) {
 
 static void describe_current(void) {
     const fl_spec *s = &current.spec;
-    static const char *const storages[] = {"", "float16 ", "int8 "};
-    host_say("case %d (%s%s%s, T=%d B=%d I=%d H=%d R=%d, activations %d %d %d)", current.number, storages[current.storage],
-             current.form->name,
-             current.manner->name, (int)current.T, (int)current.B, (int)s->I, (int)s->H, (int)s->R, s->act[0].id,
-             s->act[1].id, s->act[2].id);
+    static const char *const storages[] = {"", "float16 ", "int8 ", "int16 "};
+    host_say("case %d (%s%s%s, T=%d B=%d I=%d H=%d R=%d, activations %d %d %d)", current.number,
+             storages[current.storage], current.form->name, current.manner->name, (int)current.T, (int)current.B,
+             (int)s->I, (int)s->H, (int)s->R, s->act[0].id, s->act[1].id, s->act[2].id);
 }
 
 const Family recurrent = {count_cases, make_current, describe_current, run_current, check_current, 0, 0, NULL};
 const Family recurrent_float16 = {count_third, make_float16, describe_current, run_current, check_current, 0, 1, NULL};
-const Family recurrent_int8 = {count_third, make_int8, describe_current, run_current, check_current, 0, 1, compare_int8};
+const Family recurrent_int8 = {count_third, make_int8, describe_current, run_current, check_current,
+                               0,           1,         compare_integers};
+const Family recurrent_int16 = {count_third, make_int16, describe_current, run_current, check_current,
+                                0,           1,          compare_integers};

@@ -12,7 +12,8 @@
 
 #include "api.h"
 
-static const Family *const families[] = {&recurrent, &recurrent_float16, &recurrent_int8, &dense, &optimisers};
+static const Family *const families[] = {&recurrent, &recurrent_float16, &recurrent_int8, &recurrent_int16,
+                                         &dense,     &optimisers};
 
 /* Which instruction sets run: a list ended by -1, the scalar one first. */
 static void find_isas(const char *only, int *isas) {
@@ -42,7 +43,8 @@ static void run_case(const Family *family, const int *isas, Options options, int
     for (const int *isa = isas; *isa >= 0; isa++) {
         const ptrdiff_t mark = keep_mark();
         const int is_scalar = isa == isas, counted = !is_scalar || !(options.broken || options.only);
-        const How how = {.isa = *isa, .threads = 1, .train = !family->inference, .broken = options.broken && !is_scalar};
+        const How how = {
+            .isa = *isa, .threads = 1, .train = !family->inference, .broken = options.broken && !is_scalar};
         begin_failures(family, fl_isa_name(*isa));
         if (options.verbose) {
             describe();

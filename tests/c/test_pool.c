@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "api.h"
 #include "pool.h"
 
 enum { MAX_PIECES = 3000, CALLERS = 6, SECONDS = 4 };
@@ -91,20 +93,50 @@ static void random_calls(unsigned seed, double until) {
     free(job);
 }
 
+/* What a host program's OpenMP does: runs fn(data) in `threads` threads, the calling one included. */
+typedef struct {
+    void (*fn)(void *);
+    void *data;
+} region_t;
+
+static void *member_main(void *arg) {
+    region_t *region = arg;
+    region->fn(region->data);
+    return NULL;
+}
+
+static atomic_int regions;
+
+static void parallel(void (*fn)(void *), void *data, unsigned threads, unsigned flags) {
+    region_t region = {fn, data};
+    pthread_t member[16];
+    CHECK(flags == 0 && threads <= 16);
+    atomic_fetch_add(&regions, 1);
+    for (unsigned i = 1; i < threads; i++)
+        CHECK(pthread_create(&member[i], NULL, member_main, &region) == 0);
+    fn(data);
+    for (unsigned i = 1; i < threads; i++)
+        CHECK(pthread_join(member[i], NULL) == 0);
+}
+
 typedef struct {
     unsigned seed;
     double until;
+    bool hosted; /* by the host program's threads */
 } caller_t;
 
 static void *caller_main(void *arg) {
     caller_t *caller = arg;
+    if (caller->hosted)
+        flq_host(parallel, 1 + (int)(caller->seed % 7));
     random_calls(caller->seed, caller->until);
     return NULL;
 }
 
-/* A child uses the pool, forks again, and its child does too. Returns how many children the caller had: none under the
- * thread sanitizer nor, with NO_FORK, under QEMU, which cannot follow a fork while other threads run; nor under the address
- * sanitizer, of whose allocator (gcc 12) one of these may have the lock, for which the child then waits for ever. */
+/* A child uses the pool, but none of the host program's threads, forks again, and its child does too. Returns how many
+ * children the caller had: none under the thread sanitizer nor, with NO_FORK, under QEMU, which cannot follow a fork while
+ * other threads run; nor under the address sanitizer, of whose allocator (gcc 12) one of these may have the lock, for which
+ * the child then waits for ever. */
 static int fork_and_use(unsigned seed, int depth) {
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__) || defined(NO_FORK)
     (void)seed, (void)depth;
@@ -115,7 +147,9 @@ static int fork_and_use(unsigned seed, int depth) {
     CHECK(child >= 0);
     if (child == 0) {
         alarm(60);
+        const int before = regions;
         random_calls(seed, seconds() + 0.02);
+        CHECK(regions == before);
         if (depth > 0)
             fork_and_use(seed + 1, depth - 1);
         _exit(0);
@@ -186,8 +220,9 @@ static void late_helper(int *same_call, int *next_call) {
 }
 
 /* The machine may be busy: three good tries in a row, of several, suffice. */
-static void check_late_helper(void) {
+static void check_late_helper(bool hosted) {
     int good = 0;
+    flq_host(hosted ? parallel : NULL, 2);
     if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
         return;
     for (int tries = 0; tries < 20 && good < 3; tries++) {
@@ -195,7 +230,25 @@ static void check_late_helper(void) {
         late_helper(&same_call, &next_call);
         good = same_call >= LATE_STEPS / 4 && next_call >= 3 ? good + 1 : 0;
     }
+    flq_host(NULL, 0);
     CHECK(good == 3);
+}
+
+/* A call takes threads of the host program only between flq_host(parallel, ...) and flq_host(NULL, 0), and a forked child
+ * none, since they exist in its parent only. */
+static void check_hosts(void) {
+    usleep(200000); /* earlier rests are over */
+    const int before = regions;
+    random_calls(5, seconds() + 0.05);
+    CHECK(regions == before);
+    flq_host(parallel, 3);
+    random_calls(6, seconds() + 0.3);
+    const int hosted = regions;
+    CHECK(hosted > before);
+    fork_and_use(7, 0);
+    flq_host(NULL, 0);
+    random_calls(8, seconds() + 0.05);
+    CHECK(regions == hosted);
 }
 
 /* ---- time ---- */
@@ -252,13 +305,15 @@ int main(int argc, char **argv) {
     check_nested();
     random_calls(2, seconds() + 0.5);
     fork_and_use(3, 2);
-    check_late_helper();
+    check_late_helper(false);
+    check_late_helper(true);
+    check_hosts();
 
     double until = seconds() + SECONDS;
     caller_t callers[CALLERS];
     pthread_t threads[CALLERS];
     for (int i = 0; i < CALLERS; i++) {
-        callers[i] = (caller_t){100u + (unsigned)i, until};
+        callers[i] = (caller_t){100u + (unsigned)i, until, i % 2 == 1};
         CHECK(pthread_create(&threads[i], NULL, caller_main, &callers[i]) == 0);
     }
     int forks = 0;

@@ -3,14 +3,15 @@
 It passes pointers to C; the contract is in `_backends.numpy` and csrc/api.h.
 
 `extension` has the state of the extension and its instruction sets, `calls` the pointers and structs of every call;
-`recurrent`, `dense`, `embedding` and `optimisers` have the functions of the contract.
+`recurrent`, `dense`, `embedding`, `optimisers` and `rows` have the functions of the contract.
 """
 
 from .dense import dense_backward, dense_cross_entropy, dense_forward, dense_pack
 from .embedding import add_rows
 from .extension import active_isa, choose_isa, ffi, forced_isa_problem, isas, lib, unusable, use_isa
 from .optimisers import scale, square_sum, update, update_columns
-from .recurrent import STORAGES, Block, backward, bind, forward, pack, supports
+from .recurrent import STORAGES, Block, backward, bind, forward, pack, pack_for_backward, supports
+from .rows import bind_rows
 
 __all__ = [
     "DTYPES",
@@ -21,6 +22,7 @@ __all__ = [
     "add_rows",
     "backward",
     "bind",
+    "bind_rows",
     "choose_isa",
     "dense_backward",
     "dense_cross_entropy",
@@ -32,6 +34,7 @@ __all__ = [
     "isas",
     "lib",
     "pack",
+    "pack_for_backward",
     "scale",
     "square_sum",
     "supports",
@@ -42,4 +45,4 @@ __all__ = [
 ]
 
 DTYPES = ("float32",)
-EXTRAS = ("dense", "embedding", "optimisers")
+EXTRAS = ("dense", "embedding", "optimisers", "rows")

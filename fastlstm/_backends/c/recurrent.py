@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from .calls import (
 )
 from .extension import ffi, lib
 
-STORAGES = ("float32", "float16", "int8")  # enum fl_storage; every other storage is refused by name
+STORAGES = ("float32", "float16", "int8", "int16")  # enum fl_storage; every other storage is refused by name
 KINDS = ("lstm", "gru", "rnn")  # enum fl_kind
 ACTIVATION_IDS = {name: i for i, name in enumerate(ACTIVATIONS)}  # enum fl_activation
 LEAST_CLIP = float(np.finfo(np.float32).tiny)  # smallest clip: fl_spec.clip == 0 means no clip
@@ -40,7 +40,7 @@ LEAST_CLIP = float(np.finfo(np.float32).tiny)  # smallest clip: fl_spec.clip == 
 if ffi is not None:
     GRADS = ffi.typeof("fl_grads *")
     # Calls of fewer multiply-adds keep Python's lock, and a row counts as this many more. See csrc/api.h.
-    LOCKED_WORK, ROW_WORK, BYTES_SPEED = lib.fl_locked_work, lib.fl_row_work, lib.fl_bytes_speed
+    LOCKED_WORK, ROW_WORK = lib.fl_locked_work, lib.fl_row_work
 
 
 def supports(spec: Spec, storage: str, dtype: str) -> str | None:
@@ -84,7 +84,7 @@ def pack(
     storage = storage or "float32"
     handle.isa, handle.storage, handle.reverse = lib.fl_isa_chosen(), STORAGES.index(storage), reverse
     _set_forms(handle, spec, storage, x_form)
-    GH, speed = spec.G * spec.H, BYTES_SPEED if storage == "int8" else 1
+    GH, speed = spec.G * spec.H, lib.fl_integers_speed(handle.storage)
     given = _given(params, STORAGES_OF[storage])
     if spec.biases == 1:  # C adds two biases: the second one is zero
         given["bias_hh"] = pointer(np.zeros(GH, np.float32))
@@ -97,8 +97,8 @@ def pack(
         keep,
         set(),
         Lock(),
-        GH * (spec.I + spec.R) // speed + ROW_WORK,
-        GH * spec.R // speed + ROW_WORK,
+        int(GH * (spec.I + spec.R) / speed) + ROW_WORK,
+        int(GH * spec.R / speed) + ROW_WORK,
     )
     _pack(block, lib.FL_FORWARD)
     return block
@@ -136,6 +136,13 @@ def _pack(block: Block, panels: int) -> None:
     lib.fl_pack(block.handle, block.params, panels, from_buffer(BYTES, memory))
     block.keep.append(memory)
     block.packed |= {panels, lib.FL_BACKWARD_IDS} if panels == lib.FL_BACKWARD else {panels}
+
+
+def pack_for_backward(blocks: Sequence[Sequence[Block]]) -> None:
+    """Pack, of blocks that no other thread has, what `backward` would pack at its first call over numbers."""
+    for of_layer in blocks:
+        for block in of_layer:
+            _pack(block, lib.FL_BACKWARD)
 
 
 # --------------------------------------------------------------------------------------------------- forward, backward
