@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -101,7 +100,7 @@ def emx_source(layer: Any, folder: Path) -> None:
             if axis.dim_param:
                 axis.dim_value = 1
     onnx.save(model, folder / "model.onnx")
-    command = [Path(sys.executable).parent / "emx-onnx-cgen", "compile", "--large-weight-threshold", "100000000"]
+    command = ["emx-onnx-cgen", "compile", "--large-weight-threshold", "100000000"]
     command += ["--large-temp-threshold", "0", "model.onnx", "model.c"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
