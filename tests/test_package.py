@@ -267,8 +267,8 @@ import fastlstm as fl
 layer = fl.LSTM(64, 128, 2, bidirectional=True, backend={backend!r}, seed=0)
 x = np.random.default_rng(0).standard_normal((10, 32, 64)).astype(np.float32)
 
-def work(_=None):
-    with fl.threads(2):
+def work(_=None, threads=2):
+    with fl.threads(threads):
         y, _, tape = layer.forward(x)
         dx, _, grads = layer.backward(tape, np.ones_like(y))
         return y, dx, grads["weight_hh_l0"]
@@ -277,6 +277,7 @@ def same(a, b):
     return all(np.array_equal(p, q) for p, q in zip(a, b))
 
 expected = work()
+work(threads=1)  # a child may have to: now numba's kernels for one thread are compiled too
 """
 OS_FORK = """
 def child(depth):
@@ -296,7 +297,7 @@ for _ in range(3):
     assert same(work(), expected)
     assert os.waitpid(pid, 0)[1] == 0, "the child's result is wrong, or it hung"
     assert same(work(), expected)
-print("well")
+print("well", flush=True)
 """
 POOL = """
 import multiprocessing
@@ -323,7 +324,7 @@ for _ in range(5):
 stop.set()
 for t in threads: t.join()
 assert same(work(), expected)
-print("well")
+print("well", flush=True)
 """
 
 
@@ -336,4 +337,5 @@ def test_fork_after_use(script: str, name: str) -> None:
     if name == "numpy" and script is FORK_IN_THREADS:
         pytest.skip("OpenBLAS may hold its own lock when another thread forks")
     # One thread for BLAS: many processes that spin for two cores take minutes.
-    assert run(FORKED.format(backend=name) + script, OPENBLAS_NUM_THREADS="1") == "well"
+    said = run(FORKED.format(backend=name) + script, OPENBLAS_NUM_THREADS="1")
+    assert "well" in said.splitlines()  # numba's threads also say that they cannot be joined before a fork

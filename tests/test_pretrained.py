@@ -37,7 +37,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def needs(package: str, version: str) -> None:
     """Skip the test where a package is not installed."""
     if importlib.util.find_spec(package) is None:
-        name = package.replace("_", "-")
+        name = {"asmscan": "asmscan-bilstm"}.get(package, package.replace("_", "-"))
         pytest.skip(f"needs {name}: pip install --no-deps {name}=={version}")
 
 
@@ -49,7 +49,8 @@ def shape(text: str) -> list[str]:
 def promised(module: Any) -> list[str]:
     """The lines of the expected output in the head of a program, without their figures."""
     block = module.__doc__.partition("(times vary):\n\n")[2]
-    return shape("\n".join(line.removeprefix("    ") for line in block.splitlines()))
+    lines = [line for line in block.splitlines() if line.startswith("    ")]
+    return shape("\n".join(line.removeprefix("    ") for line in lines))
 
 
 def test_nsnet2(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +76,51 @@ def test_a_wrong_result_ends_the_program(name: str, program: Any) -> None:
     for wrong in (np.ones(3) + 2 * module.TOLERANCE, np.full(3, np.nan)):
         with pytest.raises(SystemExit, match="differ"):
             module.off(wrong, np.ones(3))
+
+
+def test_g2p(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    needs("g2p_en", "2.1.0")
+    module = program("g2p")
+    assert len(set(module.WORDS)) == 30
+    module.main(rounds=1)
+    assert shape(capsys.readouterr().out) == promised(module)
+    g2p = module.package()
+    translator = module.Translator(g2p)
+    g2p.enc_w_hh = 0.5 * g2p.enc_w_hh  # the package's code now differs from the layers
+    assert [g2p.predict(word) for word in module.WORDS] != translator(module.WORDS)
+
+
+@pytest.mark.filterwarnings("ignore:The structure of `inputs`")
+def test_amyloid(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("keras")
+    pytest.importorskip("h5py")
+    needs("asmscan", "1.0.0")
+    module = program("amyloid")
+    module.main(4)
+    assert shape(capsys.readouterr().out) == promised(module)
+
+
+@pytest.mark.filterwarnings("ignore:The structure of `inputs`")
+def test_a_wrong_keras_model_ends_the_program(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("keras")
+    pytest.importorskip("h5py")
+    needs("asmscan", "1.0.0")
+    module = program("amyloid")
+    monkeypatch.setattr(module.fl, "from_keras", lambda path: lambda ids: np.full((len(ids), 1), 0.5, np.float32))
+    with pytest.raises(SystemExit, match="differ"):
+        module.main(1)
+
+
+@pytest.mark.parametrize(("name", "package"), [("g2p", "g2p-en"), ("amyloid", "asmscan-bilstm")])
+def test_a_package_that_is_not_installed_is_named(
+    name: str, package: str, program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("keras")
+    pytest.importorskip("h5py")
+    module = program(name)
+    monkeypatch.setattr(module, "folder_of", lambda _: None)
+    with pytest.raises(SystemExit, match=f"{package} is not installed: .*pip install --no-deps {package}=="):
+        module.main()
 
 
 @pytest.mark.parametrize("name", ["nsnet2", "silero"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_only_calls_from_pytorch_use_its_threads(two_threads: None, monkeypatch:
     """Forward and backward; with one of its threads as with two the bits are the same."""
     layer, x = model_and_input()
     expected = output(layer, x)
-    asked = []
+    asked: list[int] = []
 
     @c.ffi.callback("void(void(*)(void *), void *, unsigned, unsigned)")  # type: ignore[untyped-decorator]
     def parallel(fn: Any, data: Any, threads: int, flags: int) -> None:
@@ -61,11 +62,20 @@ def test_only_calls_from_pytorch_use_its_threads(two_threads: None, monkeypatch:
         fn(data)
 
     monkeypatch.setattr("fastlstm.torch.threads._parallel", lambda: parallel)
-    np.testing.assert_array_equal(output(layer, x), expected)
-    assert asked == [2]
-    layer(x)[0].sum().backward()
-    assert len(asked) >= 3
+    for _ in range(20):  # beside a busy neighbour the threads rest for up to 0.1 s
+        time.sleep(0.12)
+        np.testing.assert_array_equal(output(layer, x), expected)
+        forward = len(asked)
+        y = layer(x)[0]
+        time.sleep(0.12)
+        before = len(asked)
+        y.sum().backward()
+        if forward and len(asked) > before:
+            break
+        asked.clear()
+    assert set(asked) == {2}
     asked.clear()
+    time.sleep(0.12)
     fl.from_torch(layer)(x.numpy())
     torch.set_num_threads(1)
     output(layer, x)

@@ -93,7 +93,7 @@ def rise_of_a_call(backend: str, kind: str, form: str) -> tuple[int, int]:
     lengths = np.arange(T, T - B, -1) if options.pop("lengths", False) else None
     layer = getattr(fl, kind)(I, H, backend=backend, seed=0, **options)
     x = np.ones((B, T, I) if layer.batch_first else (T, B, I), np.float32)
-    layer(x[:2, :2])  # weights are packed, kernels loaded
+    layer(x[:32, :32])  # weights are packed, kernels loaded, threads running: 1024 rows suffice
     return peak(lambda: layer(x, None, lengths)), 4 * T * B * H * (2 if layer.bidirectional else 1)
 
 
@@ -104,14 +104,14 @@ def test_a_call_takes_twice_its_widest_output_at_most(backend: str, form: str) -
     """One layer takes it once. The gates of all steps, four times an LSTM's output, are never kept."""
     rise, widest = in_a_process("rise_of_a_call", backend, "LSTM", form, **EXACT)
     most = 2 * widest if "layers" in form else widest + COPY  # one layer writes where its result belongs
-    assert widest <= rise <= most + CACHED  # the output itself is among it
+    assert 0.95 * widest <= rise <= most + CACHED  # the output itself is among it, but for what malloc had kept
 
 
 @needs_linux
 @pytest.mark.parametrize("kind", ["GRU", "RNN"])
 def test_a_call_of_other_cells_takes_twice_its_widest_output_at_most(kind: str) -> None:
     rise, widest = in_a_process("rise_of_a_call", "auto", kind, "one layer", **EXACT)
-    assert widest <= rise <= widest + CACHED
+    assert 0.95 * widest <= rise <= widest + CACHED  # the output itself is among it, but for what malloc had kept
 
 
 # ------------------------------------------------------------------------------------------------------ ever new shapes
@@ -129,6 +129,8 @@ def growth_over_shapes(backend: str, train: bool, calls: int) -> int:
         else:
             layer(x[:T, :B], None, lengths)
 
+    call(2, 2, None)
+    call(longest, 2, None)  # the numba backend has kernels of its own for few, and for short, sequences
     for lengths in (None, longest - np.arange(most) - 1):
         call(longest, most, lengths)
     before = resident()

@@ -72,28 +72,21 @@ typedef void tile_fn(const Tile *t);
     TILE(NAME, M, gru, 4, 3, 3)                                                                                        \
     TILE(NAME, M, c1, 1, 1, 2) TILE(NAME, M, c2, 2, 2, 2) TILE(NAME, M, c3, 3, 3, 2) TILE(NAME, M, c4, 4, 4, 2)
 #define TILE_ENTRY(NAME, M) {NAME##_gru_##M, NAME##_c1_##M, NAME##_c2_##M, NAME##_c3_##M, NAME##_c4_##M}
+/* clang-format off */
 #if ROWS == 6
 #define TILES(NAME)                                                                                                    \
-    TILES_OF_ROWS(NAME, 1)                                                                                             \
-    TILES_OF_ROWS(NAME, 2)                                                                                             \
-    TILES_OF_ROWS(NAME, 3)                                                                                             \
-    TILES_OF_ROWS(NAME, 4)                                                                                             \
-    TILES_OF_ROWS(NAME, 5)                                                                                             \
-        TILES_OF_ROWS(NAME, 6) static tile_fn *const NAME##_table[ROWS + 1][SHAPES] = {{0},                            \
-                                                                                       TILE_ENTRY(NAME, 1),            \
-                                                                                       TILE_ENTRY(NAME, 2),            \
-                                                                                       TILE_ENTRY(NAME, 3),            \
-                                                                                       TILE_ENTRY(NAME, 4),            \
-                                                                                       TILE_ENTRY(NAME, 5),            \
-                                                                                       TILE_ENTRY(NAME, 6)};
+    TILES_OF_ROWS(NAME, 1) TILES_OF_ROWS(NAME, 2) TILES_OF_ROWS(NAME, 3)                                               \
+    TILES_OF_ROWS(NAME, 4) TILES_OF_ROWS(NAME, 5) TILES_OF_ROWS(NAME, 6)                                               \
+    static tile_fn *const NAME##_table[ROWS + 1][SHAPES] = {                                                           \
+        {0}, TILE_ENTRY(NAME, 1), TILE_ENTRY(NAME, 2), TILE_ENTRY(NAME, 3),                                            \
+        TILE_ENTRY(NAME, 4), TILE_ENTRY(NAME, 5), TILE_ENTRY(NAME, 6)};
 #else
 #define TILES(NAME)                                                                                                    \
-    TILES_OF_ROWS(NAME, 1)                                                                                             \
-    TILES_OF_ROWS(NAME, 2)                                                                                             \
-    TILES_OF_ROWS(NAME, 3)                                                                                             \
+    TILES_OF_ROWS(NAME, 1) TILES_OF_ROWS(NAME, 2) TILES_OF_ROWS(NAME, 3)                                               \
     static tile_fn *const NAME##_table[ROWS + 1][SHAPES] = {                                                           \
         {0}, TILE_ENTRY(NAME, 1), TILE_ENTRY(NAME, 2), TILE_ENTRY(NAME, 3)};
 #endif
+/* clang-format on */
 
 INLINE void tile_f32(const Tile *t, const int M, const int CA, const int C, const int third_acc) {
     tile_rows(t, M, CA, C, third_acc, 0);

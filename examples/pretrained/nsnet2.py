@@ -14,12 +14,14 @@ signal is made here: syllables of three vowels in noise. Expected output (times 
     GRU_15: GRU: on the kernels
     GRU_22: GRU: on the kernels
     the rest: 2 pieces on ONNX Runtime
-    10.0 s of sound, 998 frames
-    gains: off by at most 2e-06
-    gains frame by frame: off by at most 2e-06
-    denoised signal: off by at most 2e-06; energy in pauses after / before: 0.3 %
-    the model, one thread: 193 ms, with fastlstm 172 ms: 1.12 times as fast
-    a frame, one thread: 0.84 ms of 10 ms
+    10.0 s of sound, 936 frames
+    gains: off by at most 4e-06
+    gains frame by frame: off by at most 4e-06
+    denoised signal: off by at most 2e-07; energy in pauses after / before: 0.1 %
+    the model, one thread: ... ms, with fastlstm ... ms: ... times as fast
+    a frame, one thread: ... ms of 10 ms
+
+docs/onnx.md has times that were measured on a quiet machine.
 """
 
 import sys

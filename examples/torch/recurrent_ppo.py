@@ -8,13 +8,20 @@ An agent with LSTMs balances a pole without being shown any velocity.
 
 import argparse
 
-import gymnasium
 import numpy as np
 import torch
-from sb3_contrib import RecurrentPPO
 from side_by_side import Compared, compare, timed
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
+
+try:
+    import gymnasium
+    from sb3_contrib import RecurrentPPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+except ImportError as error:
+    raise SystemExit(
+        f"{error}: pip install --no-deps sb3-contrib stable-baselines3 gymnasium cloudpickle farama-notifications "
+        "pandas matplotlib"
+    ) from None
 
 
 class Positions(gymnasium.ObservationWrapper):

@@ -12,9 +12,13 @@ import argparse
 import numpy as np
 import torch
 from side_by_side import Compared, Trained, compare, timed
-from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback
 from torch import nn
+
+try:
+    from skorch import NeuralNetClassifier
+    from skorch.callbacks import Callback
+except ImportError as error:
+    raise SystemExit(f"{error}: pip install skorch") from None
 
 
 class Tagger(nn.Module):

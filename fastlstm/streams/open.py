@@ -121,6 +121,16 @@ class OpenStreams:
         self._slabs.find([int(handle)])
         return self._keys.get(int(handle))
 
+    def steps(self, handle: int) -> int:
+        """The steps that a stream has done since its beginning, those before a restore included.
+
+        Raises
+        ------
+        StreamClosed
+        """
+        (slot,) = self._slabs.find([int(handle)])
+        return int(self._slabs.info(slot)["steps"])
+
     # ------------------------------------------------------------------------------------------------- opening, closing
     def _check_key(self, key: Hashable) -> None:
         if key is not None and key in self._handles:

@@ -84,7 +84,7 @@ def accelerate(model: Any, frozen: bool = False, storage: str | None = None) -> 
         Changed in place; it may be a recurrent module itself.
     frozen : bool
         Leave out the check whether weights have changed since they were packed, which inference else makes in each call
-        (about 18 us for each MiB of weights). For models whose weights change by training calls and `load_state_dict`
+        (about 15 us for each MiB of weights). For models whose weights change by training calls and `load_state_dict`
         alone.
     storage : {None, "float32", "float16", "int8"}
         How the kernels keep the weights (`fastlstm.storage`). All but float32 are for inference: the outputs of modules

@@ -16,6 +16,10 @@ from types import ModuleType
 from ...forksafe import Lock
 from ...num_threads import get_num_threads
 
+# Multiply-adds of a call from which several threads take part: some 30 us of one core. (A parallel region costs 3 us
+# with tbb and a free core.)
+SHARED = 2_000_000
+
 
 class Gate:
     """A gate that calls pass; a fork closes it and waits until all calls have ended.
@@ -111,23 +115,24 @@ def kernels() -> ModuleType:
 
 
 @contextmanager
-def team(work: int) -> Iterator[int]:
-    """The number of threads that may share a step within this context; `work`: rows times units of the largest step."""
+def team(work: int) -> Iterator[int | None]:
+    """The number of threads that may share a call of so many multiply-adds in this context; None: one does all."""
     with _gate.call():
-        threads = get_num_threads() if work >= kernels().PARALLEL else 1
+        threads = get_num_threads() if work >= SHARED else 1
         if threads == 1:
-            yield 1
+            yield None
             return
         import numba
 
         before = numba.get_num_threads()  # the setting of this Python thread; the call starts the threading layer
         safe = numba.threading_layer() == "tbb"
         if _forked and (_had_others or not safe):
-            yield 1
+            yield None
             return
         with nullcontext() if safe else _turn:
             numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
             try:
-                yield numba.get_num_threads()
+                available = numba.get_num_threads()
+                yield available if available > 1 else None
             finally:
                 numba.set_num_threads(before)

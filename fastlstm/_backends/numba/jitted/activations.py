@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from ....spec import ACTIVATIONS
-from .compiling import jit
+from .compiling import jit, jit_inner
 
 IDS = {name: i for i, name in enumerate(ACTIVATIONS)}
 SIGMOID, TANH, RELU, IDENTITY = IDS["sigmoid"], IDS["tanh"], IDS["relu"], IDS["identity"]
@@ -57,7 +57,7 @@ def power_of_two(_context: Any, t: Any) -> Any:
     return t(t), generate
 
 
-@jit
+@jit_inner
 def exp_parts(z):
     """(s, q) with exp(z) = s + s q for z <= 0: s = 2**n, and q = exp(r) - 1 without cancellation."""
     table = exp_table(z)
@@ -72,7 +72,7 @@ def exp_parts(z):
     return power_of_two(t), q * r
 
 
-@jit
+@jit_inner
 def sigmoid(x):
     s, q = exp_parts(-abs(x))
     e = s + s * q
@@ -80,7 +80,7 @@ def sigmoid(x):
     return (one if x >= 0 else e) / (one + e)
 
 
-@jit
+@jit_inner
 def tanh(x):
     s, q = exp_parts(type(x)(-2) * abs(x))
     e = s * q + (s - type(x)(1))  # exp(-2 |x|) - 1
@@ -88,7 +88,7 @@ def tanh(x):
 
 
 # -------------------------------------------------------------------------------------- values and derivatives
-@jit
+@jit_inner
 def rare(f, alpha, beta, x):
     """f(x) of the activations without a loop of their own."""
     zero, one = type(x)(0), type(x)(1)
@@ -113,7 +113,7 @@ def rare(f, alpha, beta, x):
     return x
 
 
-@jit
+@jit_inner
 def rare_derivative(f, alpha, beta, y):
     """f'(x) from y = f(x), for the activations of `rare`."""
     zero, one = type(y)(0), type(y)(1)
@@ -136,7 +136,7 @@ def rare_derivative(f, alpha, beta, y):
     return one
 
 
-@jit
+@jit_inner
 def value(f, alpha, beta, x):
     """f(x) of any activation."""
     if f == SIGMOID:
@@ -148,7 +148,7 @@ def value(f, alpha, beta, x):
     return rare(f, alpha, beta, x)
 
 
-@jit
+@jit_inner
 def activate_clipped(f, par, x):
     """x = f(x) along a row, x clipped to +-par[2]; where x is not between these, exactly par[3] or par[4]."""
     clip, low, high = par[2], par[3], par[4]

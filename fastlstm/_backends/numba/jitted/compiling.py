@@ -36,5 +36,10 @@ def jit(function: Any, **options: Any) -> Any:
     return compiled
 
 
+def jit_inner(function: Any) -> Any:
+    """`jit` of a function that only jitted functions call: without what Python and C would call it by."""
+    return jit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
 def jit_parallel(function: Any) -> Any:
     return jit(function, parallel=True)

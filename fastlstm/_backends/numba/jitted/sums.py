@@ -1,35 +1,41 @@
-"""Gradients of parameters and input: sums over all rows, after the walk backward."""
+"""Gradients of the parameters: sums over all rows, after the walk backward."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .compiling import jit
-from .rows import SMALL, add, add_all, add_scaled, product
+from .compiling import jit, jit_inner
+from .products import REGISTER, VECTORS, add_product
+from .rows import add, add_scaled
+
+# Rows whose products are summed at once: their panels stay in the second-level cache.
+BLOCK = 256
+
+
+@jit_inner
+def pack_rows(x, packed):
+    """packed = the panels (., K, P) of x (K, M); their columns beyond M, which no result has, stay as they are."""
+    P = packed.shape[2]
+    for p in range(packed.shape[0]):
+        count = min(P, x.shape[1] - p * P)
+        for k in range(x.shape[0]):
+            to, row = packed[p, k], x[k]
+            for j in range(count):
+                to[j] = row[p * P + j]
 
 
 @jit
-def add_weights(d, x, into):
+def add_weights(threads, d, x, into):
     """into += d.T @ x: (N, M), (N, K), (M, K)."""
-    if d.size * x.shape[1] > SMALL:
-        room = np.empty(into.shape, into.dtype)
-        np.dot(d.T, x, room)
-        add_all(into, room)
-        return
-    for r in range(d.shape[0]):
-        row = x[r]
-        for g in range(d.shape[1]):
-            left, out = d[r, g], into[g]
-            for j in range(out.size):
-                out[j] += left * row[j]
-
-
-@jit
-def add_input(d, v, into):
-    """into += d @ v: (N, M), (M, I), (N, I)."""
-    room = np.empty(into.shape, into.dtype)
-    product(d, v, room)
-    add_all(into, room)
+    N, K = x.shape
+    P = VECTORS * REGISTER // x.itemsize
+    count = (K + P - 1) // P
+    room = np.empty(count * min(N, BLOCK) * P, x.dtype)
+    for begin in range(0, N, BLOCK):
+        end = min(begin + BLOCK, N)
+        packed = room[: count * (end - begin) * P].reshape(count, end - begin, P)
+        pack_rows(x[begin:end], packed)
+        add_product(threads, d[begin:end].T, packed, into, 0, K)
 
 
 @jit
