@@ -7,16 +7,24 @@
 
 #include "api.h"
 
+static float larger(float a, float b) { return a > b ? a : b; }
+
+/* 2^n for a normal number. */
+static float power_of_2(int n) {
+    const uint32_t bits = (uint32_t)(n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return power;
+}
+
 /* The nearest float16, ties to even, of a number below its largest. */
 static uint16_t to_half(float value) {
-    const float size = fabsf(value);
-    const uint16_t sign = signbit(value) ? 0x8000 : 0;
-    int exponent = 0;
-    frexpf(size, &exponent);                               /* size < 2^exponent */
-    const int last = exponent < -13 ? -24 : exponent - 11; /* place of the last bit */
-    const uint32_t units = (uint32_t)lrintf(ldexpf(size, -last));
-    /* Whole multiples of 2^last; beyond 2^10 of them, bit 10 is the exponent's lowest bit. */
-    return (uint16_t)(sign + (last == -24 ? units : units + (uint32_t)(last + 24) * 1024));
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const int exponent = (int)(bits >> 23 & 255) - 127;          /* 2^exponent <= size */
+    const int last = exponent < -14 ? -24 : exponent - 10;       /* place of the last bit */
+    const long units = lrintf(fabsf(value) * power_of_2(-last)); /* beyond 2^10 of them, bit 10 is the exponent's */
+    return (uint16_t)((bits >> 16 & 0x8000) + (uint32_t)units + (uint32_t)(last + 24) * 1024);
 }
 
 /* The scale of a row: its largest size is 8191 or, with FL_INT8, its largest size or sum of two neighbours is 127. */
@@ -25,7 +33,7 @@ static float scale_of_row(const float *w, ptrdiff_t K, int storage) {
     for (ptrdiff_t k = 0; k < K; k++) {
         const int pairs = storage == FL_INT8 && k % 2 == 0 && k + 1 < K;
         const float pair = pairs && w[k] * w[k + 1] > 0 ? w[k] + w[k + 1] : w[k];
-        most = fmaxf(most, fmaxf(fabsf(w[k]), fabsf(pair)));
+        most = larger(most, larger(fabsf(w[k]), fabsf(pair)));
     }
     return most > 0 ? most / (storage == FL_INT8 ? 127 : 8191) : 1;
 }
@@ -57,7 +65,7 @@ void model_product(float *out, const float *start, const Stored *w, int storage,
     const ptrdiff_t stretch = storage == FL_INT16 ? 32 : planes == 2 ? 2048 : 65536;
     float m = 0x1p-100f;
     for (ptrdiff_t k = 0; k < K; k++)
-        m = fmaxf(m, fabsf(x[k]));
+        m = larger(m, fabsf(x[k]));
     for (ptrdiff_t i = 0; i < M; i++) {
         const float factor = w->scales[i] * (m / most);
         out[i] = start[i];

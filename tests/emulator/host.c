@@ -167,6 +167,12 @@ static double exponential_less_1(double x) {
     return y;
 }
 
+/* One rounding, by the processor's instruction. */
+float fmaf(float x, float y, float z) {
+    __asm__("vfmadd213ss %2, %1, %0" : "+x"(x) : "x"(y), "x"(z));
+    return x;
+}
+
 float expm1f(float x) { return (float)exponential_less_1((double)x); }
 float expf(float x) { return (float)(1 + exponential_less_1((double)x)); }
 float tanhf(float x) {
