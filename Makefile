@@ -192,8 +192,8 @@ build/c/$(1)/test_kernels: $(patsubst %,build/c/$(1)/%.o,$(C_DRIVER) host pool $
 endef
 $(eval $(call c_build,native,$(CC),))
 $(eval $(call c_build,condition,$(CC),-DFL_POOL_NO_FUTEX))
-$(eval $(call c_build,address,$(CC),-fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all))
-$(eval $(call c_build,thread,$(CC),-fsanitize=thread))
+$(eval $(call c_build,address,$(CC),-O1 -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all))
+$(eval $(call c_build,thread,$(CC),-O1 -fsanitize=thread))
 $(eval $(call c_build,arm,aarch64-linux-gnu-gcc,-static -DNO_FORK))
 $(eval $(call c_build,emulator,$(CC),$(EMULATED)))
 
