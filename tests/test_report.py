@@ -442,3 +442,9 @@ def test_errors_read_as_the_documents_say(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(BackendError) as missing:
             choose("numba", "float32")
         assert f"BackendError: {missing.value}\n" in text
+
+
+def test_every_group_of_cases_has_a_title() -> None:
+    from fastlstm.report import cases, page
+
+    assert set(cases.GROUPS) <= set(page.TITLES)

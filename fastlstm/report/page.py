@@ -26,6 +26,7 @@ TITLES = {
     "cells": "What a cell costs",
     "grid": "A small grid",
     "fit": "Training steps of whole models",
+    "quantised": "Small weights",
 }
 BUSY = 0.5  # load average before the run from which the page warns of other programs
 
