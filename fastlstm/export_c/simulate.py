@@ -9,7 +9,7 @@ from ..layout import Array
 from ..nn.activation import activate
 from ..steps import Affine, Lookup, Recurrence, Step
 from ..storage import STORAGES
-from .source import bounded_h
+from .source import bounded_output
 
 
 def run(steps: list[Step], inputs: Array, int8: bool) -> Array:
@@ -17,9 +17,8 @@ def run(steps: list[Step], inputs: Array, int8: bool) -> Array:
     x, x_bounded = inputs, False
     for step in steps:
         y = one_step(step, x, int8, x_bounded)
-        skip = getattr(step, "skip", False)
-        x = x + y if skip else y
-        x_bounded = isinstance(step, Recurrence) and bounded_h(step) and not skip
+        x = x + y if getattr(step, "skip", False) else y
+        x_bounded = bounded_output(step)
     return x
 
 

@@ -82,8 +82,13 @@ def wrapped(texts: list[str]) -> str:
 
 
 def bounded_h(step: Recurrence) -> bool:
-    """Whether the output of a recurrent layer stays within [-1, 1]."""
+    """Whether the h of a recurrent layer stays within [-1, 1]."""
     return bounded(step.spec) and not step.spec.proj_size
+
+
+def bounded_output(step: Step) -> bool:
+    """Whether the output of a step is known to stay within [-1, 1], so that int8 rounds it by a fixed scale."""
+    return isinstance(step, Recurrence) and bounded_h(step) and not step.skip
 
 
 def add_recurrence(out: Source, at: int, step: Recurrence, x_bounded: bool) -> None:
@@ -193,7 +198,7 @@ def write(steps: list[Step], name: str, int8: bool, note: str, include: str, sam
         else:
             out.body += loop(width, [f"{y}[j] = {x}[j];"])
             out.body += activation_lines(step.activation, y, width, out.used)
-        x, x_bounded = y, isinstance(step, Recurrence) and bounded_h(step) and not step.skip
+        x, x_bounded = y, bounded_output(step)
     out.stack += scratch + MARGIN
     return assembled(out, steps, note, include, samples)
 
