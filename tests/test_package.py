@@ -61,6 +61,7 @@ ORDER = [
         "trace",
         "gates_page",
         "export_c",
+        "taken",
         "torch",
         "keras",
         "onnx",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from .. import num_threads
 from .._backends import choose
 from ..files import FileError
+from ..taken import Taken
 from ..validation import flag
 from .cutting import Graph, Step, steps
 from .graphs import Found, Model, NotConstant, Scope, recurrent_nodes
@@ -61,7 +61,7 @@ class Entry:
 
 
 @dataclass
-class Summary:
+class Summary(Taken[Entry]):
     """What `accelerate` did, node by node.
 
     Attributes
@@ -73,19 +73,6 @@ class Summary:
 
     entries: list[Entry]
     pieces: int = 1
-
-    @property
-    def accelerated(self) -> list[str]:
-        """The names of the nodes on the kernels."""
-        return [entry.name for entry in self.entries if entry.why is None]
-
-    @property
-    def left(self) -> dict[str, str]:
-        """Why the others were left on ONNX Runtime, by name."""
-        return {entry.name: entry.why for entry in self.entries if entry.why is not None}
-
-    def __iter__(self) -> Iterator[Entry]:
-        return iter(self.entries)
 
     def __str__(self) -> str:
         lines = [str(entry) for entry in self.entries] or ["no recurrent node: the model has no LSTM, GRU or RNN"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from .._backends import choose
+from ..taken import Taken
 from .weights import Form, Kernels
 
 RECURRENT = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
@@ -43,7 +43,7 @@ class Entry:
 
 
 @dataclass
-class Summary:
+class Summary(Taken[Entry]):
     """What `accelerate` did, module by module. Printed, it also says which calls were left on PyTorch since, and why.
 
     Attributes
@@ -52,19 +52,6 @@ class Summary:
     """
 
     entries: list[Entry]
-
-    @property
-    def accelerated(self) -> list[str]:
-        """The names of the modules that run on the kernels."""
-        return [entry.name for entry in self.entries if entry.why is None]
-
-    @property
-    def left(self) -> dict[str, str]:
-        """Why the others were left on PyTorch, by name."""
-        return {entry.name: entry.why for entry in self.entries if entry.why is not None}
-
-    def __iter__(self) -> Iterator[Entry]:
-        return iter(self.entries)
 
     def __str__(self) -> str:
         if not self.entries:
