@@ -13,9 +13,8 @@ import argparse
 import functools
 import importlib.util
 import io
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,20 +115,6 @@ def sessions(case: Case, threads: int, folder: Path) -> dict[str, Any]:
     return found
 
 
-def timed(calls: dict[str, Callable[[], object]], threads: int, rounds: int) -> dict[str, measure.Result]:
-    """Each in its turn, in random order."""
-    rng = np.random.default_rng(0)
-    turns = {name: measure.Turn.fitted(call) for name, call in calls.items()}
-    results = {name: measure.Result(name) for name in calls}
-    with measure.undisturbed():
-        for _ in range(rounds):
-            for name in rng.permutation(list(turns)):
-                if threads > 1:
-                    time.sleep(measure.SETTLE_SECONDS)
-                results[name].rounds.append(turns[name].take())
-    return results
-
-
 def main() -> None:
     import tempfile
 
@@ -149,7 +134,7 @@ def main() -> None:
                     continue
                 found = sessions(case, threads, Path(folder))
                 calls = {name: functools.partial(one.run, None, case.feed) for name, one in found.items()}
-                results = timed(calls, threads, given.rounds)
+                results = measure.in_turns(calls, threads, given.rounds)
                 before, after, again = (results[name] for name in (BEFORE, AFTER, AGAIN))
                 ratio, aa = measure.ratio(before, after, rng), measure.ratio(before, again, rng)
                 times = "  ".join(f"{1e3 * one.median:9.3f}" for one in (before, after))

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -92,24 +91,10 @@ def compare_mixed(threads: int, rounds: int, words: list[str]) -> None:
             wrong = measure.difference(three[AFTER].values(), three[BEFORE].values())
             if wrong is not None:
                 raise SystemExit(f"{label}: {wrong}")
-            show(label, threads, timed({n: one.call for n, one in three.items()}, threads, rounds))
+            show(label, threads, measure.in_turns({n: one.call for n, one in three.items()}, threads, rounds))
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
-def timed(calls: Mapping[str, Callable[[], object]], threads: int, rounds: int) -> dict[str, measure.Result]:
-    """Each in its turn, in random order."""
-    rng = np.random.default_rng(0)
-    turns = {name: measure.Turn.fitted(call) for name, call in calls.items()}
-    results = {name: measure.Result(name) for name in calls}
-    with measure.undisturbed():
-        for _ in range(rounds):
-            for name in rng.permutation(list(turns)):
-                if threads > 1:
-                    time.sleep(measure.SETTLE_SECONDS)
-                results[name].rounds.append(turns[name].take())
-    return results
-
-
 def show(label: str, threads: int, results: Mapping[str, measure.Result]) -> float:
     """Print a line; the ratio of the times before and after."""
     rng = np.random.default_rng(0)

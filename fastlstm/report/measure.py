@@ -237,3 +237,17 @@ def best(results: Iterable[Result]) -> Result | None:
 
 def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
+
+
+def in_turns(calls: Mapping[str, Callable[[], object]], threads: int, rounds: int) -> dict[str, Result]:
+    """Time each call in its turn, in random order, `rounds` times, with a pause before a turn of several threads."""
+    rng = np.random.default_rng(0)
+    turns = {name: Turn.fitted(call) for name, call in calls.items()}
+    results = {name: Result(name) for name in calls}
+    with undisturbed():
+        for _ in range(rounds):
+            for name in rng.permutation(list(turns)):
+                if threads > 1:
+                    time.sleep(SETTLE_SECONDS)
+                results[name].rounds.append(turns[name].take())
+    return results
