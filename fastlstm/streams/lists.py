@@ -30,12 +30,12 @@ class PackedList(Packed):
         if first.kind == "lookup" and not of_integers:
             raise TypeError(
                 f"x has dtype {array.dtype} and shape {array.shape}: the model begins with an Embedding, which takes "
-                f"token ids of shape {axes}: x.astype(int)"
+                f"token ids: integers of shape {axes}"
             )
         if first.kind != "lookup" and first.kind != "cell" and of_integers:
             raise TypeError(
                 f"x has dtype {array.dtype} and shape {array.shape}: the model begins with a {first.kind} layer, which "
-                f"takes numbers of shape {(*axes, self.input_size)}: x.astype('{self.dtype}')"
+                f"takes numbers of dtype {self.dtype} and shape {(*axes, self.input_size)}"
             )
         return super().checked(x, axes, single)
 
