@@ -119,6 +119,7 @@ class Limits:
     threads: int
     flops: float  # a second
     bandwidths: dict[int, float]  # bytes each thread reads in turn -> bytes a second, all threads together
+    integers: float  # operations on integers of 8 bits a second, two a multiply-add
 
     def bandwidth(self, footprint: float) -> float:
         """Bytes a second at which `footprint` bytes are read in turn, an equal share by each thread."""
@@ -127,9 +128,9 @@ class Limits:
         rungs = [rung for rung in self.bandwidths if rung >= share] or [max(self.bandwidths)]
         return max(self.bandwidths[rung] for rung in rungs)
 
-    def seconds(self, flops: float, bytes_read: float, footprint: float) -> float:
-        """Lower bound of the time in seconds for so many operations and bytes read."""
-        return max(flops / self.flops, bytes_read / self.bandwidth(footprint))
+    def seconds(self, flops: float, bytes_read: float, footprint: float, integers: float = 0) -> float:
+        """Lower bound of the time in seconds for so many operations and bytes read, and operations on integers."""
+        return max(flops / self.flops, integers / self.integers, bytes_read / self.bandwidth(footprint))
 
 
 def limits(threads: int, seconds: float = FMA_SECONDS) -> Limits | None:
@@ -139,10 +140,12 @@ def limits(threads: int, seconds: float = FMA_SECONDS) -> Limits | None:
         return None
     isa = next(at for at, why in enumerate(c.isas().values()) if why is None)
     read_seconds = seconds * READ_SECONDS / FMA_SECONDS
+    integers = functools.partial(c.lib.fl_measure_dots, isa, c.lib.FL_INT8, seconds)
     return Limits(
         threads,
         together(threads, functools.partial(c.lib.fl_measure_fma, isa, seconds)),
         {size: together(threads, functools.partial(c.lib.fl_measure_read, isa, size, read_seconds)) for size in LADDER},
+        together(threads, integers),
     )
 
 
