@@ -23,7 +23,7 @@ PEERS = ("torch", "onnxruntime", "openvino", "tensorflow")
 # ----------------------------------------------------------------------------------------------------------- what it is
 def facts() -> dict[str, str]:
     """Hardware, versions and settings that figures depend on."""
-    c = module("c")
+    c, usable = module("c"), backends()  # which chooses the instruction set that FASTLSTM_ISA names
     numbers = {"fastlstm": __version__, "Python": platform.python_version()}
     for name in ("numpy", "numba", *PEERS):
         numbers[name] = version(name) or "not installed"
@@ -41,7 +41,7 @@ def facts() -> dict[str, str]:
         "BLAS of NumPy": blas(),
         "compiler of the extension": "none" if c.lib is None else c.ffi.string(c.lib.fl_compiler()).decode(),
         "backends": ", ".join(
-            name if why is None else f"{name} (not usable: {why})" for name, why in backends().items()
+            name if why is None else f"{name} (not usable: {why})" for name, why in usable.items()
         ),
     }
     tunables = os.environ.get("GLIBC_TUNABLES")
@@ -134,11 +134,11 @@ class Limits:
 
 
 def limits(threads: int, seconds: float = FMA_SECONDS) -> Limits | None:
-    """Measure the limits of so many threads, with the best instruction set; None without the C extension."""
+    """Measure the limits of so many threads, with the instruction set in use; None without a usable C extension."""
     c = module("c")
-    if c.lib is None:
+    if c.unusable() is not None:
         return None
-    isa = next(at for at, why in enumerate(c.isas().values()) if why is None)
+    isa = [*c.isas()].index(c.active_isa())
     read_seconds = seconds * READ_SECONDS / FMA_SECONDS
     integers = functools.partial(c.lib.fl_measure_dots, isa, c.lib.FL_INT8, seconds)
     return Limits(
