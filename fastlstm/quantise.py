@@ -342,6 +342,17 @@ def _report(layer: SpecLayer, made: SpecLayer, changes: Sequence[Array | None], 
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
+def check_types(layer: Layer, own: Mapping[str, Array], d: Mapping[str, Any]) -> None:
+    """Raise RuntimeError where arrays for a layer in reduced storage are not of the types that it keeps."""
+    wrong = [
+        f"{name} has dtype {getattr(d[name], 'dtype', type(d[name]).__name__)}, expected {p.dtype}"
+        for name, p in own.items()
+        if name in d and getattr(d[name], "dtype", None) != p.dtype
+    ]
+    if wrong:
+        raise RuntimeError(f"state does not fit {layer!r}:\n  " + "\n  ".join(wrong))
+
+
 def check_floats(layer: Layer, what: str) -> None:
     """Raise ValueError where weights are kept in a reduced storage, which `what` does not take."""
     how = layer._quantised

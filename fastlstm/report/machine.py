@@ -40,9 +40,7 @@ def facts() -> dict[str, str]:
         "versions": ", ".join(f"{name} {number}" for name, number in numbers.items()),
         "BLAS of NumPy": blas(),
         "compiler of the extension": "none" if c.lib is None else c.ffi.string(c.lib.fl_compiler()).decode(),
-        "backends": ", ".join(
-            name if why is None else f"{name} (not usable: {why})" for name, why in usable.items()
-        ),
+        "backends": ", ".join(name if why is None else f"{name} (not usable: {why})" for name, why in usable.items()),
     }
     tunables = os.environ.get("GLIBC_TUNABLES")
     return found | ({"GLIBC_TUNABLES": tunables} if tunables else {})
