@@ -25,7 +25,7 @@ from ...memory import buffers
 from ...spec import Spec
 from ...storage import Form, problem
 from .. import numpy as reference
-from .runtime import kernels, team
+from .runtime import SHARED, alone, kernels, team
 
 __all__ = ["DTYPES", "EXTRAS", "STORAGES", "backward", "bind", "forward", "kernels", "pack", "supports", "unusable"]
 
@@ -248,11 +248,30 @@ def run(
     threads: int | None,
 ) -> None:
     """Run one direction; its outputs go to the columns of y from `column` on."""
+    walk(kernel_of(block), threads, rows, *arguments_of(block, x, rows, states, y, column, row_map, tape))
+
+
+def kernel_of(block: Block) -> str:
+    """The name of the forward kernel."""
+    return f"{block.spec.kind}_forward"
+
+
+def arguments_of(
+    block: Block,
+    x: Array,
+    rows: Rows,
+    states: tuple[Array, ...],
+    y: Array | None,
+    column: int,
+    row_map: RowMap,
+    tape: dict[str, Array],
+) -> tuple[Any, ...]:
+    """What the forward kernel of a direction takes beside threads and sequences."""
     kind, empty = block.spec.kind, nothing(states[0].dtype)
     inputs, weights = ((empty, x), block.of_ids) if x.ndim == 1 else ((x, NO_IDS), block.of_numbers)
     outputs = empty if y is None else y, column, row_map.step, row_map.sequences
     kept = tuple(tape.get(name, empty) for name in TAPES[kind])
-    walk(f"{kind}_forward", threads, rows, (rows.offsets, block.reverse), inputs, weights, states, outputs, kept)
+    return (rows.offsets, block.reverse), inputs, weights, states, outputs, kept
 
 
 # The parts of a tape that the forward kernels write.
@@ -371,11 +390,21 @@ def bind(blocks: list[Block], x: Array, states: tuple[Array, ...]) -> Callable[[
     rows = Rows.dense(1, h.shape[1])
     work = max(work_of(k.spec, h.shape[1], i == 0 and x.ndim == 1) for i, k in enumerate(blocks))
     inputs = [x, *h[:-1]]
-    layers = [(k, inputs[i], tuple(s[i] for s in states)) for i, k in enumerate(blocks)]
+    every = (0, rows.B)
+    layers = [
+        (kernel_of(k), arguments_of(k, inputs[i], rows, tuple(s[i] for s in states), None, 0, PACKED, {}))
+        for i, k in enumerate(blocks)
+    ]
+    kernels_of = [(getattr(kernels(), name), arguments) for name, arguments in layers]
 
     def step() -> None:
         with team(work) as threads:
-            for k, below, own in layers:
-                run(k, below, rows, own, None, 0, PACKED, {}, threads)
+            for name, arguments in layers:
+                walk(name, threads, rows, *arguments)
 
-    return step
+    def short_step() -> None:
+        with alone():
+            for kernel, arguments in kernels_of:
+                kernel(None, every, *arguments)
+
+    return short_step if work < SHARED else step
