@@ -379,8 +379,8 @@ def test_a_dense_layer_beyond_the_tolerance_stays_float16_and_streams() -> None:
     assert q.modules[-1]._quantised.storages == ("float16",)
     half = model.quantize("float16", sample=X, tolerance=1e-12, dense=True)
     assert half.report.end.largest == 0 and half.modules[-1].core.state_dict()["weight"].dtype == np.float32
-    streams = fl.StreamBatch(free, capacity=3)
-    handles = [streams.open() for _ in range(3)]
+    streams = fl.StreamBatch(free, capacity=9)
+    handles = [streams.open() for _ in X]
     stepped = np.stack([streams.step(handles, x) for x in X.swapaxes(0, 1)])
     np.testing.assert_allclose(stepped, free(X).swapaxes(0, 1), atol=1e-6)
 

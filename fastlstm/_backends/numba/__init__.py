@@ -233,27 +233,8 @@ def forward(
         for d, block in enumerate(blocks):
             own = tuple(s[at + d] for s in states)
             tape = {} if tapes is None else begin_tape(spec, tapes[d], rows, own)
-            run(block, x, rows, own, y, d * spec.R, row_map or PACKED, tape, threads)
-
-
-def run(
-    block: Block,
-    x: Array,
-    rows: Rows,
-    states: tuple[Array, ...],
-    y: Array | None,
-    column: int,
-    row_map: RowMap,
-    tape: dict[str, Array],
-    threads: int | None,
-) -> None:
-    """Run one direction; its outputs go to the columns of y from `column` on."""
-    walk(kernel_of(block), threads, rows, *arguments_of(block, x, rows, states, y, column, row_map, tape))
-
-
-def kernel_of(block: Block) -> str:
-    """The name of the forward kernel."""
-    return f"{block.spec.kind}_forward"
+            arguments = arguments_of(block, x, rows, own, y, d * spec.R, row_map or PACKED, tape)
+            walk(f"{spec.kind}_forward", threads, rows, *arguments)
 
 
 def arguments_of(
@@ -266,7 +247,10 @@ def arguments_of(
     row_map: RowMap,
     tape: dict[str, Array],
 ) -> tuple[Any, ...]:
-    """What the forward kernel of a direction takes beside threads and sequences."""
+    """What the forward kernel of a direction takes beside threads and sequences.
+
+    Its outputs go to the columns of y from `column` on.
+    """
     kind, empty = block.spec.kind, nothing(states[0].dtype)
     inputs, weights = ((empty, x), block.of_ids) if x.ndim == 1 else ((x, NO_IDS), block.of_numbers)
     outputs = empty if y is None else y, column, row_map.step, row_map.sequences
@@ -390,21 +374,19 @@ def bind(blocks: list[Block], x: Array, states: tuple[Array, ...]) -> Callable[[
     rows = Rows.dense(1, h.shape[1])
     work = max(work_of(k.spec, h.shape[1], i == 0 and x.ndim == 1) for i, k in enumerate(blocks))
     inputs = [x, *h[:-1]]
-    every = (0, rows.B)
     layers = [
-        (kernel_of(k), arguments_of(k, inputs[i], rows, tuple(s[i] for s in states), None, 0, PACKED, {}))
+        (k.spec.kind + "_forward", arguments_of(k, inputs[i], rows, tuple(s[i] for s in states), None, 0, PACKED, {}))
         for i, k in enumerate(blocks)
     ]
-    kernels_of = [(getattr(kernels(), name), arguments) for name, arguments in layers]
+    of_one_thread = [(getattr(kernels(), name), (None, (0, rows.B), *arguments)) for name, arguments in layers]
 
     def step() -> None:
-        with team(work) as threads:
-            for name, arguments in layers:
-                walk(name, threads, rows, *arguments)
+        with alone() if work < SHARED else team(work) as threads:
+            if threads is None:
+                for kernel, arguments in of_one_thread:
+                    kernel(*arguments)
+            else:
+                for name, arguments in layers:
+                    walk(name, threads, rows, *arguments)
 
-    def short_step() -> None:
-        with alone():
-            for kernel, arguments in kernels_of:
-                kernel(None, every, *arguments)
-
-    return short_step if work < SHARED else step
+    return step
