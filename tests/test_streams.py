@@ -231,7 +231,6 @@ REFUSED: dict[str, tuple[type[Exception], str, Any]] = {
     "no handle but a row": (ValueError, "x has 1 rows for 0", lambda b, h, x: b.step(np.array([], np.int64), x[:1])),
     "a word for drop": (TypeError, "drop must be True or False", lambda b, h, x: b.export(h[0], drop="no")),
     "one state, no list": (TypeError, r"got bytes: .* \[state\]", lambda b, h, x: b.restore(b.export(h[0])[0])),
-    "one key, no list": (TypeError, r"got str: .* \[key\]", lambda b, h, x: b.restore(b.export(h[0]), keys="n")),
     "a word for other_weights": (
         TypeError, "other_weights must be", lambda b, h, x: b.restore(b.export(h[0]), other_weights="no"),
     ),

@@ -106,9 +106,8 @@ class KeptStreams(OpenStreams):
             No room for all; a key has an open stream or comes twice. No stream is opened then.
         """
         self._check_free()
-        for what, given in (("state", states), ("key", keys)):
-            if isinstance(given, (str, bytes, bytearray, memoryview)):
-                raise TypeError(f"{what}s is a list, got {type(given).__name__}: for one stream, [{what}]")
+        if isinstance(states, (bytes, bytearray, memoryview)):
+            raise TypeError(f"states is a list, got {type(states).__name__}: for one stream give [state]")
         states, p, other_weights = list(states), self._packed, flag(other_weights, "other_weights")
         names: Sequence[Hashable] = [None] * len(states) if keys is None else list(keys)
         if len(names) != len(states):
