@@ -146,6 +146,21 @@ def test_pieces_of_unequal_length(model: str, backend: str) -> None:
     assert_as_alone(rest, np.concatenate([expected[i, lengths[i] :] for i in back]), backend)
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_pieces_of_one_stream(model: str, backend: str) -> None:
+    """As steps, and with nothing changed in the streams beside it."""
+    layer, x = made(model, backend), draw(3, 9, I)
+    batch = fl.StreamBatch(layer)
+    first, handle, last = (batch.open() for _ in x)
+    expected = alone(layer, x[1:2])[0]
+    wide = np.repeat(x[1], 2, axis=1)[:, ::2]  # not contiguous
+    y = [batch.feed([handle], x[1, :4], [4]), batch.feed(handle, wide[4:6], [2]), batch.step(handle, x[1, 6])[None]]
+    y.append(batch.feed(np.array([handle]), x[1, 7:], np.array([2]), np.empty_like(y[1])))
+    assert_as_alone(np.concatenate(y), expected, backend)
+    assert [batch.steps(h) for h in (first, handle, last)] == [0, 9, 0]
+    assert_as_alone(batch.step([first, last], x[::2, 0]), alone(layer, x[::2, :1])[:, 0], backend)
+
+
 def test_pieces_of_token_ids_and_of_equal_length(backend: str) -> None:
     layer, ids = made("gru", backend), np.random.default_rng(0).integers(0, I, (4, 6))
     batch = fl.StreamBatch(layer)
@@ -229,6 +244,10 @@ REFUSED: dict[str, tuple[type[Exception], str, Any]] = {
     "pieces: other lengths": (ValueError, "lengths say 4", lambda b, h, x: b.feed(h[:2], x[:3], [2, 2])),
     "pieces: a negative length": (ValueError, "0 or more", lambda b, h, x: b.feed(h[:2], x[:3], [4, -1])),
     "pieces: lengths that are floats": (TypeError, "integers", lambda b, h, x: b.feed(h[:2], x[:3], [1.0, 2.0])),
+    "one piece: another length": (ValueError, "lengths say 2", lambda b, h, x: b.feed([int(h[0])], x[:3], [2])),
+    "one piece: a bool": (TypeError, "integers", lambda b, h, x: b.feed([int(h[0])], x[:1], [True])),
+    "one piece: a closed stream": (fl.StreamClosed, "is closed", lambda b, h, x: b.feed([b.shut], x[:3], [3])),
+    "one piece: no number": (fl.StreamClosed, "never given", lambda b, h, x: b.feed([-1], x[:3], [3])),
     "pieces: too few lengths": (ValueError, "one entry for each handle", lambda b, h, x: b.feed(h[:2], x[:3], [3])),
     "pieces: a stream twice": (ValueError, "comes twice", lambda b, h, x: b.feed([h[0]] * 2, x[:3], [1, 2])),
     "pieces: a closed stream": (fl.StreamClosed, "is closed", lambda b, h, x: b.feed([h[0], b.shut], x[:3], [3, 0])),

@@ -12,13 +12,14 @@ from numpy import empty, ndarray  # global names are found sooner than attribute
 
 from .._backends import provides
 from ..layout import Array
+from ..num_threads import get_num_threads
 from ..num_threads import threads as limited_to
 from ..validation import as_array, check_out, checked_ids, checked_input, flag, positive
 from .gathered import Gathered
 from .kept import KeptStreams
 from .model import packed_of
 from .open import INT64, Evicted, as_handles
-from .pieces import checked_lengths, checked_step, feed
+from .pieces import checked_lengths, checked_step, feed, is_one_piece
 from .snapshots import read
 
 
@@ -193,9 +194,14 @@ class StreamBatch(KeptStreams):
         StreamClosed, ValueError, TypeError
             As `step`, or the lengths do not fit; all states are as before.
         """
+        if out is None and is_one_piece(handles, x, lengths, self._dtype, self._row):
+            self._check_free()
+            slots, y = self._slabs.find(handles), empty((len(x), self._width), self._dtype)
+            self._feed(slots, x, lengths, y)
+            return y
         given = as_handles(handles)
         counts = checked_lengths(lengths, len(given))
-        total = int(counts.sum())
+        total = sum(counts)
         array = as_array(x, "x")
         if array.ndim and len(array) != total:
             raise ValueError(f"x has {len(array)} rows, and lengths say {total}: the rows of all streams together")
@@ -208,16 +214,22 @@ class StreamBatch(KeptStreams):
         y = empty((total, self._width), self._dtype) if out is None or np.may_share_memory(out, rows) else out
         if total:
             fed = [slot for slot, n in zip(slots, counts, strict=True) if n]
-            self._busy = True
-            try:
-                with limited_to(self.threads):
-                    feed(self._packed, self._slabs, fed, rows, counts[counts > 0], y, self._clock())
-            finally:
-                self._busy = False
+            self._feed(fed, rows, [n for n in counts if n], y)
         if out is None or y is out:
             return y
         out[...] = y
         return out
+
+    def _feed(self, slots: list[int], rows: Array, counts: list[int], y: Array) -> None:
+        self._busy = True
+        try:
+            if get_num_threads() == self.threads:  # of this Python thread: `limited_to` would take a microsecond
+                feed(self._packed, self._slabs, slots, rows, counts, y, self._clock())
+            else:
+                with limited_to(self.threads):
+                    feed(self._packed, self._slabs, slots, rows, counts, y, self._clock())
+        finally:
+            self._busy = False
 
     # ----------------------------------------------------------------------------------------------- weights, snapshots
     def swap(self, model: Any, *, keep_states: bool = True) -> None:
