@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from asyncio import get_running_loop
+from asyncio import Future, get_running_loop
 from collections.abc import Hashable
 from contextlib import AbstractAsyncContextManager
 from time import perf_counter
@@ -103,7 +103,7 @@ class Batcher(Batches):
                 y = self._step_alone(handle, x)
                 return y if self._answered - self._turned < LONGEST_HOLD else await self._turn(y)
             if len(self._queue) < self._plain:
-                answer: Any = self._loop.create_future()
+                answer: Any = Future(loop=self._loop)  # quicker than loop.create_future, a function of Python
                 self._queue.append((handle, x.tobytes(), answer))
                 if self._timer is None and not self._running:
                     self._schedule()

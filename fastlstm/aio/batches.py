@@ -131,7 +131,7 @@ class Batches:
             self._task = loop.create_task(self._in_worker(batch, why, waited))
             return
         y, seconds = self._compute(batch)
-        self._deliver(batch, y, why, seconds, waited)
+        self._deliver(batch, y, why, seconds, waited, type(y) is ndarray)
 
     def _compute(self, batch: Taken) -> tuple[Any, float]:
         """(the rows (n, U) or, where a request is refused, a row or an error for each; seconds)."""
@@ -159,13 +159,13 @@ class Batches:
             self._worker = ThreadPoolExecutor(1, "fastlstm-batcher")
         y, seconds = await self._loop.run_in_executor(self._worker, self._compute, batch)
         self._running = False
-        self._deliver(batch, y, why, seconds, waited)
+        self._deliver(batch, y, why, seconds, waited, type(y) is ndarray and not any(map(done, batch.answers)))
 
-    def _deliver(self, batch: Taken, y: Any, why: str, seconds: float, waited: float) -> None:
-        """Give every request its row or its error, and let the next batch begin."""
+    def _deliver(self, batch: Taken, y: Any, why: str, seconds: float, waited: float, plain: bool) -> None:
+        """Give every request its row or its error, and let the next batch begin. plain: all wait, and no row failed."""
         answers = batch.answers
         self._counters.batch(why, len(answers), seconds, waited)
-        if type(y) is ndarray and not any(map(done, answers)):
+        if plain:
             any(map(asyncio.Future.set_result, answers, y))  # each gives None; the quickest loop over short calls
         else:
             self._deliver_singly(answers, y)

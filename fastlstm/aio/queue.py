@@ -33,11 +33,11 @@ def take(waiting: deque[Request], most: int) -> tuple[Taken, int]:
     stays, and so do all later ones of its stream: the requests of a stream keep their order.
     """
     if 0 < len(waiting) <= most:
-        batch = Taken(*zip(*waiting, strict=True))
-        unlike = len(set(batch.handles)) < len(waiting) or len(set(map(type, batch.rows))) > 1
-        if not unlike and not any(map(done, batch.answers)):
+        handles, rows, answers = zip(*waiting, strict=True)
+        unlike = len(set(handles)) < len(handles) or len(set(map(type, rows))) > 1
+        if not unlike and not any(map(done, answers)):
             waiting.clear()
-            return batch, 0
+            return Taken(handles, rows, answers), 0
     return picked(waiting, most)
 
 
