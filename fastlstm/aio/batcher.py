@@ -147,10 +147,8 @@ class Batcher(Batches):
         assert self._loop is not None
         answer: Answer = self._loop.create_future()
         queue.append((handle, x, answer))
-        if self._timer is None and not self._running:
+        if not self._running and (self._timer is None or len(queue) == self.max_batch):
             self._schedule()
-        if len(queue) >= self.max_batch and not self._running:
-            self._make_batch("full")
         return answer
 
     def _attach(self) -> None:

@@ -47,8 +47,8 @@ class Batches:
         self._dtype, self._shape = streams.dtype, (streams.input_size,)
         self._counters = Counters(self.max_batch)
         self._queue: deque[Request] = deque()
-        # A queue that has fewer than this many takes another one without more checks.
-        self._plain = min(self.max_batch, self.max_queue) - 1
+        # A queue that has fewer requests than this takes another one without more checks.
+        self._plain = min(self.max_batch - 1, self.max_queue) if self.max_wait_us else self.max_queue
         self._since = 0.0  # when the first request of the next batch came, by the loop's clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lone = self.max_wait_us == 0  # whether requests are answered at once
@@ -93,11 +93,13 @@ class Batches:
 
     # --------------------------------------------------------------------------------------------------------- batches
     def _schedule(self) -> None:
-        """Let the batch begin at the turn's end, or when its first row has waited long enough."""
+        """Let the batch begin at the turn's end or, while it is not full, when its first row has waited long enough."""
         assert self._loop is not None
         if len(self._queue) == 1:
             self._since = self._loop.time()
-        if self.max_wait_us:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.max_wait_us and len(self._queue) < self.max_batch:
             left = self._since + self.max_wait_us * 1e-6 - self._loop.time()
             self._timer = self._loop.call_later(max(0.0, left), self._make_batch, "wait")
         else:
@@ -107,13 +109,10 @@ class Batches:
         """Step the rows that have come, here or in the worker thread."""
         loop, queue, counters = self._loop, self._queue, self._counters
         assert loop is not None
-        if self._timer is not None:
-            if why == "full":
-                self._timer.cancel()
-            self._timer = None
+        self._timer = None
         if self._running:
             return
-        now = loop.time()
+        why, now = "full" if len(queue) >= self.max_batch else why, loop.time()
         if self._deadlines.timers:
             self._deadlines.expire_until(now)
         batch, cancelled = take(queue, self.max_batch)
@@ -201,21 +200,17 @@ class Batches:
     # ------------------------------------------------------------------------------------------------ room in the queue
     def _make_place(self) -> None:
         """Room for one more request, or QueueFull."""
-        retry_after = self._counters.expected(len(self._queue))
-        if self.overload == "oldest":
-            while self._queue:
-                *_, answer = self._queue.popleft()
-                if not answer.done():
-                    text = f"a newer request took the place: {self.max_queue} wait, and overload is 'oldest'"
-                    answer.set_exception(QueueFull(text, retry_after))
-                    self._counters.add("displaced", 1)
-                    return
-            return
-        self._counters.add("rejected", 1)
-        raise QueueFull(
-            f"{len(self._queue)} requests wait and max_queue is {self.max_queue}: come again in {retry_after:.3g} s",
-            retry_after,
-        )
+        waiting, most = len(self._queue), self.max_queue
+        retry_after = self._counters.expected(waiting)
+        if self.overload != "oldest":
+            self._counters.counts["rejected"] += 1
+            raise QueueFull(waiting, most, retry_after)
+        while self._queue:
+            *_, answer = self._queue.popleft()
+            if not answer.done():
+                answer.set_exception(QueueFull(waiting, most, retry_after, displaced=True))
+                self._counters.add("displaced", 1)
+                return
 
     async def _place(self, deadline: float | None) -> None:
         """Wait until the queue has a place."""
