@@ -53,7 +53,7 @@ static bool publish(uint64_t word, bool resting) {
 /* Whether `word` is a call that worker `me` takes part in; `seen` is the last word it has dealt with. */
 static inline bool concerns(uint64_t word, uint64_t seen, int me) { return word != seen && me < threads_of(word); }
 
-/* Waits for such a call; returns its word. */
+/* Waits for such a call; returns its word, or any other one where workers are to end. */
 static uint64_t await(uint64_t seen, int me) {
     slot_t *slot = &pool.slot[me];
     uint64_t word, until = fl_now() + FL_SPIN_NS;
@@ -64,18 +64,19 @@ static uint64_t await(uint64_t seen, int me) {
                 return word;
             spin_pause();
         }
-    } while (fl_now() < until);
+    } while (fl_now() < until && !atomic_load_explicit(&pool.ending, memory_order_relaxed));
 
-    for (;;) {
+    while (!atomic_load(&pool.ending)) {
         atomic_store(&slot->asleep, 1);
         store_before_load();
         word = atomic_load(&pool.word);
-        if (concerns(word, seen, me)) {
+        if (concerns(word, seen, me) || atomic_load(&pool.ending)) {
             atomic_store(&slot->asleep, 0);
             return word;
         }
         slot_sleep(slot, 0);
     }
+    return seen;
 }
 
 /* A worker's part of a call. Returns whether it is done with the call: false where the pool rests meanwhile. */
@@ -98,9 +99,9 @@ static void *worker_main(void *slot) {
     atomic_store_explicit(&pool.slot[me].id, thread_id(), memory_order_relaxed);
     uint64_t seen = 0; /* no word is 0: ticks begin at 1 */
     fp_enter();        /* for good: the thread runs nothing else */
-    for (;;) {
+    while (!atomic_load_explicit(&pool.ending, memory_order_relaxed)) {
         const uint64_t word = await(seen, me);
-        if (join(word, me))
+        if (concerns(word, seen, me) && join(word, me))
             seen = word;
     }
     return NULL;
@@ -116,6 +117,7 @@ static void forget_threads(void) {
     atomic_store(&pool.join_from, 0);
     pool.strikes = 0;
     pool.ready = 0;
+    atomic_store(&pool.ending, false);
     atomic_store(&pool.word, idle_word());
     atomic_store(&pool.owned, false);
 }
@@ -145,17 +147,30 @@ static int grow(int threads) {
         sigdelset(&all, SIGTRAP);
         pthread_sigmask(SIG_SETMASK, &all, &old);
         while (pool.made + 1 < threads) {
-            pthread_t thread;
             slot_t *slot = &pool.slot[pool.made + 1];
             slot_init(slot);
-            if (pthread_create(&thread, NULL, worker_main, slot) != 0)
+            if (pthread_create(&slot->thread, NULL, worker_main, slot) != 0)
                 break;
-            pthread_detach(thread);
             pool.made++;
         }
         pthread_sigmask(SIG_SETMASK, &old, NULL);
     }
     return pool.made + 1 < threads ? pool.made + 1 : threads;
+}
+
+/* A worker that is about to sleep has said so before it looks whether it is to end: it is woken, or it sees it. */
+void fl_end_threads(void) {
+    if (atomic_exchange(&pool.owned, true))
+        return;
+    atomic_store(&pool.ending, true);
+    store_before_load();
+    for (int w = 1; w <= pool.made; w++)
+        slot_wake(&pool.slot[w]);
+    for (int w = 1; w <= pool.made; w++)
+        pthread_join(pool.slot[w].thread, NULL);
+    pool.made = 0;
+    atomic_store(&pool.ending, false);
+    atomic_store(&pool.owned, false);
 }
 
 static void run_alone(fl_piece_fn fn, void *arg, int steps, int pieces) {

@@ -18,6 +18,9 @@ typedef void (*fl_piece_fn)(void *arg, int step, int piece, int worker);
  * Returns the nanoseconds that the caller waited for pieces that other workers had claimed. */
 uint64_t fl_run(fl_piece_fn fn, void *arg, int steps, int pieces, int threads);
 
+/* Ends and awaits the workers, if there are any and no call is under way; a later call makes new ones. */
+void fl_end_threads(void);
+
 /* Nanoseconds from a fixed moment on. */
 uint64_t fl_now(void);
 

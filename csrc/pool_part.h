@@ -46,6 +46,8 @@ static struct {
     int lent;      /* slots of threads of the host program that are set up */
     int strikes;   /* losses; FL_WELL_NS without one, or a call without one, take one back */
 
+    atomic_bool ending; /* workers end; set while the pool is owned */
+
     slot_t slot[MAX_THREADS];      /* slot 0: the caller */
     slot_t lent_slot[MAX_THREADS]; /* of threads of the host program, from 1 on */
     claim_t claim[MAX_UNITS];

@@ -36,7 +36,8 @@ typedef struct {
     _Alignas(FL_LINES) atomic_uint_least64_t finished; /* written by the participant only, at every step */
     _Alignas(FL_LINES) atomic_uint asleep;             /* 1: sleeping, or about to look once more and then sleep */
     atomic_int id;                                     /* the system's number of the thread; 0 until it runs */
-    int avoided; /* the processor that the thread keeps off; used by the owner only */
+    int avoided;      /* the processor that the thread keeps off; used by the owner only */
+    pthread_t thread; /* used by the owner only */
 #if !FUTEX
     pthread_mutex_t lock;
     pthread_cond_t wake;

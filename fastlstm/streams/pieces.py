@@ -9,7 +9,7 @@ from numpy import ndarray  # a global name is found sooner than an attribute
 
 from ..layout import Array
 from ..packing import Batch
-from ..validation import as_array, checked_ids, checked_input
+from ..validation import as_array
 from .model import Packed
 from .slabs import Slabs
 
@@ -65,8 +65,7 @@ def checked_step(x: Any, n: int, single: bool, packed: Packed) -> tuple[Array, b
     array = as_array(x, "x")
     if array.ndim and not single and len(array) != n:
         raise ValueError(f"x has {len(array)} rows for {n} handles: give one row for each handle, in their order")
-    rows, ids, alone = checked_input(x, (n,), packed.input_size, packed.dtype, single)
-    return checked_ids(rows, packed.input_size, packed.dtype) if ids else rows, ids, alone
+    return packed.checked(x, (n,), single)
 
 
 def feed(packed: Packed, slabs: Slabs, slots: list[int], rows: Array, counts: list[int], y: Array, now: float) -> None:
@@ -88,27 +87,13 @@ def feed(packed: Packed, slabs: Slabs, slots: list[int], rows: Array, counts: li
         The time that counts as the streams' last use.
     """
     if len(slots) == 1:
-        run_one(packed, slabs.record(slots[0]), rows, y)
+        packed.forward_one(np.ascontiguousarray(rows), slabs.record(slots[0]), y)
     else:
         run_some(packed, [slabs.record(slot) for slot in slots], rows, np.array(counts), y)
     for slot, n in zip(slots, counts, strict=True):
         info = slabs.info(slot)
         info["steps"] += n
         info["used"] = now
-
-
-def run_one(packed: Packed, record: Array, rows: Array, y: Array) -> None:
-    """Run one stream over its rows (T, I) or (T,); its record is changed in place, without copies of its parts."""
-    steps, last = Batch.of(len(rows), 1, None).rows, len(packed.blocks) - 1
-    x, at, parts = np.ascontiguousarray(rows), 0, packed.parts
-    outputs = [np.empty((len(rows), of_layer[0].spec.R), packed.dtype) for of_layer in packed.blocks[:last]]
-    for of_layer, out in zip(packed.blocks, [*outputs, y], strict=True):
-        states = []
-        for width in packed.widths[:parts]:
-            states.append(record[at : at + width].reshape(1, 1, width))
-            at += width
-        packed.module.forward(of_layer, x, steps, tuple(states), out)
-        x = out
 
 
 def run_some(packed: Packed, records: list[Array], rows: Array, counts: Array, y: Array) -> None:

@@ -294,6 +294,35 @@ static void print_times(void) {
     }
 }
 
+/* The threads of this process; 0 where the system does not tell. */
+static int count_threads(void) {
+    int threads = 0;
+    char line[200];
+    FILE *const status = fopen("/proc/self/status", "r");
+    while (status && fgets(line, sizeof line, status))
+        sscanf(line, "Threads: %d", &threads);
+    if (status)
+        fclose(status);
+    return threads;
+}
+
+/* Workers end when they are told to, asleep or awake, and the next call makes new ones. */
+static void check_ending(void) {
+    job_t *job = malloc(sizeof *job);
+    CHECK(job != NULL);
+    fl_end_threads(); /* of earlier calls, and where there are none */
+    const int before = count_threads();
+    for (int i = 0; i < 20; i++) {
+        check_call(job, 10, 4, 4, 50);
+        CHECK(before == 0 || count_threads() == before + 3);
+        if (i % 2)
+            usleep(2000); /* they fall asleep */
+        fl_end_threads();
+        CHECK(count_threads() == before);
+    }
+    free(job);
+}
+
 int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "time") == 0) {
         print_times();
@@ -308,6 +337,7 @@ int main(int argc, char **argv) {
     check_late_helper(false);
     check_late_helper(true);
     check_hosts();
+    check_ending();
 
     double until = seconds() + SECONDS;
     caller_t callers[CALLERS];
@@ -317,8 +347,11 @@ int main(int argc, char **argv) {
         CHECK(pthread_create(&threads[i], NULL, caller_main, &callers[i]) == 0);
     }
     int forks = 0;
-    for (unsigned round = 0; seconds() < until; round++)
+    for (unsigned round = 0; seconds() < until; round++) {
         forks += fork_and_use(1000u + round, round % 8 == 0); /* others are inside fl_run meanwhile */
+        if (round % 16 == 0)
+            fl_end_threads();
+    }
     for (int i = 0; i < CALLERS; i++)
         CHECK(pthread_join(threads[i], NULL) == 0);
     check_nested();
