@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,6 @@ from .kept import KeptStreams
 from .model import packed_of
 from .open import INT64, Evicted, as_handles
 from .pieces import checked_lengths, checked_step, feed, is_one_piece
-from .snapshots import read
 
 
 class StreamBatch(KeptStreams):
@@ -274,26 +272,3 @@ class StreamBatch(KeptStreams):
         self._bind()
         if not keep_states:
             self.reset(self.handles())
-
-    @classmethod
-    def load(cls, model: Any, path: str | os.PathLike[str], **options: Any) -> StreamBatch:
-        """The streams of a `snapshot`, with their handles and keys.
-
-        Parameters
-        ----------
-        model : layer
-            With the weights that the states were made with.
-        path : path
-        options
-            As for `StreamBatch`; `capacity` and `max_streams` grow to hold all.
-
-        Raises
-        ------
-        OSError
-            The file cannot be read.
-        FileError, StateError
-            It is damaged or no snapshot; or it belongs to another model or to other weights.
-        """
-        batch = cls(model, **options)
-        read(batch, path)
-        return batch
