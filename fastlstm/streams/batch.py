@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from .kept import KeptStreams
 from .model import packed_of
 from .open import INT64, Evicted, as_handles
 from .pieces import checked_lengths, checked_step, feed, is_one_piece
+
+NO_LIMIT = nullcontext()  # `limited_to` takes a microsecond
 
 
 class StreamBatch(KeptStreams):
@@ -238,11 +241,8 @@ class StreamBatch(KeptStreams):
     def _feed(self, slots: list[int], rows: Array, counts: list[int], y: Array) -> None:
         self._busy = True
         try:
-            if get_num_threads() == self.threads:  # of this Python thread: `limited_to` would take a microsecond
+            with NO_LIMIT if get_num_threads() == self.threads else limited_to(self.threads):
                 feed(self._packed, self._slabs, slots, rows, counts, y, self._clock())
-            else:
-                with limited_to(self.threads):
-                    feed(self._packed, self._slabs, slots, rows, counts, y, self._clock())
         finally:
             self._busy = False
 
