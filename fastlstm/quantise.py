@@ -248,7 +248,10 @@ def bytes_of(layer: SpecLayer, at: int) -> int:
 
 def _entered(layer: SpecLayer, sample: Any) -> tuple[Array, Batch]:
     """A sample, checked and packed."""
-    return layer._sampled(*sample) if isinstance(sample, Masked) else layer._sampled(sample)
+    x, batch = layer._sampled(*sample) if isinstance(sample, Masked) else layer._sampled(sample)
+    if not np.isfinite(x).all():
+        raise ValueError("sample holds NaN or infinity, so no change can be measured: leave these steps out")
+    return x, batch
 
 
 def outputs_of(layers: Sequence[SpecLayer], sample: Any) -> list[list[Array]]:
@@ -266,9 +269,7 @@ def outputs_of(layers: Sequence[SpecLayer], sample: Any) -> list[list[Array]]:
         for layer, outputs in zip(layers, found, strict=True):
             states = tuple(s[: layer._D] for s in layer._zeros(batch.B))
             blocks = layer._blocks()[1][at : at + 1]
-            outputs.append(
-                engine.forward(layer._module, blocks, x, batch, states, packed=True).reshape(batch.rows.N, -1)
-            )
+            outputs.append(engine.forward(layer._module, blocks, x, batch, states, packed=True))
             below = outputs[-1] if below is None else below
         assert below is not None
         x = below

@@ -132,7 +132,9 @@ def test_samples_are_what_a_call_takes() -> None:
     for sample in (X.swapaxes(0, 1), X[:, 0], IDS.T, IDS[:, 0]):
         q = floats.quantize("int8", sample=sample)
         np.testing.assert_allclose(q.report.end.largest, np.abs(q(sample)[0] - floats(sample)[0]).max(), rtol=1e-6)
-    for wrong, why in ((X[..., :3], "expected"), (np.ones(3), "x has"), ("abc", "x")):
+    assert np.isnan(floats.quantize("int8", sample=X[:0]).report.end.mean), "no step, nothing to measure"
+    nan = np.full_like(X, np.nan)
+    for wrong, why in ((X[..., :3], "expected"), (np.ones(3), "x has"), ("abc", "x"), (nan, "sample holds NaN")):
         with pytest.raises((ValueError, TypeError), match=why):
             floats.quantize("int8", sample=wrong)
 
