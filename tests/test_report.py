@@ -236,7 +236,8 @@ def test_limits_are_plausible(threads: int) -> None:
     assert all(1e8 < rate < 1e13 for rate in limits.bandwidths.values())
     small, large = limits.bandwidth(1000), limits.bandwidth(1e12)
     assert small >= large == limits.bandwidths[max(limits.bandwidths)]
-    assert limits.seconds(limits.flops, 0, 1000) == 1
+    assert limits.seconds(limits.flops, 0, 1000) == 1 == limits.seconds(0, 0, 1000, limits.integers)
+    assert 0.1e9 < limits.integers < 1e14
     assert limits.seconds(0, 2 * small, 1000) == 2
 
 

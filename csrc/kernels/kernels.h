@@ -95,4 +95,5 @@ const fl_isa JOIN(fl_isa_, ISA) = {
     .span_scale = span_scale,
     .checksum = checksum,
     .dots_agree = dots_agree,
+    .dots_peak = dots_peak,
 };

@@ -11,7 +11,7 @@ import numpy as np
 from ..layer import Layer
 from ..layout import Array
 from ..quantise import Quantisation, Report
-from ..validation import positive, seed_or_none
+from ..validation import flag, positive, seed_or_none
 from .base import Module, ModuleTape, Shape
 from .bidirectional import Bidirectional
 from .quantised import dequantised_chain, quantised_chain
@@ -193,12 +193,18 @@ class Chain(Module):
         return next((how for module in self.modules if (how := module._quantised) is not None), None)
 
     def quantize(
-        self, storage: str, inputs: str | None = None, sample: Any = None, tolerance: float | None = None
+        self,
+        storage: str,
+        inputs: str | None = None,
+        sample: Any = None,
+        tolerance: float | None = None,
+        *,
+        dense: bool = False,
     ) -> Any:
         """A model for inference whose recurrent modules keep their weights in a reduced storage. This one stays.
 
-        Dense layers and embeddings stay float32. Arguments, ``report`` and errors are those of ``LSTM.quantize``;
-        `inputs` is for every recurrent module.
+        Embeddings stay float32, and dense layers unless asked. Arguments, ``report`` and errors are those of
+        ``LSTM.quantize``; `inputs` is for every recurrent module.
 
         Parameters
         ----------
@@ -207,8 +213,11 @@ class Chain(Module):
         sample : (N, ...) array or list of N sequences, optional
             As `predict` takes them.
         tolerance : float, optional
+        dense : bool
+            Whether the weights of `Dense` modules in the list are kept so too: files become smaller and calls no
+            quicker, since products with the rounded weights are of floats.
         """
-        return quantised_chain(self, storage, inputs, sample, tolerance)
+        return quantised_chain(self, storage, inputs, sample, tolerance, flag(dense, "dense"))
 
     def dequantize(self) -> Any:
         """A model of float32 with the numbers that a model of `quantize` keeps."""

@@ -107,6 +107,8 @@ class StreamBatch(KeptStreams):
         # Fast path: all checks of arrays in a few lines, since they may cost more than a small step.
         if (
             type(handles) is ndarray
+            and handles.ndim == 1
+            and handles.size
             and type(x) is ndarray
             and handles.dtype is INT64
             and x.dtype is self._dtype
@@ -239,7 +241,8 @@ class StreamBatch(KeptStreams):
         keep_states, new = flag(keep_states, "keep_states"), packed_of(model)
         if new.equation != self._packed.equation:
             raise ValueError(
-                f"the new model is {new.name}, and the streams are of {self._packed.name}: load another one"
+                f"the new model is {new.name}, and the streams are of {self._packed.name}: swap takes other weights of "
+                "the same equation, sizes and dtype; for another model make another StreamBatch"
             )
         self._packed = new
         self._bind()
