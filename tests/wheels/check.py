@@ -14,7 +14,7 @@ from pathlib import Path
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 TAG = "-cp310-abi3-"
-MOST_BYTES = 3_000_000  # with the C library: its text and its archive are 0.8 MB of it
+MOST_BYTES = 3_200_000  # the C library and its archive take 0.9 MB
 SMOKE = Path(__file__).with_name("smoke.py").resolve()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.resources
 import os
 import sys
@@ -52,6 +53,7 @@ def main() -> None:
     streamed(lstm)
     if hasattr(os, "fork"):
         forked(lstm)
+    assert ctypes.CDLL(fl.get_library()).fastlstm_abi() == 1 and os.path.isfile(f"{fl.get_include()}/fastlstm.h")
     text = (importlib.resources.files("fastlstm") / "data" / "shakespeare.txt").read_text(encoding="utf-8")
     assert len(text) > 1_000_000
     print(f"Python {sys.version.split()[0]}, NumPy {np.__version__}: {lstm!r} trained, streamed and forked")
