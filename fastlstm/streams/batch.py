@@ -241,8 +241,7 @@ class StreamBatch(KeptStreams):
         keep_states, new = flag(keep_states, "keep_states"), packed_of(model)
         if new.equation != self._packed.equation:
             raise ValueError(
-                f"the new model is {new.name}, and the streams are of {self._packed.name}: swap takes other weights of "
-                "the same equation, sizes and dtype; for another model make another StreamBatch"
+                f"the streams are of {self._packed.name}, not {new.name}: swap takes the same equation, sizes and dtype"
             )
         self._packed = new
         self._bind()
