@@ -107,6 +107,8 @@ def test_a_row_does_not_depend_on_its_neighbours(name: str) -> None:
     assert_equal_bits(in_choices(batch, np.array([batch.open() for _ in x]), x), y)
     pieces = [batch.open() for _ in x]
     assert_equal_bits(batch.feed(pieces, x.reshape(-1, I), [3] * len(x)).reshape(y.shape), y)
+    one_piece = [batch.feed([batch.open()], rows, [3]) for rows in x[:9]]
+    assert_equal_bits(one_piece, y[:9])
     unequal = batch.feed(pieces[:3], x[:3, :2].reshape(-1, I)[:5], [2, 2, 1])
     single = [batch.step(h, row) for h, row in zip(together[:3], x[:3, 0], strict=True)]
     assert_equal_bits(unequal[[0, 2, 4]], single)

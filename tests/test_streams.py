@@ -146,6 +146,21 @@ def test_pieces_of_unequal_length(model: str, backend: str) -> None:
     assert_as_alone(rest, np.concatenate([expected[i, lengths[i] :] for i in back]), backend)
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_pieces_of_one_stream(model: str, backend: str) -> None:
+    """As steps, and with nothing changed in the streams beside it."""
+    layer, x = made(model, backend), draw(3, 9, I)
+    batch = fl.StreamBatch(layer)
+    first, handle, last = (batch.open() for _ in x)
+    expected = alone(layer, x[1:2])[0]
+    wide = np.repeat(x[1], 2, axis=1)[:, ::2]  # not contiguous
+    y = [batch.feed([handle], x[1, :4], [4]), batch.feed(handle, wide[4:6], [2]), batch.step(handle, x[1, 6])[None]]
+    y.append(batch.feed(np.array([handle]), x[1, 7:], np.array([2]), np.empty_like(y[1])))
+    assert_as_alone(np.concatenate(y), expected, backend)
+    assert [batch.steps(h) for h in (first, handle, last)] == [0, 9, 0]
+    assert_as_alone(batch.step([first, last], x[::2, 0]), alone(layer, x[::2, :1])[:, 0], backend)
+
+
 def test_pieces_of_token_ids_and_of_equal_length(backend: str) -> None:
     layer, ids = made("gru", backend), np.random.default_rng(0).integers(0, I, (4, 6))
     batch = fl.StreamBatch(layer)
@@ -243,6 +258,10 @@ REFUSED: dict[str, tuple[type[Exception], str, Any]] = {
     "pieces: other lengths": (ValueError, "lengths say 4", lambda b, h, x: b.feed(h[:2], x[:3], [2, 2])),
     "pieces: a negative length": (ValueError, "0 or more", lambda b, h, x: b.feed(h[:2], x[:3], [4, -1])),
     "pieces: lengths that are floats": (TypeError, "integers", lambda b, h, x: b.feed(h[:2], x[:3], [1.0, 2.0])),
+    "one piece: another length": (ValueError, "lengths say 2", lambda b, h, x: b.feed([int(h[0])], x[:3], [2])),
+    "one piece: a bool": (TypeError, "integers", lambda b, h, x: b.feed([int(h[0])], x[:1], [True])),
+    "one piece: a closed stream": (fl.StreamClosed, "is closed", lambda b, h, x: b.feed([b.shut], x[:3], [3])),
+    "one piece: no number": (fl.StreamClosed, "never given", lambda b, h, x: b.feed([-1], x[:3], [3])),
     "pieces: too few lengths": (ValueError, "one entry for each handle", lambda b, h, x: b.feed(h[:2], x[:3], [3])),
     "pieces: a stream twice": (ValueError, "comes twice", lambda b, h, x: b.feed([h[0]] * 2, x[:3], [1, 2])),
     "pieces: a closed stream": (fl.StreamClosed, "is closed", lambda b, h, x: b.feed([h[0], b.shut], x[:3], [3, 0])),
@@ -519,7 +538,8 @@ def test_another_thread_in_the_midst_of_a_step_is_told_so(backend: str) -> None:
     layer, x = fl.LSTM(16, 64, backend=backend, seed=1), draw(3000, 16)
     batch = fl.StreamBatch(layer)
     handles = np.array([batch.open() for _ in x])
-    expected, errors, stop = [], [], threading.Event()  # type: ignore[var-annotated]
+    errors: list[RuntimeError] = []
+    stop = threading.Event()
 
     def meddle() -> None:
         while not stop.is_set():
@@ -534,12 +554,12 @@ def test_another_thread_in_the_midst_of_a_step_is_told_so(backend: str) -> None:
     thread = threading.Thread(target=meddle)
     single = fl.StreamBatch(layer)
     own = np.array([single.open() for _ in x])
-    for _ in range(4):
-        expected.append(single.step(own, x))
     thread.start()
     try:
-        for y in expected:
-            np.testing.assert_array_equal(batch.step(handles, x), y)
+        for turn in range(1000):
+            np.testing.assert_array_equal(batch.step(handles, x), single.step(own, x))
+            if errors and turn >= 3:
+                break
     finally:
         stop.set()
         thread.join()

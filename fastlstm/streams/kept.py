@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +12,10 @@ from ..layout import Array
 from ..validation import flag
 from .open import OpenStreams, as_handles
 from .records import decode
-from .snapshots import write
+from .snapshots import read, write
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class KeptStreams(OpenStreams):
@@ -146,6 +149,29 @@ class KeptStreams(OpenStreams):
         """
         self._check_free()
         write(self, path)
+
+    @classmethod
+    def load(cls, model: Any, path: str | os.PathLike[str], **options: Any) -> Self:
+        """The streams of a `snapshot`, with their handles and keys.
+
+        Parameters
+        ----------
+        model : layer
+            With the weights that the states were made with.
+        path : path
+        options
+            As for `StreamBatch`; `capacity` and `max_streams` grow to hold all.
+
+        Raises
+        ------
+        OSError
+            The file cannot be read.
+        FileError, StateError
+            It is damaged or no snapshot; or it belongs to another model or to other weights.
+        """
+        batch = cls(model, **options)
+        read(batch, path)
+        return batch
 
     def stats(self) -> dict[str, Any]:
         """Counts since the StreamBatch was made, and its present size.

@@ -67,6 +67,10 @@ class PackedList(Packed):
         self.module.bind_records(self.rows.part(at, end), np.ascontiguousarray(x), none, y, get_num_threads())()
         return y
 
+    def forward_one(self, x: Array, record: Array, y: Array) -> None:
+        """As `Packed.forward_one`."""
+        y[...] = self.forward(x, Batch.of(len(x), 1, None), tuple(split_at(self.widths, record[None, None])))
+
     def gather(self, records: Sequence[Array]) -> engine.States:
         """Copies (1, n, width) of each part of n records."""
         return tuple(np.ascontiguousarray(p)[None] for p in split_at(self.widths, np.array(records, self.dtype)))
