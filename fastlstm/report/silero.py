@@ -19,6 +19,7 @@ from ..onnx.tensors import to_array
 from ..steps import Context, Gather, Magnitude
 from ..streams import StreamBatch
 
+RATE = 16000
 CHUNK, CONTEXT, FRAME, HOP, PADDED = 512, 64, 256, 128, 64  # samples
 WHOLE, BATCHED = "silero_vad_16k_sequence.onnx", "silero_vad_16k_op15.onnx"  # one stream at a time; many
 STRIDES = (1, 2, 2, 1)  # of the convolutions
