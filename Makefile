@@ -37,7 +37,7 @@ endef
 
 # What the installed extension and the package's metadata are made from. A change of Python files alone needs no new
 # installation: it is an editable one.
-BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h csrc/*/*.h csrc/*.py)
+BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*/*.[ch] csrc/*.py csrc/*/*.py csrc/library/*/*.in)
 
 # Tests marked `slow` run in `make test-all` only.
 PYTEST := -m pytest -q tests -m
@@ -95,7 +95,7 @@ format: $(VENV)/tools
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(C_FILES)
 
-C_FILES = $(wildcard csrc/*.[ch] csrc/kernels/*.h tests/c/*.[ch] tests/emulator/*.c)
+C_FILES = $(wildcard csrc/*.[ch] csrc/kernels/*.h csrc/library/*.[ch] tests/c/*.[ch] tests/emulator/*.c)
 
 ## test-c: hold each instruction set's kernels against the scalar ones, check plans, stress the thread pool; a minute
 .PHONY: test-c
@@ -258,11 +258,18 @@ bench-streams: $(VENV_BENCH)/installed
 bench-training: $(VENV_BENCH)/installed
 	$(VENV_BENCH)/bin/fastlstm bench --peers --training --cells $(BENCH) --out bench/results/training
 
+## install-c: build the C library, and install it with its header below PREFIX (/usr/local); needs Python and a compiler
+.PHONY: install-c
+install-c:
+	@python="$(or $(PYTHON),$(call find_python,$(PYTHONS)))"; [ -n "$$python" ] \
+	    || { echo "No Python 3.10 or later was found: make install-c PYTHON=/path/to/python3" >&2; exit 1; }; \
+	    "$$python" csrc/library/build.py "$(abspath $(or $(PREFIX),/usr/local))"
+
 ## clean: remove everything that was made here, the virtual environments too
 .PHONY: clean
 clean:
 	rm -rf build dist *.egg-info $(VENV) $(VENV_PEERS) $(VENV_BENCH) .pytest_cache .benchmarks .mypy_cache .ruff_cache
-	rm -f fastlstm/*.so fastlstm/_build_failed.txt
+	rm -rf fastlstm/*.so fastlstm/_build_failed.txt fastlstm/clib
 	find fastlstm tests bench csrc -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- virtual environments: a stamp for each says what was made and installed last ----

@@ -1,8 +1,10 @@
-"""What pyproject.toml cannot say: the C extension, which may fail to build, and the wheel's tag."""
+"""What pyproject.toml cannot say: the C extension and the C library, which may fail to build, and the wheel's tag."""
 
 from __future__ import annotations
 
 import os
+import runpy
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -19,8 +21,9 @@ from setuptools.errors import BaseError, CCompilerError
 class BuildOrExplain(build_ext):
     """Builds the extension or, where that fails, says why and goes on: the other backends need no compiler.
 
-    The reason is left in the package, in ``_build_failed.txt``, where ``fastlstm.backends()`` finds it.
-    With FASTLSTM_REQUIRE_C=1 in the environment (this repository's Makefile sets it) a failure is an error.
+    The reason is left in the package, in ``_build_failed.txt``, where ``fastlstm.backends()`` finds it. Likewise the C
+    library, in ``clib``, whose reason is in ``clib/not_built.txt``. With FASTLSTM_REQUIRE_C=1 in the environment (this
+    repository's Makefile sets it) a failure is an error.
     """
 
     reason = ""
@@ -35,6 +38,22 @@ class BuildOrExplain(build_ext):
                 older.unlink()  # it is not what the sources say now
             package.mkdir(parents=True, exist_ok=True)
             note.write_text(self.reason + "\n", encoding="utf-8")
+        self.build_library(package / "clib")
+
+    def build_library(self, prefix: Path) -> None:
+        """Build the C library into the package, or leave a note of why not."""
+        library = runpy.run_path("csrc/library/build.py")
+        note = prefix / "not_built.txt"
+        note.unlink(missing_ok=True)
+        try:
+            library["install"](prefix, Path(self.build_temp) / "library")
+        except (library["BuildError"], OSError) as error:
+            if library["problem"]() is None and os.environ.get("FASTLSTM_REQUIRE_C") == "1":
+                raise
+            shutil.rmtree(prefix / "lib", ignore_errors=True)  # it is not what the sources say now
+            prefix.mkdir(parents=True, exist_ok=True)
+            note.write_text(f"{error}\n", encoding="utf-8")
+            print(f"\nWARNING: fastlstm's C library could not be built: {error}\n", file=sys.stderr)
 
     def build_extension(self, ext: Extension) -> None:
         said: list[str] = []

@@ -1,11 +1,13 @@
 """Builds fastlstm/_fastlstm_c from all the C files beside this one. setup.py hands it to cffi.
 
 `api.h` is the whole C API in declarations only, so that C and cffi read the same text. Nothing here lists files:
-every ``*.c`` here, and every ``*.h`` here and in ``kernels``, belongs to it.
+every ``*.c`` here, and every ``*.h`` here and in ``kernels``, belongs to it. The C library in ``library`` has its own
+build.
 """
 
 from __future__ import annotations
 
+import runpy
 import sysconfig
 from pathlib import Path
 
@@ -52,25 +54,10 @@ ffi.set_source(
     "fastlstm._fastlstm_c",  # a file name of its own: threadpoolctl and the like go by it
     PREAMBLE,
     sources=sorted(str(path) for path in HERE.glob("*.c")),
-    depends=sorted(str(path) for path in HERE.rglob("*.h")),
+    depends=sorted(str(path) for folder in (HERE, HERE / "kernels") for path in folder.glob("*.h")),
     include_dirs=[str(HERE)],
     py_limited_api=not free_threaded,
     define_macros=[] if free_threaded else [("Py_LIMITED_API", OLDEST_PYTHON)],
-    # No contraction: a fused multiply-add stands where the source says so and nowhere else, or bits would depend on the
-    # compiler. Functions begin with a cache line, or a change elsewhere moves their loops: 4 % of a call was seen.
-    # -fno-math-errno lets sqrt and the like be single instructions. No debug information, which Python's own flags ask
-    # for: it would be two fifths of the wheel.
-    extra_compile_args=[
-        "-std=gnu11",
-        "-O3",
-        "-falign-functions=64",
-        "-g0",
-        "-fno-math-errno",
-        "-ffp-contract=off",
-        "-fvisibility=hidden",
-        "-pthread",
-        "-Wall",
-        "-Wextra",
-    ],
+    extra_compile_args=runpy.run_path(str(HERE / "flags.py"))["FLAGS"],
     extra_link_args=["-pthread"],
 )

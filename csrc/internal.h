@@ -11,6 +11,11 @@
 #include "pool.h"
 #include "tuning.h"
 
+/* 1 in the C library (library/): no gradients, optimisers and checksums, and less code for integers; see tiles.h. */
+#ifndef FL_INFERENCE_ONLY
+#define FL_INFERENCE_ONLY 0
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
 

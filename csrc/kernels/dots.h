@@ -85,7 +85,10 @@ INLINE void DOTS(tile)(const Tile *t, const int M, const int CA, const int C, co
     const float *start = t->start;
     ptrdiff_t ld = t->ld_start;
     if (t->ka > 0) {
-        if (STORED == FL_INT8 && t->a_planes == 2)
+        if (FL_INFERENCE_ONLY) /* the planes are a loop, and the function is once as large */
+            DOTS(tile_add)(M, CA, C, 2, t->a_planes, start, ld, t->a, t->lda, t->a_units, t->wa, t->ka, t->out,
+                           t->ld_out);
+        else if (STORED == FL_INT8 && t->a_planes == 2)
             DOTS(tile_add)(M, CA, C, 2, 2, start, ld, t->a, t->lda, t->a_units, t->wa, t->ka, t->out, t->ld_out);
         else
             DOTS(tile_add)(M, CA, C, 2, 1, start, ld, t->a, t->lda, t->a_units, t->wa, t->ka, t->out, t->ld_out);
@@ -95,7 +98,11 @@ INLINE void DOTS(tile)(const Tile *t, const int M, const int CA, const int C, co
         DOTS(tile_add)(M, CA, C, third_acc, 1, start, ld, t->b, t->ldb, t->b_units, t->wb, t->kb, t->out, t->ld_out);
 }
 /* clang-format off */ /* it knows no macro that stands for whole definitions */
-TILES_OF(DOTS(tile))
+#if VL == 16 && !BY_PROCESSOR
+TILES_OF(DOTS(tile), TILE_IN_PARTS)
+#else
+TILES_OF(DOTS(tile), TILE)
+#endif
 /* clang-format on */
 
 /* ----------------------------------------------------------------------------------------------------------- one row */

@@ -71,18 +71,48 @@ typedef void tile_fn(const Tile *t);
 #define TILES_OF_ROWS(NAME, M)                                                                                         \
     TILE(NAME, M, gru, 4, 3, 3)                                                                                        \
     TILE(NAME, M, c1, 1, 1, 2) TILE(NAME, M, c2, 2, 2, 2) TILE(NAME, M, c3, 3, 3, 2) TILE(NAME, M, c4, 4, 4, 2)
+#if FL_INFERENCE_ONLY
+/* A tile of integers, row by row and three rows at a time: in a library whose size counts, for panels that come once in a
+ * product, and for processors without dot products of bytes that have AVX-512. */
+static void in_parts(const Tile *t, int rows, tile_fn *one, tile_fn *three) {
+    Tile part = *t;
+    for (int done, left = rows; left > 0; left -= done) {
+        done = left >= 3 ? 3 : 1;
+        (done == 3 ? three : one)(&part);
+        part.start += done * t->ld_start, part.out += done * t->ld_out;
+        part.a = (const char *)part.a + done * t->lda, part.b = (const char *)part.b + done * t->ldb;
+        part.a_units += t->lda ? done : 0, part.b_units += t->ldb ? done : 0; /* not of an absent operand */
+    }
+}
+#define TILE_IN_PARTS(NAME, M, SHAPE, CA, C, THIRD_ACC)                                                                \
+    static void NAME##_##SHAPE##_##M(const Tile *t) { in_parts(t, M, NAME##_##SHAPE##_1, NAME##_##SHAPE##_3); }
+#define INTEGER_TILES_OF_ROWS(NAME, M, MAIN)                                                                           \
+    MAIN(NAME, M, gru, 4, 3, 3)                                                                                        \
+    TILE_IN_PARTS(NAME, M, c1, 1, 1, 2)                                                                                \
+    TILE_IN_PARTS(NAME, M, c2, 2, 2, 2) TILE_IN_PARTS(NAME, M, c3, 3, 3, 2) MAIN(NAME, M, c4, 4, 4, 2)
+#else
+#define INTEGER_TILES_OF_ROWS(NAME, M, MAIN) TILES_OF_ROWS(NAME, M)
+#endif
 #define TILE_ENTRY(NAME, M) {NAME##_gru_##M, NAME##_c1_##M, NAME##_c2_##M, NAME##_c3_##M, NAME##_c4_##M}
 /* clang-format off */
 #if ROWS == 6
 #define TILES(NAME)                                                                                                    \
     TILES_OF_ROWS(NAME, 1) TILES_OF_ROWS(NAME, 2) TILES_OF_ROWS(NAME, 3)                                               \
-    TILES_OF_ROWS(NAME, 4) TILES_OF_ROWS(NAME, 5) TILES_OF_ROWS(NAME, 6)                                               \
+    TILES_OF_ROWS(NAME, 4) TILES_OF_ROWS(NAME, 5) TILES_OF_ROWS(NAME, 6) TILE_TABLE(NAME)
+#define INTEGER_TILES(NAME, MAIN)                                                                                      \
+    TILES_OF_ROWS(NAME, 1) TILES_OF_ROWS(NAME, 3)                                                                      \
+    INTEGER_TILES_OF_ROWS(NAME, 2, MAIN) INTEGER_TILES_OF_ROWS(NAME, 4, MAIN)                                          \
+    INTEGER_TILES_OF_ROWS(NAME, 5, MAIN) INTEGER_TILES_OF_ROWS(NAME, 6, MAIN) TILE_TABLE(NAME)
+#define TILE_TABLE(NAME)                                                                                               \
     static tile_fn *const NAME##_table[ROWS + 1][SHAPES] = {                                                           \
         {0}, TILE_ENTRY(NAME, 1), TILE_ENTRY(NAME, 2), TILE_ENTRY(NAME, 3),                                            \
         TILE_ENTRY(NAME, 4), TILE_ENTRY(NAME, 5), TILE_ENTRY(NAME, 6)};
 #else
 #define TILES(NAME)                                                                                                    \
-    TILES_OF_ROWS(NAME, 1) TILES_OF_ROWS(NAME, 2) TILES_OF_ROWS(NAME, 3)                                               \
+    TILES_OF_ROWS(NAME, 1) TILES_OF_ROWS(NAME, 2) TILES_OF_ROWS(NAME, 3) TILE_TABLE(NAME)
+#define INTEGER_TILES(NAME, MAIN)                                                                                      \
+    TILES_OF_ROWS(NAME, 1) TILES_OF_ROWS(NAME, 3) INTEGER_TILES_OF_ROWS(NAME, 2, MAIN) TILE_TABLE(NAME)
+#define TILE_TABLE(NAME)                                                                                               \
     static tile_fn *const NAME##_table[ROWS + 1][SHAPES] = {                                                           \
         {0}, TILE_ENTRY(NAME, 1), TILE_ENTRY(NAME, 2), TILE_ENTRY(NAME, 3)};
 #endif

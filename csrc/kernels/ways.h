@@ -7,7 +7,7 @@
 
 #define DOTS_TABLE_(NAME) NAME##_table
 #define DOTS_TABLE(NAME) DOTS_TABLE_(NAME)
-#define TILES_OF(NAME) TILES(NAME)
+#define TILES_OF(NAME, MAIN) INTEGER_TILES(NAME, MAIN)
 
 /* The products of the four bytes, or of the two int16_t, of each word. */
 #if VL == 1

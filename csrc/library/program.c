@@ -249,8 +249,8 @@ static int check_outline(const tensor_file *file, const outline *o, fastlstm_err
                         "the file was changed or damaged after it was written: its checksum does not agree");
     if (!o->has_steps)
         return lib_fail(error, FASTLSTM_UNSUPPORTED,
-                        "the file has no list of steps: it holds no model, or was written by fastlstm before version "
-                        "0.2. Load the model in Python and save it again");
+                        "the file has no list of steps: it holds no model, or was written by an earlier "
+                        "fastlstm. Load the model in Python and save it again");
     if (o->why_not.at) {
         char plain[1024];
         const int fits = o->why_not.length <= sizeof plain;
