@@ -1,0 +1,23 @@
+"""Save a model, and frames of input, for the programs in C, C++, Rust and Go beside this file.
+
+    python save_model.py [FOLDER]
+
+Writes model.safetensors and frames.f32: rows of float32 numbers, as a microphone's features would come. Then, in C:
+
+    cc c/stream.c -o stream $(fastlstm info --cflags --libs)
+    ./stream model.safetensors < frames.f32
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import fastlstm as fl
+
+folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+model = [fl.LSTM(40, 64, num_layers=2, seed=0), fl.Dense(64, 3, seed=1), "sigmoid"]
+fl.save(model, folder / "model.safetensors")
+frames = np.random.default_rng(2).standard_normal((100, 40)).astype(np.float32)
+frames.tofile(folder / "frames.f32")
+print(f"{folder / 'model.safetensors'}, {folder / 'frames.f32'}: {len(frames)} frames of {frames.shape[1]} numbers")
