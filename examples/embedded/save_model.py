@@ -14,10 +14,14 @@ from pathlib import Path
 import numpy as np
 
 import fastlstm as fl
+from fastlstm import nn
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
-model = [fl.LSTM(40, 64, num_layers=2, seed=0), fl.Dense(64, 3, seed=1), "sigmoid"]
-fl.save(model, folder / "model.safetensors")
-frames = np.random.default_rng(2).standard_normal((100, 40)).astype(np.float32)
+frames = np.random.default_rng(0).standard_normal((100, 40)).astype(np.float32)
+model = fl.Sequential(
+    [nn.LSTM(64, return_sequences=True), nn.GRU(64, return_sequences=True), nn.Dense(3, "sigmoid")], seed=0
+)
+outputs = model.predict(frames[None])  # the first input gives the layers their sizes; training would come here
+model.save(folder / "model.safetensors")
 frames.tofile(folder / "frames.f32")
-print(f"{folder / 'model.safetensors'}, {folder / 'frames.f32'}: {len(frames)} frames of {frames.shape[1]} numbers")
+print(f"{len(frames)} frames of {frames.shape[1]} numbers; the last outputs are {outputs[0, -1]}")

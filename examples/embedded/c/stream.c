@@ -42,7 +42,7 @@ int main(int argc, char **argv) {
     fastlstm_model *model = NULL;
     fastlstm_stream *stream = NULL;
     if (fastlstm_model_load(argv[1], NULL, &model, &error))
-        return fail(argv[1], error.message);
+        return fail(argv[0], error.message); /* it names the file */
     fastlstm_model_info(model, &info);
     float *const x = malloc(info.input_size * sizeof *x), *const y = malloc(info.output_size * sizeof *y);
     void *const state = malloc(info.state_bytes);
@@ -51,12 +51,16 @@ int main(int argc, char **argv) {
         fail(argv[1], "no memory is left");
     if (!failed && argc > 2)
         failed = restore(stream, argv[2], state, info.state_bytes);
-    while (!failed && fread(x, sizeof *x, info.input_size, stdin) == info.input_size) {
+    const size_t frame = info.input_size * sizeof *x;
+    size_t got = 0; /* bytes */
+    while (!failed && (got = fread(x, 1, frame, stdin)) == frame) {
         const int code = fastlstm_step(stream, x, y);
         failed = code ? fail("step", fastlstm_strerror(code)) : 0;
         for (size_t i = 0; !failed && i < info.output_size; i++)
             printf("%.9g%c", y[i], i + 1 < info.output_size ? ' ' : '\n');
     }
+    if (!failed && got)
+        failed = fail(argv[0], "the last frame is cut short");
     if (!failed && argc > 2)
         failed = keep(stream, argv[2], state, info.state_bytes);
     fastlstm_stream_free(stream);

@@ -36,11 +36,15 @@ static void listen(const char *path, const char *state) {
         restore(stream, state);
     std::vector<float> x(info.input_size), y(info.output_size);
     std::cout << std::setprecision(9);
-    while (std::fread(x.data(), sizeof(float), x.size(), stdin) == x.size()) {
+    const std::size_t frame = x.size() * sizeof(float);
+    std::size_t got; /* bytes */
+    while ((got = std::fread(x.data(), 1, frame, stdin)) == frame) {
         stream.step(x, y); /* allocates nothing */
         for (std::size_t i = 0; i < y.size(); i++)
             std::cout << y[i] << (i + 1 < y.size() ? ' ' : '\n');
     }
+    if (got)
+        throw std::runtime_error("the last frame is cut short");
     if (state)
         keep(stream, state);
 }

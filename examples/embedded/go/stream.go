@@ -24,6 +24,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -63,12 +64,13 @@ func (b *Batch) Close() { C.fastlstm_batch_free(b.batch) }
 
 // Start begins a sequence.
 func (b *Batch) Start() (handle C.fastlstm_handle, err error) {
-	return handle, failure(C.fastlstm_batch_open(b.batch, &handle))
+	err = failure(C.fastlstm_batch_open(b.batch, &handle))
+	return handle, err
 }
 
 // Step takes a frame of every sequence: x has len(handles) * Inputs numbers, y len(handles) * Outputs.
 func (b *Batch) Step(handles []C.fastlstm_handle, x, y []float32) error {
-	if len(handles) == 0 || len(x) != len(handles)*b.Inputs || len(y) != len(handles)*b.Outputs {
+	if len(x) == 0 || len(x) != len(handles)*b.Inputs || len(y) != len(handles)*b.Outputs {
 		return fmt.Errorf("%d sequences do not fit %d and %d numbers", len(handles), len(x), len(y))
 	}
 	return failure(C.fastlstm_batch_step(b.batch, &handles[0], C.size_t(len(handles)),
@@ -90,7 +92,12 @@ func listen(path string, sequences int) error {
 	x, y := make([]float32, sequences*batch.Inputs), make([]float32, sequences*batch.Outputs)
 	input, output := bufio.NewReader(os.Stdin), bufio.NewWriter(os.Stdout)
 	defer output.Flush()
-	for binary.Read(input, binary.LittleEndian, x) == nil {
+	for {
+		if err := binary.Read(input, binary.LittleEndian, x); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("the last frames are cut short: %w", err)
+		}
 		if err := batch.Step(handles, x, y); err != nil {
 			return err
 		}
@@ -99,7 +106,6 @@ func listen(path string, sequences int) error {
 			fmt.Fprintln(output, strings.Trim(row, "[]"))
 		}
 	}
-	return nil
 }
 
 func main() {
@@ -108,6 +114,9 @@ func main() {
 		os.Exit(1)
 	}
 	sequences, err := strconv.Atoi(os.Args[2])
+	if err == nil && sequences < 1 {
+		err = errors.New("one sequence at least is wanted")
+	}
 	if err == nil {
 		err = listen(os.Args[1], sequences)
 	}

@@ -38,7 +38,11 @@ fn text(message: *const c_char) -> String {
 
 fn checked(code: c_int) -> Result<(), String> {
     // SAFETY: strerror takes any code and never returns NULL.
-    if code == 0 { Ok(()) } else { Err(text(unsafe { fastlstm_strerror(code) })) }
+    if code == 0 {
+        Ok(())
+    } else {
+        Err(text(unsafe { fastlstm_strerror(code) }))
+    }
 }
 
 /// One sequence, with its model. It may move to another thread (Send); two threads may not use it at a time (not Sync).
@@ -85,15 +89,21 @@ impl Stream {
 }
 
 fn listen(mut stream: Stream) -> Result<(), String> {
-    let (mut frame, mut y) = (vec![0; 4 * stream.inputs], vec![0.0; stream.outputs]);
+    let (mut frame, mut y) = (Vec::new(), vec![0.0; stream.outputs]);
     let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
-    while input.read_exact(&mut frame).is_ok() {
-        let x: Vec<f32> = frame.chunks_exact(4).map(|b| f32::from_ne_bytes(b.try_into().unwrap())).collect();
+    let length = 4 * stream.inputs;
+    loop {
+        frame.clear();
+        match input.by_ref().take(length as u64).read_to_end(&mut frame).map_err(|e| e.to_string())? {
+            got if got == length => {}
+            0 => return Ok(()),
+            _ => return Err("the last frame is cut short".to_string()),
+        }
+        let x: Vec<f32> = frame.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect();
         stream.step(&x, &mut y)?;
         let line: Vec<String> = y.iter().map(f32::to_string).collect();
         writeln!(output, "{}", line.join(" ")).map_err(|e| e.to_string())?;
     }
-    Ok(())
 }
 
 fn main() {
