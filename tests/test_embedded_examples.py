@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -207,6 +208,25 @@ def test_the_header_for_cpp(exceptions: str, tmp_path: Path) -> None:
         [tmp_path / "test", tmp_path / "model.safetensors"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_first_program_of_the_page(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "c_library.md").read_text(encoding="utf-8")
+    (tmp_path / "program.c").write_text(re.findall(r"```c\n(#include.*?)```", page, re.DOTALL)[0])
+    flags = split(f"{library.cflags()} {library.libs()}")
+    command(tool("gcc"), *STRICT, "program.c", "-o", "program", *flags, cwd=tmp_path)
+    model = MODELS["sequential"]()
+    model.save(tmp_path / "model.safetensors")
+    done = subprocess.run(["./program"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    expected = stepped(model, np.zeros((1, I), np.float32))[0][0, 0]
+    assert done.returncode == 0 and float(done.stdout.rsplit(": ", 1)[1]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_codes_of_the_page_are_those_of_the_header() -> None:
+    page = (ROOT / "docs" / "c_library.md").read_text(encoding="utf-8")
+    header = (Path(fl.get_include()) / "fastlstm.h").read_text(encoding="utf-8")
+    codes = re.findall(r"^ {4}(FASTLSTM_\w+) = \d+", header, re.MULTILINE)
+    assert len(codes) >= 12 and re.findall(r"^\| `(FASTLSTM_\w+)`", page, re.MULTILINE) == codes
 
 
 def test_save_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
