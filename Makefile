@@ -95,7 +95,8 @@ format: $(VENV)/tools
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(C_FILES)
 
-C_FILES = $(wildcard csrc/*.[ch] csrc/kernels/*.h csrc/library/*.[ch] tests/c/*.[ch] tests/emulator/*.c)
+C_FILES = $(wildcard csrc/*.[ch] csrc/kernels/*.h csrc/library/*.[ch] csrc/library/*.hpp tests/c/*.[ch] tests/c/*.cpp \
+    tests/emulator/*.c examples/embedded/*/*.c examples/embedded/*/*.cpp)
 
 ## test-c: hold each instruction set's kernels against the scalar ones, check plans, stress the thread pool; a minute
 .PHONY: test-c
