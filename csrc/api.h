@@ -220,6 +220,50 @@ ptrdiff_t fl_step_scratch(const fl_stream *stream); /* floats */
 void fl_step(fl_stream *stream);
 void flq_step(fl_stream *stream);
 
+/* ---- models as lists of stages (rows.c) ---- */
+
+/* What happens to a row of one time step. LOOKUP: an id becomes a row of a table. CELL: one layer of recurrent cells
+ * advances, and its h is the output. DENSE: an activation of a product. POINTWISE: an activation. */
+enum fl_stage_kind { FL_STAGE_LOOKUP, FL_STAGE_CELL, FL_STAGE_DENSE, FL_STAGE_POINTWISE };
+enum { FL_SOFTMAX = 64 }; /* id of a stage's activation beside enum fl_activation: softmax over the row */
+
+typedef struct {
+    int kind;              /* enum fl_stage_kind */
+    int skip;              /* 1: the input is added to the output (CELL, DENSE; I == U) */
+    ptrdiff_t I, U;        /* width of the input, for LOOKUP the number of ids; and of the output */
+    const fl_block *block; /* CELL: forward panels */
+    const fl_dense *dense; /* DENSE: forward panels */
+    const float *table;    /* LOOKUP: (I, U) */
+    fl_act act;            /* DENSE, POINTWISE */
+} fl_stage;
+
+/* A stage takes the output of the one before. The first one takes numbers or, LOOKUP and CELL, ids from 0 to I - 1, which
+ * no function checks. The record of a stream is its state: for each CELL h (R) and, for LSTM, c (H). */
+typedef struct {
+    const fl_stage *stages; /* (S) */
+    int S;
+    int isa; /* of all panels */
+} fl_model;
+
+ptrdiff_t fl_record_width(const fl_model *model); /* floats */
+
+/* One step of n rows: x (n, I) of the first stage, or ids (n); y (n, U) of the last stage. A row's bits do not depend on
+ * the other rows, nor on threads. flq_step_records does not release Python's lock: for steps below about 50 us. */
+typedef struct {
+    const fl_model *model;
+    ptrdiff_t n;
+    float *const *records; /* (n) in any order, each once; their floats are overwritten. NULL where there is no CELL */
+    const float *x;        /* or NULL */
+    const int64_t *ids;    /* or NULL */
+    float *y;
+    int threads;
+    int reversed_panels; /* 0 or 1 by turns: the panels are walked backwards, so that a near cache has the first ones */
+    float *scratch;      /* (fl_records_scratch), 64-byte aligned */
+} fl_records;
+ptrdiff_t fl_records_scratch(const fl_model *model, ptrdiff_t n, int threads); /* floats, for at most n rows */
+void fl_step_records(const fl_records *step);
+void flq_step_records(const fl_records *step);
+
 /* ---- many streams in slabs (rows.c) ----
  *
  * A stream has a slot, and a slab is the memory of FL_SLAB slots. A handle is a slot (its lowest FL_SLOT_BITS bits) and,
@@ -234,19 +278,19 @@ typedef struct {
 } fl_slot;
 
 typedef struct {
-    const fl_block *const *blocks; /* (L) */
-    int L, threads;
+    const fl_model *model;
+    int threads;
     ptrdiff_t slabs;
     ptrdiff_t stride;      /* floats from one record to the next */
-    float *const *records; /* (slabs) of (FL_SLAB, stride): for each layer h (R) and, for LSTM, c (H) */
+    float *const *records; /* (slabs) of (FL_SLAB, stride) */
     fl_slot *const *slots; /* (slabs) of (FL_SLAB) */
     uint64_t *counted;     /* (3) calls; rows of these calls; number of the last call, which slots are stamped with */
     float *scratch;        /* (fl_rows_scratch), 64-byte aligned */
 } fl_streams;
 
-/* One step of n streams: x (n, I) or ids (n), y (n, R) of the last layer. Returns 1; or 0, with nothing changed but stamps,
- * where a handle is not that of a taken slot or comes twice. flq_step_rows and flq_step_row (of one stream) do not release
- * Python's lock: for steps below about 50 us. */
+/* One step of n streams: x (n, I) of the first stage or ids (n), y (n, U) of the last one. Returns 1; or 0, with nothing
+ * changed but stamps, where a handle is not that of a taken slot or comes twice. flq_step_rows and flq_step_row (of one
+ * stream) do not release Python's lock: for steps below about 50 us. */
 ptrdiff_t fl_rows_scratch(const fl_streams *streams, ptrdiff_t n); /* floats, for at most n rows */
 int fl_step_rows(fl_streams *streams, const int64_t *handles, ptrdiff_t n, const float *x, const int64_t *ids, float *y,
                  double now);

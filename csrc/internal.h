@@ -55,6 +55,12 @@ INLINE int fl_two_phases(const fl_spec *s) { return s->kind == FL_GRU && !s->res
 /* Products of a step that wait for one another. */
 INLINE int fl_phase_count(const fl_spec *s) { return 1 + (fl_two_phases(s) || s->projected); }
 
+/* Floats of a stage's part of a record. */
+INLINE ptrdiff_t fl_part_of(const fl_stage *stage) {
+    const fl_spec *s = stage->kind == FL_STAGE_CELL ? &stage->block->spec : NULL;
+    return s ? s->R + (s->kind == FL_LSTM ? s->H : 0) : 0;
+}
+
 /* ---- scratch memory ---- */
 
 /* Scratch memory is handed out piece by piece. memory is NULL where only the size is wanted. */
@@ -134,19 +140,13 @@ typedef struct {
     int prefetches;      /* whether products of a single row ask for their weights ahead; see stream.c */
 } fl_forward_job;
 
-/* A step of many streams as its pieces see it. A piece goes block by block, each block through all layers. */
+/* A step of many streams as its pieces see it. A piece goes block by block, each block through all stages. */
 typedef struct {
-    const fl_block *const *blocks; /* (L) */
-    int L;
-    ptrdiff_t n;            /* rows */
+    fl_records step;
     ptrdiff_t piece, block; /* rows of a piece and of a block; of the last one perhaps fewer */
-    float *const *records;  /* (n) the rows' records: for each layer h (R) and, for LSTM, c (H) */
-    const float *x;         /* (n, I), or NULL */
-    const int64_t *ids;     /* (n), or NULL */
-    float *y;               /* (n, R) of the last layer */
+    ptrdiff_t width;        /* floats of the widest row between two stages */
     float *workspace;       /* (workers, workspace_size) */
     ptrdiff_t workspace_size;
-    int reversed_panels;
 } fl_rows_job;
 
 /* A backward call as its tasks see it. */

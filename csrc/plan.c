@@ -24,10 +24,10 @@ static double of_matrix(const fl_block *k, ptrdiff_t K) {
     return fl_gate_count(&k->spec) * (double)k->spec.H * (double)K / fl_integers_speed(k->storage);
 }
 static double input_work(const fl_block *k) { return of_matrix(k, k->spec.I); }
-static double row_work(const fl_block *k, int of_ids) { return of_matrix(k, k->spec.R) + (of_ids ? 0 : input_work(k)); }
+double fl_work_of_row(const fl_block *k, int of_ids) { return of_matrix(k, k->spec.R) + (of_ids ? 0 : input_work(k)); }
 
 int fl_worthwhile(const fl_block *block, int of_ids, ptrdiff_t N, int D, int threads) {
-    return (double)N * D * row_work(block, of_ids) < FL_LEAST_WORK ? 1 : threads;
+    return (double)N * D * fl_work_of_row(block, of_ids) < FL_LEAST_WORK ? 1 : threads;
 }
 
 /* ------------------------------------------------------------------------------------------------------------ chunks */
@@ -162,7 +162,7 @@ void fl_plan_forward(fl_plan *plan, const fl_block *block, const fl_rows *rows, 
                        .B = rows->batch_sizes[0],
                        .D = D,
                        .threads = fl_worthwhile(block, of_ids, N, D, threads),
-                       .row_work = row_work(block, of_ids)};
+                       .row_work = fl_work_of_row(block, of_ids)};
     plan->parts = 1, plan->cheap_steps = plan->hoists = 0;
     plan->phases = fl_phase_count(s);
     plan->T = plan->stretch = rows->T;
@@ -186,7 +186,7 @@ void fl_plan_forward(fl_plan *plan, const fl_block *block, const fl_rows *rows, 
 void fl_plan_backward(fl_back_plan *plan, const fl_block *block, const fl_rows *rows, ptrdiff_t N, int has_dx,
                       int threads) {
     const int of_ids = rows->ids != NULL;
-    const int walks_alone = rows->batch_sizes[0] == 1 && (double)N * row_work(block, of_ids) < FL_LEAST_SUMS;
+    const int walks_alone = rows->batch_sizes[0] == 1 && (double)N * fl_work_of_row(block, of_ids) < FL_LEAST_SUMS;
     plan->threads = threads;
     plan->pieces = walks_alone ? 1 : fl_worthwhile(block, of_ids, N, 2, threads);
     plan->chunk_count = cut_rows(plan->chunks, rows, N, 1, plan->pieces);

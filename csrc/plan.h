@@ -146,6 +146,9 @@ INLINE fl_back_task fl_decode_back(const fl_back_plan *plan, int step, int piece
 /* Packed rows of a call. */
 ptrdiff_t fl_row_count(const fl_rows *rows);
 
+/* Multiply-adds of a row, of numbers or of a token id. */
+double fl_work_of_row(const fl_block *block, int of_ids);
+
 /* Threads worth waking for N rows of D directions. */
 int fl_worthwhile(const fl_block *block, int of_ids, ptrdiff_t N, int D, int threads);
 

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from .gradients import SparseGradient as SparseGradient
     from .info import show_config as show_config
     from .keras import from_keras as from_keras
+    from .library import get_include as get_include
+    from .library import get_library as get_library
     from .losses import softmax_cross_entropy as softmax_cross_entropy
     from .models import load as load
     from .num_threads import get_num_threads as get_num_threads
@@ -81,6 +83,8 @@ _HOME = {
     "get_num_threads": "num_threads",
     "set_num_threads": "num_threads",
     "threads": "num_threads",
+    "get_include": "library",
+    "get_library": "library",
     "from_arrays": "arrays",
     "from_torch": "torch",
     "from_keras": "keras",

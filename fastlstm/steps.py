@@ -53,11 +53,16 @@ class Recurrence:
         By the names and shapes of ``spec.parameters``.
     skip : bool
         Whether the input is added to the output.
+    layer : LSTM, GRU or RNN
+        Whose layer number `number` this is.
+    number : int
     """
 
     spec: Spec
     params: dict[str, Array]
     skip: bool = False
+    layer: Any = None
+    number: int = 0
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -122,7 +127,7 @@ class Pointwise:
 Step = Lookup | Recurrence | Affine | Pointwise
 
 
-def steps_of(model: Any) -> list[Step]:
+def steps_of(model: Any, reduced: bool = False) -> list[Step]:
     """The steps of a model, first to last, with copies of its parameters.
 
     Parameters
@@ -130,6 +135,8 @@ def steps_of(model: Any) -> list[Step]:
     model : layer, Sequential, or list
         A list holds recurrent layers, `fastlstm.Dense`, modules of `fastlstm.nn` that are built, and activations: a
         name, or (name, alpha, beta).
+    reduced : bool
+        Whether recurrent layers may keep their weights in a reduced storage; their parameters are the kept ones then.
 
     Raises
     ------
@@ -144,7 +151,7 @@ def steps_of(model: Any) -> list[Step]:
         raise ValueError("a model needs at least one layer, got an empty list")
     steps: list[Step] = []
     for part in parts:
-        steps += _of_part(part, steps[-1].sizes[1] if steps else None)
+        steps += _of_part(part, steps[-1].sizes[1] if steps else None, reduced)
     for before, after in pairwise(steps):
         if isinstance(after, Lookup):
             raise ValueError(f"{after} takes token ids, so it must be the first step: {before} stands before it")
@@ -153,19 +160,19 @@ def steps_of(model: Any) -> list[Step]:
     return steps
 
 
-def _of_part(part: Any, width: int | None) -> list[Step]:
+def _of_part(part: Any, width: int | None, reduced: bool) -> list[Step]:
     """The steps of one part of a list; `width` is that of the output before it, None for the first part."""
     if isinstance(part, Chain):
         if not part.built:
             raise ValueError("the model is not built yet: call it once, or build(shape of a sample)")
         inner: list[Step] = []
         for module in part.modules:
-            inner += _of_part(module, inner[-1].sizes[1] if inner else width)
+            inner += _of_part(module, inner[-1].sizes[1] if inner else width, reduced)
         return inner
     if isinstance(part, nn.Module):
-        return _of_module(part, width)
+        return _of_module(part, width, reduced)
     if isinstance(part, Recurrent):
-        return _of_recurrent(part)
+        return _of_recurrent(part, reduced)
     if isinstance(part, dense.Dense):
         return [_affine(part)]
     if isinstance(part, str) or (isinstance(part, tuple) and part and isinstance(part[0], str)):
@@ -182,7 +189,7 @@ def _known(width: int | None, part: Any) -> int:
     return width
 
 
-def _of_module(module: nn.Module, width: int | None) -> list[Step]:
+def _of_module(module: nn.Module, width: int | None, reduced: bool) -> list[Step]:
     """The steps of a module of `fastlstm.nn`."""
     if isinstance(module, nn.Dropout | nn.Masking):
         return []  # without effect on one step of inference
@@ -193,7 +200,7 @@ def _of_module(module: nn.Module, width: int | None) -> list[Step]:
     if not module.built:
         raise ValueError(f"{module!r} is not built yet: call the model once, or build(shape of a sample)")
     if isinstance(module, nn.Residual):
-        (inner,) = _of_module(module.module, width)
+        (inner,) = _of_module(module.module, width, reduced)
         if not isinstance(inner, Recurrence | Affine):
             raise ValueError(
                 f"{module!r} cannot run step by step: only recurrent layers and Dense have a residual path"
@@ -206,7 +213,7 @@ def _of_module(module: nn.Module, width: int | None) -> list[Step]:
         assert isinstance(core, dense.Dense)
         return [_affine(core, module.activation)]
     if isinstance(core, Recurrent):
-        return _of_recurrent(core)
+        return _of_recurrent(core, reduced)
     raise ValueError(f"{module!r} cannot run step by step: its kind of module is not known here")
 
 
@@ -217,14 +224,20 @@ def _affine(layer: dense.Dense, activation: Activation = "linear") -> Affine:
     return Affine(_float32(params["weight"], layer), None if bias is None else _float32(bias, layer), activation)
 
 
-def _of_recurrent(layer: Recurrent) -> list[Step]:
+def _of_recurrent(layer: Recurrent, reduced: bool) -> list[Step]:
     """A step for each layer of a recurrent layer."""
     if layer.bidirectional or layer.reverse:
         raise ValueError(f"{layer!r} cannot run step by step: its reverse direction begins at the sequence's end")
     params = layer.state_dict()
+    may_be_reduced = reduced and layer.dtype == np.float32
     return [
-        Recurrence(spec, {name: _float32(params[key], layer) for name, key in keys.items()})
-        for (spec,), (keys,) in zip(layer._specs, layer._keys, strict=True)
+        Recurrence(
+            spec,
+            {name: params[key] if may_be_reduced else _float32(params[key], layer) for name, key in keys.items()},
+            layer=layer,
+            number=number,
+        )
+        for number, ((spec,), (keys,)) in enumerate(zip(layer._specs, layer._keys, strict=True))
     ]
 
 

@@ -265,8 +265,8 @@ def test_an_error_comes_before_any_state_changes(what: str, backend: str) -> Non
 def test_what_cannot_stream_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="a bidirectional layer cannot stream"):
         fl.StreamBatch(fl.LSTM(I, H, bidirectional=True))
-    for model in (fl.Dense(I, H), fl.LSTMCell(I, H), "lstm", None, [fl.LSTM(I, H)]):
-        with pytest.raises(TypeError, match=f"model must be an LSTM, GRU or RNN layer, got {type(model).__name__}"):
+    for model in (fl.Dense(I, H), fl.LSTMCell(I, H), "lstm", None):
+        with pytest.raises(TypeError, match=f"model must be an LSTM, .* or a Sequential, got {type(model).__name__}"):
             fl.StreamBatch(model)
     for options in ({"capacity": 0}, {"max_streams": 0}, {"idle_seconds": -1}, {"threads": 0}):
         with pytest.raises(ValueError, match=next(iter(options))):

@@ -28,15 +28,19 @@ static void dense_pack(fl_dense *k, const float *weight, const float *bias, int 
         to[u] = u < U ? bias[u] : 0.0f;
 }
 
-/* y = x weight' + bias for rows n0..n1 and one part of the panels. */
-static void dense_product(const fl_dense_call *call, ptrdiff_t n0, ptrdiff_t n1, int part, int parts) {
-    const fl_dense *k = call->dense;
-    Product q = {
-        .kernels = &storage_f32, .start = k->bias, .a = call->x + n0 * k->I, .lda = k->I, .wa = k->forward, .ka = k->I};
+/* y (n, U) = x (n, I) weight' + bias for one part of the panels. */
+static void dense_panels(const fl_dense *k, const float *x, ptrdiff_t n, float *y, int part, int parts) {
+    Product q = {.kernels = &storage_f32, .start = k->bias, .a = x, .lda = k->I, .wa = k->forward, .ka = k->I};
     plain_shape(&q, k->U);
     fl_share(q.panels, 1, part, parts, &q.first_panel, &q.end_panel);
-    const Destination d = {call->logits + n0 * k->U, k->U, k->U};
-    product(&q, n1 - n0, &store_plain_epilogue, &d);
+    const Destination d = {y, k->U, k->U};
+    product(&q, n, &store_plain_epilogue, &d);
+}
+
+/* Rows n0..n1 of a call. */
+static void dense_product(const fl_dense_call *call, ptrdiff_t n0, ptrdiff_t n1, int part, int parts) {
+    const fl_dense *k = call->dense;
+    dense_panels(k, call->x + n0 * k->I, n1 - n0, call->logits + n0 * k->U, part, parts);
 }
 
 /* Rows are shared out or, where they are few, panels. */
@@ -124,13 +128,13 @@ static float row_max(const float *x, ptrdiff_t n) {
     return max;
 }
 
-/* One row of logits becomes factor * (softmax - onehot(target)); returns -log softmax[target]. A NaN or an infinite
+/* One row becomes factor * softmax. Returns the sum of exp(x - max). A NaN or an infinite
  * maximum makes all of the row NaN: the maximum may overlook a NaN, the sum does not. */
-static double row_cross_entropy(float *row, ptrdiff_t n, ptrdiff_t target, double factor) {
-    const float max = row_max(row, n), right = row[target] - max;
+static double row_softmax(float *row, ptrdiff_t n, double factor, float *max) {
+    *max = row_max(row, n);
     for (ptrdiff_t j = 0; j < n; j += VL) {
         const int count = (int)fl_min(VL, n - j);
-        V_STOREN(row + j, v_exp(V_SUB(V_LOADN(row + j, count), V_SET1(max))), count);
+        V_STOREN(row + j, v_exp(V_SUB(V_LOADN(row + j, count), V_SET1(*max))), count);
     }
     const double total = row_sum(row, n);
     const V scale = V_SET1((float)(factor / total));
@@ -138,8 +142,16 @@ static double row_cross_entropy(float *row, ptrdiff_t n, ptrdiff_t target, doubl
         const int count = (int)fl_min(VL, n - j);
         V_STOREN(row + j, V_MUL(V_LOADN(row + j, count), scale), count);
     }
+    return total;
+}
+
+/* One row of logits becomes factor * (softmax - onehot(target)); returns -log softmax[target]. */
+static double row_cross_entropy(float *row, ptrdiff_t n, ptrdiff_t target, double factor) {
+    const float right = row[target];
+    float max;
+    const double total = row_softmax(row, n, factor, &max);
     row[target] -= (float)factor;
-    return log(total) - (double)right;
+    return log(total) - (double)(right - max);
 }
 
 /* Step 0: logits, losses and the logits' gradients, shared out by rows; step 1: backward. */

@@ -61,13 +61,13 @@
 
 #include "walk.h"
 
-#include "rows.h"
-
 #include "walk_back.h"
 
 #include "sums.h"
 
 #include "dense.h"
+
+#include "rows.h"
 
 #include "optimisers.h"
 

@@ -40,22 +40,30 @@ INLINE const void *panel_at(const Product *q, const void *w, ptrdiff_t K, ptrdif
 
 /* --------------------------------------------------------------------------------------------------------- token ids */
 
-/* Start values of a tile of token rows: bias + the id's row of wa, as the product with a one-hot row would give. */
-INLINE void token_rows(const Product *q, const int CA, const int C, ptrdiff_t panel, ptrdiff_t row, int rows,
-                       float *into) {
+/* Vector v of a token row's start values: bias + the id's row of wa, as the product with a one-hot row would give. */
+INLINE V token_vector(const Product *q, const float *bias, const void *wa, const int C, ptrdiff_t id, const int v) {
+    const V start = V_LOAD(bias + v * VL);
+    return v < C ? add_stored(q->storage, start, wa, C, id, v) : start;
+}
+/* Start values of a tile of token rows. Panels that come once in a product are not worth a loop's copies. */
+INLINE void token_rows(const Product *q, const int CA, const int C, const int unrolls, ptrdiff_t panel, ptrdiff_t row,
+                       int rows, float *into) {
     const float *const bias = q->start + panel * accumulators[q->shape] * VL;
     const void *const wa = panel_at(q, q->wa, q->ka, panel);
     for (int m = 0; m < rows; m++, into += CA * VL)
-        EACH(v, CA) {
-            const V start = V_LOAD(bias + v * VL);
-            V_STORE(into + v * VL, v < C ? add_stored(q->storage, start, wa, C, q->ids[row + m], v) : start);
-        }
+        if (unrolls)
+            EACH(v, CA) V_STORE(into + v * VL, token_vector(q, bias, wa, C, q->ids[row + m], v));
+        else
+            for (int v = 0; v < CA; v++)
+                V_STORE(into + v * VL, token_vector(q, bias, wa, C, q->ids[row + m], v));
 }
 static const float *token_start(const Product *q, int shape, ptrdiff_t panel, ptrdiff_t row, int rows, float *into) {
     if (shape == 4)
-        token_rows(q, 4, 4, panel, row, rows, into);
+        token_rows(q, 4, 4, 1, panel, row, rows, into);
+    else if (shape == SHAPE_GRU)
+        token_rows(q, 4, 3, 1, panel, row, rows, into);
     else
-        token_rows(q, accumulators[shape], vectors[shape], panel, row, rows, into);
+        token_rows(q, accumulators[shape], vectors[shape], 0, panel, row, rows, into);
     return into;
 }
 

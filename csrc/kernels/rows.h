@@ -1,11 +1,11 @@
-/* rows.h: one step of rows whose states lie anywhere: the records of streams. Part of kernels.h.
+/* rows.h: one step of a model for rows whose states lie anywhere: the records of streams. Part of kernels.h.
  *
  * All panels read the h of the step before, so h' cannot take its place while they do. h is copied to contiguous memory
  * first, and h' and c are written where they belong: one copy of h, as in a step of contiguous states, which makes it
  * afterwards. Records that are needed next are asked for tile by tile, while the tile after it is computed: many at once
  * would hold up the computation. */
 
-/* What a later layer, or the next block of rows, needs first: the h of each row and the first line of its c. */
+/* What a later CELL, or the next block of rows, needs first: the h of each row and the first line of its c. */
 typedef struct {
     float *const *records; /* (n) */
     ptrdiff_t n, at, floats;
@@ -64,9 +64,18 @@ static ptrdiff_t tiles_of(const fl_block *k, ptrdiff_t n) {
     return q.panels * fl_ceil_div(n, ROWS);
 }
 
-/* Floats of a layer's part of a record, and of what is needed of it first. */
-static ptrdiff_t part_of(const fl_spec *s) { return s->R + (s->kind == FL_LSTM ? s->H : 0); }
-static ptrdiff_t first_part_of(const fl_spec *s) { return s->R + (s->kind == FL_LSTM ? fl_min(s->H, VL) : 0); }
+/* What is needed first of the state of the next CELL from a stage on: where it begins behind the stage's own, and its
+ * floats; 0 floats where no CELL comes. */
+static Ahead next_state(const fl_model *m, int stage) {
+    Ahead next = {0};
+    for (; stage < m->S && m->stages[stage].kind != FL_STAGE_CELL; stage++)
+        next.at += fl_part_of(&m->stages[stage]);
+    if (stage < m->S) {
+        const fl_spec *s = &m->stages[stage].block->spec;
+        next.floats = s->R + (s->kind == FL_LSTM ? fl_min(s->H, VL) : 0);
+    }
+    return next;
+}
 
 /* One layer of a block of rows. `ahead` is what comes after it. */
 static void rows_layer(RowsOfLayer *rows, const Input *in, Ahead *ahead, int reversed) {
@@ -80,39 +89,93 @@ static void rows_layer(RowsOfLayer *rows, const Input *in, Ahead *ahead, int rev
         rows_phase(rows, p, in, reversed);
 }
 
-/* A block of rows through all layers; `next` is the number of rows of the block after it. */
+/* A CELL: its input is a block of n rows, its output y (n, R). `at` is where its state begins in a record, `memory` its own,
+ * `next` the number of rows of the block after this one. */
+static void rows_cell(const fl_rows_job *job, int stage, const Input *in, float *const *records, ptrdiff_t at,
+                      ptrdiff_t n, ptrdiff_t next, float *y, fl_supply memory, int reversed) {
+    const fl_block *k = job->step.model->stages[stage].block;
+    const ptrdiff_t H = k->spec.H, R = k->spec.R;
+    RowsOfLayer rows = {.s = {.k = k,
+                              .h = fl_take(&memory, n * R),
+                              .m = fl_take(&memory, n * H),
+                              .z = fl_take(&memory, n * H),
+                              .y = y,
+                              .ldy = R,
+                              .records = records,
+                              .at_h = at,
+                              .at_c = at + R},
+                        .n = n};
+    const fl_chunk of_integers = {.b1 = n, .quantised = fl_quantises(k->storage) ? memory.memory + memory.used : NULL};
+    place_integers(k, &of_integers, 0, &rows.s.of_x, &rows.s.of_h);
+    Ahead ahead = next_state(job->step.model, stage + 1);
+    ahead.at += at + fl_part_of(&job->step.model->stages[stage]), ahead.records = records, ahead.n = n;
+    if (!ahead.floats)
+        ahead = next_state(job->step.model, 0), ahead.records = records + n, ahead.n = next;
+    rows_layer(&rows, in, &ahead, reversed);
+}
+
+/* The activation of y (n, U), in place. */
+static void rows_activation(fl_act act, float *y, ptrdiff_t n, ptrdiff_t U) {
+    if (act.id == FL_IDENTITY)
+        return;
+    if (act.id == FL_SOFTMAX) {
+        float max;
+        for (ptrdiff_t r = 0; r < n; r++)
+            row_softmax(y + r * U, U, 1.0, &max);
+        return;
+    }
+    for (ptrdiff_t i = 0; i < n * U; i += VL) {
+        const int count = (int)fl_min(VL, n * U - i);
+        V_STOREN(y + i, v_act(act, V_LOADN(y + i, count)), count);
+    }
+}
+
+/* A stage without a state: y (n, U) of x (n, I) or ids (n). */
+static void rows_stage(const fl_stage *stage, const Input *in, ptrdiff_t n, float *y) {
+    const ptrdiff_t I = stage->I, U = stage->U;
+    if (stage->kind == FL_STAGE_LOOKUP) {
+        for (ptrdiff_t r = 0; r < n; r++)
+            memcpy(y + r * U, stage->table + in->ids[r] * U, (size_t)U * sizeof(float));
+        return;
+    }
+    if (stage->kind == FL_STAGE_DENSE)
+        for (ptrdiff_t r = 0; r < n; r += FL_DENSE_ROWS)
+            dense_panels(stage->dense, in->x + r * I, fl_min(n - r, FL_DENSE_ROWS), y + r * U, 0, 1);
+    else
+        memcpy(y, in->x, (size_t)(n * U) * sizeof(float));
+    rows_activation(stage->act, y, n, U);
+}
+
+/* y (n, U) += x (n, U). */
+static void rows_skip(const float *x, float *y, ptrdiff_t n, ptrdiff_t U) {
+    for (ptrdiff_t i = 0; i < n * U; i += VL) {
+        const int count = (int)fl_min(VL, n * U - i);
+        V_STOREN(y + i, V_ADD(V_LOADN(x + i, count), V_LOADN(y + i, count)), count);
+    }
+}
+
+/* A block of rows through all stages; `next` is the number of rows of the block after it. */
 static void rows_block(const fl_rows_job *job, ptrdiff_t r0, ptrdiff_t n, ptrdiff_t next, float *memory, int reversed) {
-    float *const *const records = job->records + r0;
-    Input in = {.x = job->x, .ids = job->ids ? job->ids + r0 : NULL};
+    const fl_model *const m = job->step.model;
+    float *const *const records = job->step.records ? job->step.records + r0 : NULL;
+    Input in = {.x = job->step.x, .ids = job->step.ids ? job->step.ids + r0 : NULL};
     in.next_ids = in.ids;
     if (in.x)
-        in.x += r0 * job->blocks[0]->spec.I;
+        in.x += r0 * m->stages[0].I;
+    fl_supply from = {memory, 0};
+    float *const between[2] = {fl_take(&from, n * job->width), fl_take(&from, n * job->width)};
     ptrdiff_t at = 0;
-    for (int l = 0; l < job->L; l++) {
-        const fl_block *k = job->blocks[l];
-        const ptrdiff_t H = k->spec.H, R = k->spec.R;
-        const int last = l == job->L - 1;
-        fl_supply from = {memory, 0};
-        float *const below[2] = {fl_take(&from, n * R), fl_take(&from, n * R)};
-        RowsOfLayer rows = {.s = {.k = k,
-                                  .h = fl_take(&from, n * R),
-                                  .m = fl_take(&from, n * H),
-                                  .z = fl_take(&from, n * H),
-                                  .y = last ? job->y + r0 * R : below[l % 2],
-                                  .ldy = R,
-                                  .records = records,
-                                  .at_h = at,
-                                  .at_c = at + R},
-                            .n = n};
-        const fl_chunk of_integers = {.b1 = n, .quantised = fl_quantises(k->storage) ? from.memory + from.used : NULL};
-        place_integers(k, &of_integers, 0, &rows.s.of_x, &rows.s.of_h);
-        at += part_of(&k->spec);
-        Ahead ahead = {.records = records, .n = n, .at = at};
-        if (last)
-            ahead = (Ahead){.records = records + n, .n = next};
-        ahead.floats = first_part_of(&job->blocks[last ? 0 : l + 1]->spec);
-        rows_layer(&rows, &in, &ahead, reversed);
-        in = (Input){.x = rows.s.y};
+    for (int i = 0; i < m->S; i++) {
+        const fl_stage *const stage = &m->stages[i];
+        float *const y = i == m->S - 1 ? job->step.y + r0 * stage->U : between[i % 2];
+        if (stage->kind == FL_STAGE_CELL)
+            rows_cell(job, i, &in, records, at, n, next, y, from, reversed);
+        else
+            rows_stage(stage, &in, n, y);
+        if (stage->skip)
+            rows_skip(in.x, y, n, stage->U);
+        at += fl_part_of(stage);
+        in = (Input){.x = y};
     }
 }
 
@@ -120,14 +183,15 @@ static void rows_block(const fl_rows_job *job, ptrdiff_t r0, ptrdiff_t n, ptrdif
 static void step_rows(void *arg, int step, int piece, int worker) {
     (void)step;
     const fl_rows_job *job = arg;
-    const ptrdiff_t first = piece * job->piece, end = fl_min(job->n, first + job->piece);
+    const ptrdiff_t first = piece * job->piece, end = fl_min(job->step.n, first + job->piece);
     float *const memory = job->workspace + worker * job->workspace_size;
-    Ahead begin = {.records = job->records + first,
-                   .n = fl_min(job->block, end - first),
-                   .floats = first_part_of(&job->blocks[0]->spec)};
-    if (begin.n > 1)
-        ask_ahead(&begin, begin.n * begin.floats);
-    int reversed = job->reversed_panels;
+    Ahead begin = next_state(job->step.model, 0);
+    begin.n = fl_min(job->block, end - first);
+    if (begin.n > 1 && begin.floats) {
+        begin.records = job->step.records + first;
+        ask_ahead(&begin, begin.n * fl_ceil_div(begin.floats, 16));
+    }
+    int reversed = job->step.reversed_panels;
     for (ptrdiff_t r = first, next; r < end; r = next) {
         next = fl_min(end, r + job->block);
         rows_block(job, r, next - r, fl_min(job->block, end - next), memory, reversed);

@@ -4,7 +4,7 @@
 
 #include <stdatomic.h>
 
-#include "api.h"
+#include "native.h"
 #include "program.h"
 
 struct fastlstm_model {

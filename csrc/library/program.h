@@ -3,7 +3,7 @@
 #ifndef LIB_PROGRAM_H
 #define LIB_PROGRAM_H
 
-#include "api.h"
+#include "native.h"
 #include "tensors.h"
 
 enum { PROGRAM_STEPS = 1024, STEP_ARRAYS = 12 };

@@ -38,7 +38,11 @@ EXTRAS: dict[str, dict[str, str]] = {
         "dense_cross_entropy": "block, x, targets, factor, grads",
     },
     "embedding": {"add_rows": "table, ids, rows"},
-    "rows": {"bind_rows": "blocks, slabs, threads"},
+    "rows": {
+        "pack_rows": "stages",
+        "bind_rows": "model, slabs, threads",
+        "bind_records": "model, x, records, y, threads",
+    },
     "optimisers": {
         "update": "rule, numbers, arrays",
         "update_columns": "p, ids, rows, lr",

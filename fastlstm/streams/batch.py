@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy import empty, ndarray  # global names are found sooner than attributes
 
-from .._backends import provides
 from ..layout import Array
 from ..num_threads import threads as limited_to
-from ..validation import as_array, check_out, checked_ids, checked_input, flag, positive
+from ..validation import as_array, check_out, flag, positive
 from .gathered import Gathered
 from .kept import KeptStreams
 from .model import packed_of
@@ -30,8 +29,8 @@ class StreamBatch(KeptStreams):
 
     Parameters
     ----------
-    model : LSTM, GRU or RNN
-        Of one direction. Its weights of this moment are taken; later changes to the layer do not reach the streams.
+    model : LSTM, GRU or RNN; list of layers and activations, such as ``[lstm, dense, "sigmoid"]``; or Sequential
+        Of one direction. Its weights of this moment are taken; later changes to the layers do not reach the streams.
     capacity : int
         Streams for which there is room at once. More room is made when it is needed, without a copy of any state.
     max_streams : int, optional
@@ -49,7 +48,7 @@ class StreamBatch(KeptStreams):
     Raises
     ------
     TypeError, ValueError
-        An argument does not fit; a bidirectional layer has no stream.
+        An argument does not fit; a bidirectional layer has no stream, and a list is of float32.
     """
 
     def __init__(
@@ -71,12 +70,13 @@ class StreamBatch(KeptStreams):
     def _bind(self) -> None:
         """Take the packed weights into use."""
         p = self._packed
-        self._dtype, self._size, self._width = p.dtype, p.input_size, p.output_size
-        self._row = (p.input_size,)
+        self._dtype, self._width = p.dtype, p.output_size
+        self._size = p.input_size if p.takes_numbers else -1  # width of a row of numbers
+        self._row = (self._size,)
         self._rows: Any = (
-            p.module.bind_rows([of_layer[0] for of_layer in p.blocks], self._slabs, self.threads)
-            if provides(p.module, "rows")
-            else Gathered(p, self._slabs, self.threads)
+            Gathered(p, self._slabs, self.threads)
+            if p.rows is None
+            else p.module.bind_rows(p.rows, self._slabs, self.threads)
         )
 
     def _grown(self) -> None:
@@ -91,6 +91,7 @@ class StreamBatch(KeptStreams):
         handles : (n,) int64 array; or any integers (n,), or one
             Each at most once, in any order.
         x : (n, I) array of the model's dtype, one row for each handle; (I,) for one handle; token ids (n,), or a scalar
+            A recurrent layer takes numbers or ids; a model that begins with an Embedding takes ids.
         out : (n, U) array, optional
             Written and returned; (U,) where x is (I,) or a scalar. Without it a fresh array is returned.
 
@@ -199,8 +200,7 @@ class StreamBatch(KeptStreams):
         array = as_array(x, "x")
         if array.ndim and len(array) != total:
             raise ValueError(f"x has {len(array)} rows, and lengths say {total}: the rows of all streams together")
-        rows, ids, _ = checked_input(x, (total,), self._size, self._dtype, False)
-        rows = checked_ids(rows, self._size, self._dtype) if ids else rows
+        rows, _, _ = self._packed.checked(x, (total,))
         if out is not None:
             check_out(out, (total, self._width), self._dtype)
         self._check_free()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from .. import engine
+from .._backends import provides
 from ..layout import Array
 from ..packing import Batch
 from ..recurrent import Recurrent
+from ..validation import checked_ids, checked_input
+from .stages import Stage
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Packed:
     input_size, output_size : int
     widths : tuple of int
         Numbers of each part of a state: for each layer h and, for LSTM, c.
+    stages : list of Stage
     """
 
     name: str
@@ -47,6 +51,23 @@ class Packed:
     input_size: int
     output_size: int
     widths: tuple[int, ...]
+    stages: Sequence[Stage]
+
+    def __post_init__(self) -> None:
+        packs = provides(self.module, "rows")
+        object.__setattr__(self, "rows", self.module.pack_rows(self.stages) if packs else None)
+
+    rows: Any = field(init=False)  # the stages as the backend's extra functions "rows" take them, or None
+
+    @property
+    def takes_numbers(self) -> bool:
+        """False: token ids only."""
+        return self.stages[0].kind != "lookup"
+
+    def checked(self, x: Any, axes: tuple[int, ...], single: bool = False) -> tuple[Array, bool, bool]:
+        """The input of rows, or an error; as `validation.checked_input`, but that token ids are checked copies."""
+        rows, ids, alone = checked_input(x, axes, self.input_size, self.dtype, single)
+        return checked_ids(rows, self.input_size, self.dtype) if ids else rows, ids, alone
 
     @property
     def parts(self) -> int:
@@ -72,19 +93,27 @@ class Packed:
 
 
 def packed_of(model: Any) -> Packed:
-    """The packed weights of a layer.
+    """The packed weights of a layer, a list or a `Sequential`.
 
     Raises
     ------
     TypeError
-        The model is no recurrent layer.
+        The model is none of these.
     ValueError
-        It is bidirectional, or reverse.
+        It is bidirectional, or reverse; for lists see `lists.packed_list`.
     """
+    from ..nn.chain import Chain
+    from .lists import packed_list
+
+    if isinstance(model, list | tuple | Chain):
+        return packed_list(model)
     if not isinstance(model, Recurrent):
         core = getattr(model, "core", None)
         cure = ": give its layer, model.core" if isinstance(core, Recurrent) else ""
-        raise TypeError(f"model must be an LSTM, GRU or RNN layer, got {type(model).__name__}{cure}")
+        raise TypeError(
+            f"model must be an LSTM, GRU or RNN layer, a list of layers, or a Sequential, got "
+            f"{type(model).__name__}{cure}"
+        )
     model._check_streams()
     while True:
         version, blocks = model._blocks()
@@ -104,6 +133,7 @@ def packed_of(model: Any) -> Packed:
         specs[0].I,
         specs[-1].R,
         widths,
+        [Stage("cell", (spec.I, spec.R), block=of_layer[0]) for spec, of_layer in zip(specs, blocks, strict=True)],
     )
 
 

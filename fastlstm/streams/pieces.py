@@ -8,7 +8,7 @@ import numpy as np
 
 from ..layout import Array
 from ..packing import Batch
-from ..validation import as_array, checked_ids, checked_input
+from ..validation import as_array
 from .model import Packed
 from .slabs import Slabs
 
@@ -48,8 +48,7 @@ def checked_step(x: Any, n: int, single: bool, packed: Packed) -> tuple[Array, b
     array = as_array(x, "x")
     if array.ndim and not single and len(array) != n:
         raise ValueError(f"x has {len(array)} rows for {n} handles: give one row for each handle, in their order")
-    rows, ids, alone = checked_input(x, (n,), packed.input_size, packed.dtype, single)
-    return checked_ids(rows, packed.input_size, packed.dtype) if ids else rows, ids, alone
+    return packed.checked(x, (n,), single)
 
 
 def feed(packed: Packed, slabs: Slabs, slots: list[int], rows: Array, counts: Array, y: Array, now: float) -> None:

@@ -511,7 +511,8 @@ typedef struct {
     float *records[2];
     fl_slot *slots[2];
     uint64_t counted[3];
-    const fl_block *blocks[2];
+    fl_stage stages[2];
+    fl_model model;
     int64_t *handles; /* (B) of the case's sequences */
 } Slabs;
 
@@ -519,7 +520,9 @@ static ptrdiff_t slot_of_sequence(ptrdiff_t b) { return (b * 7 + 250) % (2 * FL_
 
 static void make_slabs(Slabs *s, const Case *k, How how, int L, const fl_block *block) {
     const ptrdiff_t R = k->spec.R, H = k->c[0] ? k->spec.H : 0, stride = L * (R + H) + 3;
-    *s = (Slabs){.blocks = {block, block}, .handles = keep(NULL, k->B * (ptrdiff_t)sizeof(int64_t))};
+    const fl_stage cell = {.kind = FL_STAGE_CELL, .I = k->spec.I, .U = R, .block = block};
+    *s = (Slabs){.stages = {cell, cell}, .handles = keep(NULL, k->B * (ptrdiff_t)sizeof(int64_t))};
+    s->model = (fl_model){.stages = s->stages, .S = L, .isa = block->isa};
     for (int i = 0; i < 2; i++) {
         s->records[i] = floats(NULL, FL_SLAB * stride);
         s->slots[i] = guarded(NULL, FL_SLAB * (ptrdiff_t)sizeof(fl_slot), 8);
@@ -536,8 +539,7 @@ static void make_slabs(Slabs *s, const Case *k, How how, int L, const fl_block *
         s->slots[slot / FL_SLAB][slot % FL_SLAB].generation = 2 * b + 1;
         s->handles[b] = (int64_t)(2 * b + 1) << FL_SLOT_BITS | slot;
     }
-    s->streams = (fl_streams){.blocks = s->blocks,
-                              .L = L,
+    s->streams = (fl_streams){.model = &s->model,
                               .threads = how.threads,
                               .slabs = 2,
                               .stride = stride,

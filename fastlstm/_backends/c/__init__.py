@@ -11,7 +11,7 @@ from .embedding import add_rows
 from .extension import active_isa, choose_isa, ffi, forced_isa_problem, isas, lib, unusable, use_isa
 from .optimisers import scale, square_sum, update, update_columns
 from .recurrent import STORAGES, Block, backward, bind, forward, pack, pack_for_backward, supports
-from .rows import bind_rows
+from .rows import bind_records, bind_rows, pack_rows
 
 __all__ = [
     "DTYPES",
@@ -22,6 +22,7 @@ __all__ = [
     "add_rows",
     "backward",
     "bind",
+    "bind_records",
     "bind_rows",
     "choose_isa",
     "dense_backward",
@@ -35,6 +36,7 @@ __all__ = [
     "lib",
     "pack",
     "pack_for_backward",
+    "pack_rows",
     "scale",
     "square_sum",
     "supports",

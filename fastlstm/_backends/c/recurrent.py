@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -136,6 +136,17 @@ def _pack(block: Block, panels: int) -> None:
     lib.fl_pack(block.handle, block.params, panels, from_buffer(BYTES, memory))
     block.keep.append(memory)
     block.packed |= {panels, lib.FL_BACKWARD_IDS} if panels == lib.FL_BACKWARD else {panels}
+
+
+def packed_for(block: Block, isa: int) -> Block:
+    """The block, or its weights packed anew for another instruction set."""
+    if block.handle.isa == isa:
+        return block
+    handle = new("fl_block *", block.handle[0])
+    handle.isa = isa
+    other = replace(block, handle=handle, keep=list(block.keep), packed=set(), lock=Lock())
+    _pack(other, lib.FL_FORWARD)
+    return other
 
 
 def pack_for_backward(blocks: Sequence[Sequence[Block]]) -> None:

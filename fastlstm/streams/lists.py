@@ -1,0 +1,163 @@
+"""Models that are lists, and `Sequential`: their stages, packed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .. import engine
+from .._backends import provides
+from ..layout import Array
+from ..num_threads import get_num_threads
+from ..packing import Batch
+from ..validation import as_array
+from .model import Packed, kept_as, weights_id
+from .stages import Stage, run, split_at
+
+
+class PackedList(Packed):
+    """The stages of a model at one moment; see `Packed`. `blocks` are those of its cells."""
+
+    def checked(self, x: Any, axes: tuple[int, ...], single: bool = False) -> tuple[Array, bool, bool]:
+        """As `Packed.checked`, and an Embedding takes token ids only, a dense layer numbers only."""
+        first, array = self.stages[0], as_array(x, "x")
+        of_integers = array.dtype.kind in "iu"
+        if first.kind == "lookup" and not of_integers:
+            raise TypeError(
+                f"x has dtype {array.dtype} and shape {array.shape}: the model begins with an Embedding, which takes "
+                f"token ids of shape {axes}: x.astype(int)"
+            )
+        if first.kind != "lookup" and first.kind != "cell" and of_integers:
+            raise TypeError(
+                f"x has dtype {array.dtype} and shape {array.shape}: the model begins with a {first.kind} layer, which "
+                f"takes numbers of shape {(*axes, self.input_size)}: x.astype('{self.dtype}')"
+            )
+        return super().checked(x, axes, single)
+
+    def forward(self, x: Array, batch: Batch, states: engine.States) -> Array:
+        """Packed outputs (N, U) of packed rows (N, I) or token ids (N,); `states` as of `gather`, overwritten."""
+        at, part = 0, 0
+        while at < len(self.stages):
+            stage = self.stages[at]
+            if stage.kind == "cell" or self.rows is None:
+                end, own = at + 1, len(stage.widths)
+                x = run(self.module, stage, x, batch, states[part : part + own])
+                part += own
+            else:
+                end = next((i for i in range(at, len(self.stages)) if self.stages[i].kind == "cell"), len(self.stages))
+                x = self._without_state(at, end, x)
+            at = end
+        return x
+
+    def _without_state(self, at: int, end: int, x: Array) -> Array:
+        """Some stages without a state, of all rows at once."""
+        y: Array = np.empty((len(x), self.stages[end - 1].sizes[1]), self.dtype)
+        none = np.empty((len(x), 0), self.dtype)
+        self.module.bind_records(self.rows.part(at, end), np.ascontiguousarray(x), none, y, get_num_threads())()
+        return y
+
+    def gather(self, records: Sequence[Array]) -> engine.States:
+        """Copies (1, n, width) of each part of n records."""
+        return tuple(np.ascontiguousarray(p)[None] for p in split_at(self.widths, np.array(records, self.dtype)))
+
+    def scatter(self, states: engine.States, records: Sequence[Array]) -> None:
+        """Write states (1, n, width) back to n records."""
+        for record, row in zip(records, np.concatenate([s[0] for s in states], axis=1), strict=True):
+            record[...] = row
+
+
+def packed_list(model: Any) -> PackedList:
+    """The packed stages of a list or a `Sequential`.
+
+    Raises
+    ------
+    TypeError
+        Something in the list is no part of a model.
+    ValueError
+        A part looks ahead, is not built, is no float32, has another backend than the others, or does not take what the
+        part before it gives; or no part is a recurrent layer.
+    """
+    from ..steps import steps_of
+
+    name = repr(list(model) if isinstance(model, tuple) else model)
+    steps = steps_of(model, reduced=True)
+    layers: list[Any] = list({id(layer): layer for step in steps if (layer := getattr(step, "layer", None))}.values())
+    if not layers:
+        raise ValueError(f"{name} has no recurrent layer, so a stream of it has no state: call its layers instead")
+    module = _one_backend(model, layers)
+    while True:
+        versions = [layer.version for layer in layers]
+        steps = steps_of(model, reduced=True)
+        blocks = {id(layer): layer._blocks()[1] for layer in layers}
+        if versions == [layer.version for layer in layers]:  # else another thread has changed the weights in between
+            break
+    stages = [_stage(step, blocks) for step in steps]
+    equation = json.dumps({"dtype": "float32", "stages": [stage.equation for stage in stages]}, sort_keys=True)
+    params = {f"{i}.{n}": p for i, step in enumerate(steps) for n, p in _parameters(step).items()}
+    storages = json.dumps([kept_as(step.layer) for step in steps if hasattr(step, "layer")])
+    return PackedList(
+        name,
+        module,
+        [[stage.block] for stage in stages if stage.kind == "cell"],
+        equation,
+        weights_id(equation, storages, params),
+        np.dtype(np.float32),
+        stages[0].sizes[0],
+        stages[-1].sizes[1],
+        tuple(width for stage in stages for width in stage.widths),
+        stages,
+    )
+
+
+def _stage(step: Any, blocks: dict[int, Any]) -> Stage:
+    """A step of `fastlstm.steps` as a stage."""
+    from ..steps import Affine, Lookup, Recurrence
+
+    if isinstance(step, Recurrence):
+        return Stage("cell", step.sizes, block=blocks[id(step.layer)][step.number][0], skip=step.skip)
+    if isinstance(step, Lookup):
+        return Stage("lookup", step.weight.shape, weight=step.weight)
+    if isinstance(step, Affine):
+        return Stage("dense", step.sizes, None, step.weight, step.bias, step.activation, step.skip)
+    return Stage("pointwise", step.sizes, activation=step.activation)
+
+
+def _parameters(step: Any) -> dict[str, Array]:
+    """The parameters of a step, by name."""
+    own = getattr(step, "params", None)
+    if own is not None:
+        return dict(own)
+    return {name: p for name in ("weight", "bias") if (p := getattr(step, name, None)) is not None}
+
+
+def _one_backend(model: Any, layers: Sequence[Any]) -> ModuleType:
+    """The backend of all layers, or an error."""
+    modules: list[ModuleType] = list({layer._module.__name__: layer._module for layer in layers}.values())
+    for part in _dense_parts(model):
+        serving = part._module
+        if serving not in modules and (provides(modules[0], "dense") or serving.__name__.rpartition(".")[2] != "numpy"):
+            modules.append(serving)
+    if len(modules) > 1:
+        names = " and ".join(sorted(m.__name__.rpartition(".")[2] for m in modules))
+        raise ValueError(f"the layers of a list have the backends {names}: make all of them with the same one")
+    return modules[0]
+
+
+def _dense_parts(model: Any) -> list[Any]:
+    """The dense layers of a list or a `Sequential`."""
+    from ..dense import Dense
+    from ..nn.chain import Chain
+    from ..nn.residual import Residual
+
+    found: list[Any] = []
+    for part in model.modules if isinstance(model, Chain) else model:
+        inner = part.module if isinstance(part, Residual) else part
+        if isinstance(inner, Chain):
+            found += _dense_parts(inner)
+        elif isinstance(core := getattr(inner, "_core", inner), Dense):
+            found.append(core)
+    return found

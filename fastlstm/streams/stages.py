@@ -1,0 +1,102 @@
+"""The stages of a model: what happens to a row of one time step, part by part, for `StreamBatch` and streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .. import engine
+from .._backends import module as backend_named
+from .._backends import provides
+from ..layout import Array
+from ..packing import Batch
+
+WORK = 2000  # what a row of a stage without a product counts for, in multiply-adds (FL_ROW_WORK in csrc/tuning.h)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a model.
+
+    Parameters
+    ----------
+    kind : {"lookup", "cell", "dense", "pointwise"}
+        A token id becomes a row of a table; one layer of recurrent cells advances, and its h is the output; an
+        activation of a product; an activation.
+    sizes : (int, int)
+        Width of the input, for "lookup" the number of ids, and of the output.
+    block : block of the backend
+        Of a cell.
+    weight : (U, I) array, of a lookup (V, E)
+    bias : (U,) array or None
+    activation : activation
+        "linear", "softmax", a name of `spec.ACTIVATIONS`, or (name, alpha, beta).
+    skip : bool
+        Whether the input is added to the output.
+    """
+
+    kind: str
+    sizes: tuple[int, int]
+    block: Any = None
+    weight: Array | None = None
+    bias: Array | None = None
+    activation: Any = "linear"
+    skip: bool = False
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Numbers of each part of the state: h and, for LSTM, c; empty without a state."""
+        return tuple(self.block.spec.initial.values()) if self.kind == "cell" else ()
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds of a row, and what a row costs beside them, in the same unit."""
+        return WORK if self.weight is None or self.kind != "dense" else WORK + self.weight.size
+
+    @property
+    def equation(self) -> dict[str, Any]:
+        """What the stage computes, as JSON has it, without its weights."""
+        own = {"spec": asdict(self.block.spec)} if self.kind == "cell" else {"activation": self.activation}
+        bias = {"bias": self.bias is not None} if self.kind == "dense" else {}
+        return {"kind": self.kind, "sizes": self.sizes, "skip": self.skip, **own, **bias}
+
+
+def run(backend: ModuleType, stage: Stage, x: Array, batch: Batch, states: engine.States) -> Array:
+    """Packed outputs (N, U) of packed rows (N, I) or token ids (N,): the reference of csrc/kernels/rows.h.
+
+    The states of a cell, (1, B, width) each, are overwritten.
+    """
+    if stage.kind == "cell":
+        y = engine.forward(backend, [[stage.block]], x, batch, states, packed=True)
+    elif stage.kind == "lookup":
+        assert stage.weight is not None
+        y = stage.weight[x]
+    else:
+        y = _activated(stage, _product(backend, stage, x) if stage.kind == "dense" else x)
+    return x + y if stage.skip else y
+
+
+def _product(backend: ModuleType, stage: Stage, x: Array) -> Array:
+    """weight x + bias of rows (N, I)."""
+    serving = backend if provides(backend, "dense") else backend_named("numpy")
+    assert stage.weight is not None
+    params = {"weight": stage.weight} | ({} if stage.bias is None else {"bias": stage.bias})
+    y: Array = serving.dense_forward(serving.dense_pack(params), np.ascontiguousarray(x))
+    return y
+
+
+def _activated(stage: Stage, a: Array) -> Array:
+    from ..nn.activation import activate
+
+    with np.errstate(all="ignore"):  # NaN and infinity pass without a warning
+        y: Array = activate(stage.activation, a)
+    return y.astype(a.dtype, copy=False)
+
+
+def split_at(widths: Sequence[int], record: Array) -> list[Array]:
+    """The parts (..., width) of records (..., sum of widths): views."""
+    return np.split(record, np.cumsum(widths)[:-1], axis=-1)
