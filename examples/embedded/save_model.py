@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-import fastlstm as fl
+from fastlstm import nn
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
-model = [fl.LSTM(40, 64, num_layers=2, seed=0), fl.Dense(64, 3, seed=1), "sigmoid"]
-fl.save(model, folder / "model.safetensors")
+model = nn.Sequential(nn.LSTM(40, 64, seed=0), nn.LSTM(64, 64, seed=1), nn.Dense(64, 3, activation="sigmoid", seed=2))
+model.save(folder / "model.safetensors")
 frames = np.random.default_rng(2).standard_normal((100, 40)).astype(np.float32)
 frames.tofile(folder / "frames.f32")
 print(f"{folder / 'model.safetensors'}, {folder / 'frames.f32'}: {len(frames)} frames of {frames.shape[1]} numbers")
