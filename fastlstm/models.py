@@ -15,6 +15,7 @@ from . import files
 from .layer import Layer
 from .layout import Array
 from .spec_layer import SpecLayer
+from .step_files import steps_entry
 
 FORMAT = "fastlstm layer"  # in the configuration of a file
 VERSION = 2  # of the format; a file of a higher one says so when it is read
@@ -114,6 +115,7 @@ def save(layer: Layer, path: str | os.PathLike[str], notes: Mapping[str, Any] | 
     config = {"format": FORMAT, "version": version, "layer": config_of(layer)}
     config |= {"notes": dict(notes)} if notes else {}
     arrays = {name: np.asarray(p) for name, p in layer.state_dict().items()}
+    config["steps"] = steps_entry(layer, arrays)
     files.save(path, arrays, config | {"crc32": checksum(config, arrays)})
 
 

@@ -54,8 +54,9 @@ class Recurrence:
     skip : bool
         Whether the input is added to the output.
     layer : LSTM, GRU or RNN
-        Whose layer number `number` this is.
+        The object that the step belongs to.
     number : int
+        The step's place among the layers of that object.
     """
 
     spec: Spec

@@ -25,6 +25,7 @@ ORDER = [
     ["engine"],
     [
         "info",
+        "library",
         "terminal",
         "files",
         "outputs",
@@ -46,6 +47,7 @@ ORDER = [
         "nn",
         "sequential",
         "steps",
+        "step_files",
         "models",
         "arrays",
         "corpus",

@@ -281,7 +281,9 @@ def test_input_that_does_not_fit(backend: str) -> None:
     batch = fl.StreamBatch(parts("activations between", backend))
     h = batch.open()
     before = batch.export(h)
-    with pytest.raises(TypeError, match=r"begins with a dense layer, which takes numbers of shape \(1, 5\)"):
+    with pytest.raises(
+        TypeError, match=r"begins with a dense layer, which takes numbers of dtype float32 and shape \(1, 5\)"
+    ):
         batch.step(h, 3)
     with pytest.raises(ValueError, match=r"x has shape \(4,\), expected"):
         batch.step(h, draw(4))

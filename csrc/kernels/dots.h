@@ -86,7 +86,8 @@ INLINE void DOTS(tile)(const Tile *t, const int M, const int CA, const int C, co
     ptrdiff_t ld = t->ld_start;
     if (t->ka > 0) {
         if (FL_INFERENCE_ONLY) /* the planes are a loop, and the function is once as large */
-            DOTS(tile_add)(M, CA, C, 2, t->a_planes, start, ld, t->a, t->lda, t->a_units, t->wa, t->ka, t->out, t->ld_out);
+            DOTS(tile_add)(M, CA, C, 2, t->a_planes, start, ld, t->a, t->lda, t->a_units, t->wa, t->ka, t->out,
+                           t->ld_out);
         else if (STORED == FL_INT8 && t->a_planes == 2)
             DOTS(tile_add)(M, CA, C, 2, 2, start, ld, t->a, t->lda, t->a_units, t->wa, t->ka, t->out, t->ld_out);
         else

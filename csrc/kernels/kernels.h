@@ -59,19 +59,25 @@
 
 #include "phases.h"
 
+#if !FL_INFERENCE_ONLY
 #include "walk.h"
 
 #include "walk_back.h"
 
 #include "sums.h"
+#endif
 
 #include "dense.h"
 
 #include "rows.h"
 
+#if !FL_INFERENCE_ONLY
+#include "head.h"
+
 #include "optimisers.h"
 
 #include "checksum.h"
+#endif
 
 const fl_isa JOIN(fl_isa_, ISA) = {
     .name = FL_STRING_OF(ISA),
@@ -79,13 +85,15 @@ const fl_isa JOIN(fl_isa_, ISA) = {
     .rows = ROWS,
     .pack_size = pack_size,
     .pack = pack,
-    .start_width = start_width,
-    .gradient_scratch = gradient_scratch,
     .dense_size = dense_size,
     .dense_pack = dense_pack,
+    .step_rows = step_rows,
+    .dots_agree = dots_agree,
+#if !FL_INFERENCE_ONLY
+    .start_width = start_width,
+    .gradient_scratch = gradient_scratch,
     .dense_scratch = dense_scratch,
     .forward = forward,
-    .step_rows = step_rows,
     .backward = backward,
     .dense_forward = dense_forward,
     .dense_backward = dense_backward,
@@ -94,5 +102,5 @@ const fl_isa JOIN(fl_isa_, ISA) = {
     .span_squares = span_squares,
     .span_scale = span_scale,
     .checksum = checksum,
-    .dots_agree = dots_agree,
+#endif
 };

@@ -193,3 +193,16 @@ INLINE void run_phase(Phase *p, const Step *s, ptrdiff_t n, const Input *in, con
     q->prefetches = job->prefetches;
     product(q, n, p->epilogue, s);
 }
+
+/* Memory number `at` of those in which a chunk's operands are quantised; see fl_quantised_floats. */
+static void place_integers(const fl_block *k, const fl_chunk *chunk, int at, Integers *of_x, Integers *of_h) {
+    if (!chunk->quantised)
+        return;
+    const ptrdiff_t n = chunk->b1 - chunk->b0, rows = fl_max(n, chunk->hoisted_rows);
+    const ptrdiff_t ld = fl_row_bytes(k, k->spec.I, k->x_planes);
+    const int wide = k->storage == FL_INT16;
+    float *const units = chunk->quantised + at * fl_quantised_floats(k, chunk);
+    uint8_t *const bytes = (uint8_t *)(units + fl_round16(rows) + fl_round16(n));
+    *of_x = (Integers){bytes, ld, units, k->x_planes, wide};
+    *of_h = (Integers){bytes + rows * ld, fl_row_bytes(k, k->spec.R, 1), units + fl_round16(rows), 1, wide};
+}

@@ -52,7 +52,8 @@ INLINE void token_rows(const Product *q, const int CA, const int C, const int un
     const void *const wa = panel_at(q, q->wa, q->ka, panel);
     for (int m = 0; m < rows; m++, into += CA * VL)
         if (unrolls)
-            EACH(v, CA) V_STORE(into + v * VL, token_vector(q, bias, wa, C, q->ids[row + m], v));
+            EACH(v, CA)
+                V_STORE(into + v * VL, token_vector(q, bias, wa, C, q->ids[row + m], v));
         else
             for (int v = 0; v < CA; v++)
                 V_STORE(into + v * VL, token_vector(q, bias, wa, C, q->ids[row + m], v));

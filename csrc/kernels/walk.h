@@ -26,19 +26,6 @@ static Input input_at(const fl_rows *rows, ptrdiff_t I, ptrdiff_t row, ptrdiff_t
     return (Input){.ids = ids, .next_ids = ids + (next_is_as_large ? to_next(rows, t, reverse) : 0)};
 }
 
-/* Memory number `at` of those in which a chunk's operands are quantised; see fl_quantised_floats. */
-static void place_integers(const fl_block *k, const fl_chunk *chunk, int at, Integers *of_x, Integers *of_h) {
-    if (!chunk->quantised)
-        return;
-    const ptrdiff_t n = chunk->b1 - chunk->b0, rows = fl_max(n, chunk->hoisted_rows);
-    const ptrdiff_t ld = fl_row_bytes(k, k->spec.I, k->x_planes);
-    const int wide = k->storage == FL_INT16;
-    float *const units = chunk->quantised + at * fl_quantised_floats(k, chunk);
-    uint8_t *const bytes = (uint8_t *)(units + fl_round16(rows) + fl_round16(n));
-    *of_x = (Integers){bytes, ld, units, k->x_planes, wide};
-    *of_h = (Integers){bytes + rows * ld, fl_row_bytes(k, k->spec.R, 1), units + fl_round16(rows), 1, wide};
-}
-
 /* What all steps of a chunk have in common. at: see place_integers. */
 static void begin_steps(Step *s, const fl_forward_job *job, const fl_chunk *chunk, int at) {
     const fl_pass *pass = &job->passes[chunk->direction];

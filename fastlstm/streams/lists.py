@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from .._backends import provides
 from ..layout import Array
 from ..num_threads import get_num_threads
 from ..packing import Batch
+from ..recurrent import Recurrent
 from ..validation import as_array
-from .model import Packed, kept_as, weights_id
+from .model import Packed, identity_of_layer, kept_as, weights_id
 from .stages import Stage, run, split_at
 
 
@@ -29,12 +30,12 @@ class PackedList(Packed):
         if first.kind == "lookup" and not of_integers:
             raise TypeError(
                 f"x has dtype {array.dtype} and shape {array.shape}: the model begins with an Embedding, which takes "
-                f"token ids of shape {axes}: x.astype(int)"
+                f"token ids: integers of shape {axes}"
             )
         if first.kind != "lookup" and first.kind != "cell" and of_integers:
             raise TypeError(
                 f"x has dtype {array.dtype} and shape {array.shape}: the model begins with a {first.kind} layer, which "
-                f"takes numbers of shape {(*axes, self.input_size)}: x.astype('{self.dtype}')"
+                f"takes numbers of dtype {self.dtype} and shape {(*axes, self.input_size)}"
             )
         return super().checked(x, axes, single)
 
@@ -95,16 +96,14 @@ def packed_list(model: Any) -> PackedList:
         blocks = {id(layer): layer._blocks()[1] for layer in layers}
         if versions == [layer.version for layer in layers]:  # else another thread has changed the weights in between
             break
-    stages = [_stage(step, blocks) for step in steps]
-    equation = json.dumps({"dtype": "float32", "stages": [stage.equation for stage in stages]}, sort_keys=True)
-    params = {f"{i}.{n}": p for i, step in enumerate(steps) for n, p in _parameters(step).items()}
-    storages = json.dumps([kept_as(step.layer) for step in steps if hasattr(step, "layer")])
+    stages = [_stage(step, _block_of(step, blocks)) for step in steps]
+    equation, number = _identity(steps, stages)
     return PackedList(
         name,
         module,
         [[stage.block] for stage in stages if stage.kind == "cell"],
         equation,
-        weights_id(equation, storages, params),
+        number,
         np.dtype(np.float32),
         stages[0].sizes[0],
         stages[-1].sizes[1],
@@ -113,17 +112,46 @@ def packed_list(model: Any) -> PackedList:
     )
 
 
-def _stage(step: Any, blocks: dict[int, Any]) -> Stage:
-    """A step of `fastlstm.steps` as a stage."""
+def identity_of(model: Any) -> tuple[str, bytes]:
+    """(equation as JSON, number of equation and weights) of a model, without packing its weights.
+
+    The number is that of `StreamBatch` for the same model, and for a module of `fastlstm.nn` that of its layer.
+    """
+    from ..steps import Recurrence, steps_of
+
+    core = getattr(model, "_core", model)
+    if isinstance(core, Recurrent):
+        return identity_of_layer(core, core.state_dict())
+    steps = steps_of(model, reduced=True)
+    of_spec = {id(step): SimpleNamespace(spec=step.spec) for step in steps if isinstance(step, Recurrence)}
+    return _identity(steps, [_stage(step, of_spec.get(id(step))) for step in steps])
+
+
+def _identity(steps: Sequence[Any], stages: Sequence[Stage]) -> tuple[str, bytes]:
+    """The equation of stages and the number of equation and weights."""
+    equation = json.dumps({"dtype": "float32", "stages": [stage.equation for stage in stages]}, sort_keys=True)
+    params = {f"{i}.{n}": p for i, step in enumerate(steps) for n, p in _parameters(step).items()}
+    storages = json.dumps([kept_as(step.layer) for step in steps if hasattr(step, "layer")])
+    return equation, weights_id(equation, storages, params)
+
+
+def _stage(step: Any, block: Any) -> Stage:
+    """A step of `fastlstm.steps` as a stage; `block` is a cell's."""
     from ..steps import Affine, Lookup, Recurrence
 
     if isinstance(step, Recurrence):
-        return Stage("cell", step.sizes, block=blocks[id(step.layer)][step.number][0], skip=step.skip)
+        return Stage("cell", step.sizes, block=block, skip=step.skip)
     if isinstance(step, Lookup):
         return Stage("lookup", step.weight.shape, weight=step.weight)
     if isinstance(step, Affine):
         return Stage("dense", step.sizes, None, step.weight, step.bias, step.activation, step.skip)
     return Stage("pointwise", step.sizes, activation=step.activation)
+
+
+def _block_of(step: Any, blocks: dict[int, Any]) -> Any:
+    """A cell's block, from the blocks of each layer by its id; None for other steps."""
+    layer = getattr(step, "layer", None)
+    return None if layer is None else blocks[id(layer)][step.number][0]
 
 
 def _parameters(step: Any) -> dict[str, Array]:

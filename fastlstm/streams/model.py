@@ -121,20 +121,27 @@ def packed_of(model: Any) -> Packed:
         if model.version == version:  # else another thread has changed the weights in between
             break
     specs = [of_layer[0] for of_layer in model._specs]
-    equation = json.dumps({"dtype": model.dtype.name, "layers": [asdict(spec) for spec in specs]}, sort_keys=True)
+    equation, number = identity_of_layer(model, params)
     widths = tuple(width for spec in specs for width in spec.initial.values())
     return Packed(
         repr(model),
         model._module,
         blocks,
         equation,
-        weights_id(equation, kept_as(model), params),
+        number,
         model.dtype,
         specs[0].I,
         specs[-1].R,
         widths,
         [Stage("cell", (spec.I, spec.R), block=of_layer[0]) for spec, of_layer in zip(specs, blocks, strict=True)],
     )
+
+
+def identity_of_layer(model: Recurrent, params: Mapping[str, Array]) -> tuple[str, bytes]:
+    """(the equation of a layer of one direction as JSON, the number of equation and weights)."""
+    specs = [of_layer[0] for of_layer in model._specs]
+    equation = json.dumps({"dtype": model.dtype.name, "layers": [asdict(spec) for spec in specs]}, sort_keys=True)
+    return equation, weights_id(equation, kept_as(model), params)
 
 
 def kept_as(model: Recurrent) -> str:

@@ -19,6 +19,7 @@ from ..losses import softmax_cross_entropy
 from ..metrics import perplexity
 from ..recurrent import LSTM
 from ..spec_layer import State
+from ..step_files import steps_entry
 from ..validation import positive, probability
 from ..weighting import IGNORE_INDEX
 from .sampling import Draw
@@ -249,7 +250,8 @@ class TextModel:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to a safetensors file, atomically; OSError if it cannot be written."""
-        files.save(path, self.to_arrays(), self.to_config())
+        arrays = self.to_arrays()
+        files.save(path, arrays, self.to_config() | {"steps": steps_entry([self.lstm, self.head], arrays)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], backend: str = "auto") -> Self:
