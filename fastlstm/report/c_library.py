@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from .. import library
-from ..layer import Layer
 from ..layout import Array
-from .c_sources import compiled
+from ..recurrent import LSTM
+from .c_sources import SHARED, compiled
 from .measure import Unsupported
 
 PROGRAM = """
@@ -56,7 +56,7 @@ class InC:
 
     Parameters
     ----------
-    layer : Layer
+    layer : LSTM
     n : int
     folder : path
         For the model's file and the program.
@@ -67,23 +67,23 @@ class InC:
         No compiler or no C library is here, or the program fails.
     """
 
-    def __init__(self, layer: Layer, n: int, folder: Path) -> None:
+    def __init__(self, layer: LSTM, n: int, folder: Path) -> None:
         try:
             library.get_library()
         except FileNotFoundError as error:
             raise Unsupported(str(error)) from error
         folder.mkdir(parents=True, exist_ok=True)
         layer.save(folder / "model.safetensors")
-        sizes = f"#define N {n}\n#define I {layer.input_size}\n#define U {layer.output_size}\n"
+        sizes = f"#define N {n}\n#define I {layer.input_size}\n#define U {layer.hidden_size}\n"
         (folder / "program.c").write_text(sizes + PROGRAM)
         lib = Path(library.get_library()).parent
-        link = [f"-I{library.get_include()}", f"-L{lib}", f"-Wl,-rpath,{lib}", "-lfastlstm"]
+        link = [*SHARED, f"-I{library.get_include()}", f"-L{lib}", f"-Wl,-rpath,{lib}", "-lfastlstm"]
         self.program = ctypes.CDLL(str(compiled(folder / "program.so", ["program.c"], link)))
         code = self.program.begin(str(folder / "model.safetensors").encode())
         if code:
             raise Unsupported(f"the C library gives code {code} for {layer}")
         self.x = np.random.default_rng(n).standard_normal((n, layer.input_size)).astype(np.float32)
-        self.y = np.zeros((n, layer.output_size), np.float32)
+        self.y = np.zeros((n, layer.hidden_size), np.float32)
 
     def call(self, name: str, count: int = 1) -> Callable[[], object]:
         """`count` times: a step of a stream ("one"), of n streams one by one ("singles"), of the batch ("batched")."""

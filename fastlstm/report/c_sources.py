@@ -25,8 +25,10 @@ from ..recurrent import LSTM
 from .measure import Unsupported
 
 T = 20  # rows of x
-FLAGS = ("-O2", "-w", "-fPIC", "-shared", "-fvisibility=hidden")
-KEEPS_STACK = "1000000000"  # bytes up to which emx-onnx-cgen keeps weights in the source
+FLAGS = ("-O2", "-w", "-fvisibility=hidden")
+SHARED = ("-fPIC", "-shared")
+CORTEX = ("arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb")
+LARGE = "100000000"  # bytes up to which emx-onnx-cgen keeps weights in the source, not in a file that is read
 
 DRIVER = """
 #define T {T}
@@ -81,13 +83,36 @@ def compiler() -> list[str]:
     return found
 
 
-def compiled(made: Path, sources: Sequence[Path | str], options: Sequence[str] = ()) -> Path:
-    """A file that the compiler makes of sources; Unsupported with its last words where it fails."""
-    command = [*compiler(), *FLAGS, "-o", str(made), *map(str, sources), *options, "-lm"]
+def compiled(
+    made: Path, sources: Sequence[Path | str], options: Sequence[str] = (), by: Sequence[str] | None = None
+) -> Path:
+    """A file that the compiler, or the one of the command `by`, makes of sources.
+
+    Raises
+    ------
+    Unsupported
+        There is no compiler, or it fails; with its last words.
+    """
+    command = [*(by or compiler()), *FLAGS, "-o", str(made), *map(str, sources), *options]
     done = subprocess.run(command, cwd=made.parent, capture_output=True, text=True)
     if done.returncode:
         raise Unsupported(f"{command[0]} fails: {' '.join(done.stderr.split())[-300:]}")
     return made
+
+
+def compiler_version() -> str:
+    """The compiler and its version, as it tells them."""
+    done = subprocess.run([*compiler(), "--version"], capture_output=True, text=True)
+    return f"{done.stdout.splitlines()[0] if done.stdout else compiler()[0]}, {' '.join(FLAGS)}"
+
+
+def flash(source: Path) -> tuple[int, str]:
+    """Bytes of a source's code and constants, and the command: of a Cortex-M4's compiler where there is one."""
+    cortex = [*CORTEX] if shutil.which(CORTEX[0]) else []
+    made = source.with_suffix(".o")
+    command = cortex or compiler()
+    compiled(made, [source], ["-c", "-Os", "-fno-asynchronous-unwind-tables"], command)
+    return text_bytes(made), " ".join([*command, "-Os"])
 
 
 def text_bytes(path: str | Path) -> int:
@@ -128,7 +153,7 @@ def program(folder: Path, layer: LSTM, contender: str, sources: Sequence[str], o
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {"T": T, "I": layer.input_size, "H": layer.hidden_size}
     (folder / "driver.c").write_text(DRIVER.format(contender=contender, **sizes))
-    return Program(compiled(folder / "steps.so", ["driver.c", *sources], ["-I", ".", *options]), layer)
+    return Program(compiled(folder / "steps.so", ["driver.c", *sources], [*SHARED, "-I", ".", *options, "-lm"]), layer)
 
 
 # ----------------------------------------------------------------------------------------------------------- contenders
@@ -153,7 +178,7 @@ def emx_onnx_cgen(layer: LSTM, folder: Path) -> Program:
             if axis.dim_param:
                 axis.dim_value = 1
     onnx.save(model, folder / "model.onnx")
-    command = [sys.executable, "-m", "emx_onnx_cgen", "compile", "--large-weight-threshold", KEEPS_STACK]
+    command = [sys.executable, "-m", "emx_onnx_cgen", "compile", "--large-weight-threshold", LARGE]
     command += ["--large-temp-threshold", "0", "model.onnx", "model.c"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
