@@ -99,13 +99,22 @@ C_FILES = $(wildcard csrc/*.[ch] csrc/kernels/*.h csrc/library/*.[ch] csrc/libra
 
 ## test-c: hold each instruction set's kernels against the scalar ones, check plans, stress the thread pool; a minute
 .PHONY: test-c
-test-c: build/c/native/test_kernels build/c/native/test_pool build/c/condition/test_pool build/c/native/test_plan
+test-c: build/c/native/test_kernels build/c/native/test_pool build/c/condition/test_pool build/c/native/test_plan test-dots
 	build/c/native/test_plan
 	build/c/native/test_pool
 	build/c/condition/test_pool
 	@$(call run_kernels,build/c/native/test_kernels,1200)
 
-## test-arm: the same for 64-bit ARM (NEON), cross-compiled and emulated; two minutes
+# AVX-VNNI, in AVX-512's encoding, since few machines have its own; and wrong dot products, which must not be used.
+.PHONY: test-dots
+test-dots: build/c/evex/test_kernels build/c/wrong/test_kernels
+	@grep -qsw avx512_vnni /proc/cpuinfo || { echo "AVX-VNNI is not tested: this processor lacks AVX-512's VNNI"; exit 0; }; \
+	build/c/evex/test_kernels --only avx2 --cases 150 | tee build/c/evex/said; \
+	grep -q 'avx2 (and its dot products)' build/c/evex/said; \
+	build/c/wrong/test_kernels --only avx2 --cases 5 > build/c/wrong/said; \
+	! grep -q 'its dot products' build/c/wrong/said || { echo "wrong dot products are used" >&2; exit 1; }
+
+## test-arm: the same for 64-bit ARM (NEON, with and without dot products), cross-compiled and emulated; two minutes
 .PHONY: test-arm
 test-arm:
 	@$(call need,aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu /usr/aarch64-linux-gnu/lib/libc.a=libc6-dev-arm64-cross \
@@ -114,7 +123,10 @@ test-arm:
 	@aarch64-linux-gnu-objdump -d build/c/arm/isa_neon.o | grep -c 'fmla.*v[0-9]*\.4s' \
 	    | sed 's/$$/ fused multiply-adds on four floats/'
 	qemu-aarch64 build/c/arm/test_pool
-	@$(call run_kernels,qemu-aarch64 build/c/arm/test_kernels,150)
+	@$(call run_kernels,qemu-aarch64 -cpu max build/c/arm/test_kernels,150) | tee build/c/arm/said
+	@grep -q 'neon (and its dot products)' build/c/arm/said || { echo "dot products were not used" >&2; exit 1; }
+	qemu-aarch64 -cpu cortex-a53 build/c/arm/test_kernels --cases 10 | tee build/c/arm/said
+	@! grep -q 'its dot products' build/c/arm/said
 
 ## test-avx512: the same for AVX-512, on an emulated processor that has it (one thread, no operating system); two minutes
 .PHONY: test-avx512
@@ -175,7 +187,7 @@ C_KERNELS := $(filter-out pool peak lock,$(patsubst csrc/%.c,%,$(wildcard csrc/*
 C_HEADERS := $(wildcard csrc/*.h csrc/kernels/*.h tests/c/*.h)
 EMULATED := -fno-pic -mcmodel=small -fcf-protection=none -fno-stack-protector
 
-# $(call c_build,how,compiler,flags)
+# $(call c_build,how,compiler,flags[,the build whose other files test_kernels takes])
 define c_build
 build/c/$(1)/%.o: csrc/%.c $$(C_HEADERS)
 	@mkdir -p $$(@D)
@@ -187,7 +199,8 @@ build/c/$(1)/test_pool: $(addprefix build/c/$(1)/,test_pool.o pool.o)
 	$(2) -pthread $(3) -o $$@ $$^ -lm
 build/c/$(1)/test_plan: $(addprefix build/c/$(1)/,test_plan.o plan.o)
 	$(2) -pthread $(3) -o $$@ $$^ -lm
-build/c/$(1)/test_kernels: $(patsubst %,build/c/$(1)/%.o,$(C_DRIVER) host pool $(C_KERNELS))
+build/c/$(1)/test_kernels: $(patsubst %,build/c/$(or $(4),$(1))/%.o,$(C_DRIVER) host pool $(filter-out isa isa_avx2,$(C_KERNELS))) \
+    $(patsubst %,build/c/$(1)/%.o,isa isa_avx2)
 	$(2) -pthread $(3) -o $$@ $$^ -lm
 endef
 $(eval $(call c_build,native,$(CC),))
@@ -196,6 +209,9 @@ $(eval $(call c_build,address,$(CC),-O1 -fsanitize=address -fsanitize=undefined 
 $(eval $(call c_build,thread,$(CC),-O1 -fsanitize=thread))
 $(eval $(call c_build,arm,aarch64-linux-gnu-gcc,-static -DNO_FORK))
 $(eval $(call c_build,emulator,$(CC),$(EMULATED)))
+# See csrc/kernels/ways.h. Only two files differ from the native build.
+$(eval $(call c_build,evex,$(CC),-DFL_EVEX,native))
+$(eval $(call c_build,wrong,$(CC),-DFL_EVEX -DFL_WRONG_DOTS -O0,native))
 
 build/c/emulator/bare.o: tests/emulator/host.c $(C_HEADERS)
 	$(CC) $(C_TEST_FLAGS) $(EMULATED) -O2 -c -o $@ $<

@@ -366,8 +366,10 @@ uint64_t flq_checksum(const fl_memory *stretches, int count);
 typedef void (*fl_parallel_fn)(void (*fn)(void *), void *data, unsigned threads, unsigned flags);
 void flq_host(fl_parallel_fn parallel, int threads);
 
-/* peak.c, for the reports: the most floating-point operations, and bytes read, in a second, that the calling thread
- * reaches within about `seconds`. Reading runs again and again through `bytes` of memory; 0 where there is too little. */
+/* peak.c, for the reports: the most floating-point operations, operations on the integers of a storage (FL_INT8, FL_INT16),
+ * and bytes read, in a second, that the calling thread reaches within about `seconds`. Reading runs again and again through
+ * `bytes` of memory. 0 where the processor does not have the instruction set, or there is too little memory. */
 double fl_measure_fma(int isa, double seconds);
+double fl_measure_dots(int isa, int storage, double seconds);
 double fl_measure_read(int isa, ptrdiff_t bytes, double seconds);
 const char *fl_compiler(void); /* name and version of the compiler that built the extension */

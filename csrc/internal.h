@@ -205,6 +205,7 @@ typedef struct {
     fl_piece_fn span_update, span_squares, span_scale; /* fl_spans_job; piece: a block */
     uint64_t (*checksum)(const void *memory, ptrdiff_t bytes);
     int (*dots_agree)(void); /* whether the processor's dot products of bytes are right; see kernels/ways.h */
+    ptrdiff_t (*dots_peak)(int storage, ptrdiff_t rounds); /* does, for a storage of integers, so many multiply-adds */
 } fl_isa;
 
 extern const fl_isa fl_isa_scalar, fl_isa_avx2, fl_isa_avx512, fl_isa_neon;

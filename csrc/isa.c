@@ -19,10 +19,14 @@ static int has_vnni(void) {
     unsigned a, b, c, d;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c >> 11 & 1);
 }
+#ifdef FL_EVEX /* see kernels/ways.h */
+static int has_avx_vnni(void) { return has_avx512() && has_vnni(); }
+#else
 static int has_avx_vnni(void) {
     unsigned a, b, c, d;
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
+#endif
 static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>

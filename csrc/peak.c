@@ -105,15 +105,30 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+enum { ROUNDS = 20000 }; /* some 50 us, so that the clock costs nothing */
+
 double fl_measure_fma(int isa, double seconds) {
     const struct peak *one = peak_of(isa);
-    const ptrdiff_t rounds = 20000; /* some 50 us, so that the clock costs nothing */
     volatile float unread = 0;
     double best = 0, begin = now(), before = begin, after;
     do {
-        unread = one->fma(rounds, unread);
+        unread = one->fma(ROUNDS, unread);
         after = now();
-        const double rate = 2.0 * (double)(CHAINS * one->vl * rounds) / (after - before);
+        const double rate = 2.0 * (double)(CHAINS * one->vl * ROUNDS) / (after - before);
+        best = rate > best ? rate : best;
+        before = after;
+    } while (after - begin < seconds);
+    return best;
+}
+
+double fl_measure_dots(int isa, int storage, double seconds) {
+    if (!fl_isa_usable(isa) || !fl_quantises(storage))
+        return 0;
+    double best = 0, begin = now(), before = begin, after;
+    do {
+        const double operations = 2.0 * (double)fl_isa_at(isa)->dots_peak(storage, ROUNDS);
+        after = now();
+        const double rate = operations / (after - before);
         best = rate > best ? rate : best;
         before = after;
     } while (after - begin < seconds);

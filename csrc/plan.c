@@ -116,8 +116,9 @@ static int by_units(const request *q, int hoists, fl_plan *plan) {
 }
 
 static int pipelined(const request *q) {
+    const double speed = fl_integers_speed(q->block->storage), depth = (double)q->block->spec.I / speed;
     return q->threads > 1 && q->D == 1 && q->B == 1 && q->rows->T > 1 && q->rows->x &&
-           (double)q->N * input_work(q->block) >= FL_LEAST_INPUT;
+           (speed == 1 || depth >= FL_INTEGERS_DEPTH) && (double)q->N * input_work(q->block) >= FL_LEAST_INPUT;
 }
 
 static void plan_units(fl_plan *plan, const request *q, ptrdiff_t hoisted_rows) {

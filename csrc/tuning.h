@@ -31,6 +31,11 @@
 #define FL_LEAST_INPUT (FL_LEAST * 1e6)
 #define FL_PIPELINE_WORK 400000
 
+/* Multiply-adds of integers, as so many of floats, for each start value below which the start values come more slowly from
+ * the other thread than one thread computes: with int8 at I=H=128 two threads took 1.2 times as long as one. (2026-11-29,
+ * AMD EPYC, Zen 4, 2-core virtual machine.) */
+#define FL_INTEGERS_DEPTH (FL_LEAST * 60)
+
 /* Work of a row, so numbers of a direction's weights, above which the weights stay in no cache from step to step, so
  * that not every thread should read all of them; and up to which a core's own cache holds the recurrent half. */
 #define FL_LARGE_ROW 6e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,8 @@ from .gradients import GradientLayout, Gradients
 from .layer import Layer, Tape, check_tape
 from .layout import Array, uniform
 from .losses.base import share_of_row
+from .quantise import Quantisation, check_floats, check_types
+from .storage import SCALE, STORAGES, Kept
 from .validation import checked_dy, checked_rows, flag, positive, seed_or_none
 from .weighting import IGNORE_INDEX, labels
 
@@ -68,12 +71,58 @@ class Dense(Layer):
         self._params = {name: uniform(shape, self.input_size, rng, self.dtype) for name, shape in shapes.items()}
         self._layout = GradientLayout(shapes, self.dtype)
 
+    # -------------------------------------------------------------------------------------------------- reduced storage
+    _quantisation: Quantisation | None = None  # of `Sequential.quantize(dense=True)`
+
+    @property
+    def _quantised(self) -> Quantisation | None:
+        return self._quantisation
+
+    def _keep(self, how: Any) -> None:
+        self._keep_as(Quantisation.from_config(how))
+
+    def _keep_as(self, how: Quantisation) -> None:
+        """Keep the weights in a reduced storage from now on; products take the rounded numbers as floats.
+
+        Raises
+        ------
+        ValueError
+            The weights have numbers that the storage does not hold; the layer is unchanged then.
+        """
+        kept = STORAGES[how.storages[0]].keep(self._params["weight"], "weight")
+        scales = {} if kept.scales is None else {SCALE.format("weight"): kept.scales}
+        rest = {name: p for name, p in self._params.items() if name != "weight"}
+        self._replace({"weight": kept.values} | scales | rest, how)
+
+    def _widen(self) -> None:
+        """Keep the weights as floats again, with the numbers that were kept."""
+        self._replace(self.floats(), None)
+
+    def _replace(self, params: dict[str, Array], how: Quantisation | None) -> None:
+        with self._lock:
+            self._params, self._quantisation = params, how
+            self._version += 1
+
+    def floats(self) -> dict[str, Array]:
+        """``weight`` (U, I) and ``bias`` (U,) in the layer's dtype: of a reduced storage, the numbers that it keeps."""
+        if self._quantisation is None:
+            return self.state_dict()
+        kept = Kept(self._params["weight"], self._params.get(SCALE.format("weight")))
+        return {"weight": kept.floats(self.dtype)} | ({"bias": self._params["bias"].copy()} if self.bias else {})
+
+    def load_state_dict(self, d: Mapping[str, Any]) -> None:
+        """See `Layer.load_state_dict`. Weights in a reduced storage are loaded from arrays of that storage's type."""
+        if self._quantisation is not None and isinstance(d, Mapping):
+            check_types(self, self._params, d)
+        super().load_state_dict(d)
+
+    # ------------------------------------------------------------------------------------------------------------ calls
     def _choose(self) -> ModuleType:
         module = super()._choose()
         return module if provides(module, "dense") else choose("numpy", self.dtype.name)
 
     def _pack(self) -> Any:
-        return self._module.dense_pack(self._params)
+        return self._module.dense_pack(self._params if self._quantisation is None else self.floats())
 
     def _block(self) -> Any:
         """The packed weights of the current version."""
@@ -117,6 +166,7 @@ class Dense(Layer):
         ValueError, TypeError
             x has another width or dtype.
         """
+        check_floats(self, "training")
         x = self._check_x(x).copy()
         return self._product(x), DenseTape(self, self.version, x)
 
@@ -193,6 +243,7 @@ class Dense(Layer):
         TypeError, ValueError
             As `fastlstm.softmax_cross_entropy`.
         """
+        check_floats(self, "training")
         x = self._check_x(x)
         flat, rows = labels(targets, (*x.shape[:-1], self.units), ignore_index, mask, weights)
         share = share_of_row(reduction, rows)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import files
+from .dense import Dense
 from .layer import Layer
 from .layout import Array
 from .spec_layer import SpecLayer
@@ -67,8 +68,8 @@ def config_of(layer: Layer) -> dict[str, Any]:
         config[name] = value
     if hasattr(layer, "_shape"):
         config["built for"] = layer._shape
-    if isinstance(core := getattr(layer, "_core", layer), SpecLayer) and core._quantised is not None:
-        config["quantised"] = core._quantised.to_config()
+    if isinstance(core := getattr(layer, "_core", layer), SpecLayer | Dense) and core._quantisation is not None:
+        config["quantised"] = core._quantisation.to_config()
     return config
 
 

@@ -248,7 +248,10 @@ def bytes_of(layer: SpecLayer, at: int) -> int:
 
 def _entered(layer: SpecLayer, sample: Any) -> tuple[Array, Batch]:
     """A sample, checked and packed."""
-    return layer._sampled(*sample) if isinstance(sample, Masked) else layer._sampled(sample)
+    x, batch = layer._sampled(*sample) if isinstance(sample, Masked) else layer._sampled(sample)
+    if not np.isfinite(x).all():
+        raise ValueError("sample holds NaN or infinity, so no change can be measured: leave these steps out")
+    return x, batch
 
 
 def outputs_of(layers: Sequence[SpecLayer], sample: Any) -> list[list[Array]]:
@@ -266,9 +269,7 @@ def outputs_of(layers: Sequence[SpecLayer], sample: Any) -> list[list[Array]]:
         for layer, outputs in zip(layers, found, strict=True):
             states = tuple(s[: layer._D] for s in layer._zeros(batch.B))
             blocks = layer._blocks()[1][at : at + 1]
-            outputs.append(
-                engine.forward(layer._module, blocks, x, batch, states, packed=True).reshape(batch.rows.N, -1)
-            )
+            outputs.append(engine.forward(layer._module, blocks, x, batch, states, packed=True))
             below = outputs[-1] if below is None else below
         assert below is not None
         x = below
@@ -342,6 +343,17 @@ def _report(layer: SpecLayer, made: SpecLayer, changes: Sequence[Array | None], 
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
+def check_types(layer: Layer, own: Mapping[str, Array], d: Mapping[str, Any]) -> None:
+    """Raise RuntimeError where arrays for a layer in reduced storage are not of the types that it keeps."""
+    wrong = [
+        f"{name} has dtype {getattr(d[name], 'dtype', type(d[name]).__name__)}, expected {p.dtype}"
+        for name, p in own.items()
+        if name in d and getattr(d[name], "dtype", None) != p.dtype
+    ]
+    if wrong:
+        raise RuntimeError(f"state does not fit {layer!r}:\n  " + "\n  ".join(wrong))
+
+
 def check_floats(layer: Layer, what: str) -> None:
     """Raise ValueError where weights are kept in a reduced storage, which `what` does not take."""
     how = layer._quantised

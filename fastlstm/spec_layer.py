@@ -17,7 +17,7 @@ from .layer import Layer, Tape
 from .layout import Array, draw, suffix
 from .memory import buffers
 from .packing import Batch, compact_ids
-from .quantise import Quantisation, Report, check_floats, keep, names_of, quantised, widen
+from .quantise import Quantisation, Report, check_floats, check_types, keep, names_of, quantised, widen
 from .spec import ACTIVATIONS, DEFAULT_ACTIVATIONS, Activation, Kind, Spec, activation_sets, untrainable
 from .storage import input_forms
 from .validation import StateForm, flag, positive, positive_number, seed_or_none
@@ -266,13 +266,7 @@ class SpecLayer(Layer):
     def load_state_dict(self, d: Mapping[str, Any]) -> None:
         """See `Layer.load_state_dict`. Matrices in a reduced storage are loaded from arrays of that storage's type."""
         if self._quantisation is not None and isinstance(d, Mapping):
-            wrong = [
-                f"{name} has dtype {getattr(d[name], 'dtype', type(d[name]).__name__)}, expected {p.dtype}"
-                for name, p in self._params.items()
-                if name in d and getattr(d[name], "dtype", None) != p.dtype
-            ]
-            if wrong:
-                raise RuntimeError(f"state does not fit {self!r}:\n  " + "\n  ".join(wrong))
+            check_types(self, self._params, d)
         super().load_state_dict(d)
 
     def to_config(self) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def _of_module(module: nn.Module, width: int | None, reduced: bool) -> list[Step
 
 def _affine(layer: dense.Dense, activation: Activation = "linear") -> Affine:
     """A dense layer as a step."""
-    params = layer.state_dict()
+    params = layer.floats()
     bias = params.get("bias")
     return Affine(_float32(params["weight"], layer), None if bias is None else _float32(bias, layer), activation)
 

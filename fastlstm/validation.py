@@ -254,7 +254,7 @@ def _input_error(x: Array, axes: tuple[str | int, ...], size: int, dtype: np.dty
     if not ids and x.ndim in (len(axes), len(axes) - 1) and bool(((x == np.floor(x)) & (x >= 0) & (x < size)).all()):
         cure = ". Token ids are integers: x.astype(int)"
     reasons = [f"its last axis must be input_size = {size}"] if tail and x.shape[-1:] != tail else []
-    reasons += [f"batch_size is {a}" for a in axes if isinstance(a, int)]
+    reasons += [f"batch_size is {a}" for i, a in enumerate(axes) if isinstance(a, int) and x.shape[i : i + 1] != (a,)]
     why = f": {', '.join(reasons)}" if reasons else ""
     return ValueError(f"x has shape {x.shape}, expected {shapes}{' for token ids' if ids else ''}{why}{cure}")
 

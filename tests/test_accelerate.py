@@ -845,7 +845,7 @@ def test_bad_arguments() -> None:
     model = nn.LSTM(I, H)
     with pytest.raises(TypeError, match=r"takes a torch\.nn\.Module, got LSTM|takes a torch\.nn\.Module, got dict"):
         fl.torch.accelerate({})
-    with pytest.raises(TypeError, match="frozen must be a bool, got 1"):
+    with pytest.raises(TypeError, match="frozen must be True or False, got 1"):
         fl.torch.accelerate(model, frozen=1)  # type: ignore[arg-type]
     with pytest.raises(fl.BackendError, match="storage"):
         fl.torch.accelerate(model, storage="int3")

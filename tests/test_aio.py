@@ -327,6 +327,34 @@ def test_overload_reject() -> None:
     assert batcher.stats()["rejected"] == 2
 
 
+def test_a_turn_of_the_loop_computes_one_batch_and_refuses_what_the_queue_cannot_hold() -> None:
+    """Requests that come more quickly than they are served are refused at once: no batch is made in their midst."""
+    layer, x = fl.LSTM(5, 7, seed=0), rows(200)
+    batcher = made(layer, max_batch=8, max_queue=32)
+
+    async def main() -> Any:
+        handles = [batcher.streams.open() for _ in x]
+        batcher.step_nowait(handles[0], x[0]), batcher.step_nowait(handles[1], x[1])  # from now on there are batches
+        await asyncio.sleep(0)
+        waiting, refused = [], 0
+        for handle, row in zip(handles[2:], x[2:], strict=True):
+            try:
+                waiting.append(batcher.step_nowait(handle, row))
+            except QueueFull as error:
+                refused += 1
+                assert "32 requests wait and max_queue is 32" in str(error)
+        sizes = []
+        while not waiting[-1].done():
+            await asyncio.sleep(0)
+            sizes.append(batcher.stats()["waiting"])
+        return refused, sizes, np.stack(await asyncio.gather(*waiting))
+
+    refused, sizes, y = run(main)
+    assert refused == 198 - 32 and sizes == [24, 16, 8, 0]
+    assert batcher.stats()["batches"] == {"alone": 2, "turn": 0, "full": 4, "wait": 0}
+    assert np.array_equal(y, np.concatenate([alone(layer, row[None]) for row in x[2:34]]))
+
+
 def test_overload_oldest() -> None:
     batcher = made(max_wait_us=1000, max_queue=3, overload="oldest")
 

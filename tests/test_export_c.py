@@ -360,6 +360,14 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: to_c(fl.LSTM(2, 3), p / "m.c", weights="int8", calibrate=np.zeros((4, 5))),
         r"calibrate has shape \(4, 5\).*\(T, 2\) or \(N, T, 2\)",
     ),
+    "a sample of unequal rows": (
+        lambda p: to_c(fl.LSTM(2, 3), p / "m.c", weights="int8", calibrate=[[1.0], [1.0, 2.0]]),
+        "calibrate cannot be made an array",
+    ),
+    "a sample beyond float32": (
+        lambda p: to_c(fl.LSTM(2, 3), p / "m.c", weights="int8", calibrate=np.full((4, 2), 1e300)),
+        "calibrate holds NaN, infinity, or numbers beyond float32",
+    ),
     "bidirectional": (lambda p: to_c(fl.LSTM(2, 3, bidirectional=True), p / "m.c"), "its reverse direction begins at"),
     "float64": (lambda p: to_c(fl.LSTM(2, 3, dtype="float64"), p / "m.c"), "make the layer with float32"),
     "no layer": (lambda p: to_c([fl.Dense(2, 3)], p / "m.c"), "the model has no recurrent layer"),

@@ -464,6 +464,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         fl.from_onnx(model(g))
     with pytest.raises(TypeError, match=r"an ONNX model is a path, bytes or an onnx\.ModelProto, got int"):
         fl.from_onnx(3)
+    for what in (3, None, fl.GRU(3, 4)):  # an int would name an open file
+        with pytest.raises(TypeError, match=f"not {type(what).__name__}"):
+            fl.onnx.accelerate(what)
+    with pytest.raises(TypeError, match="return_inputs must be True or False"):
+        fl.from_onnx(model(graph()), return_inputs="no")
     with pytest.raises(FileNotFoundError):
         fl.from_onnx(tmp_path / "none.onnx")
     with pytest.raises(ValueError, match="no graph"):

@@ -103,6 +103,14 @@ def test_no_file_uses_a_larger_instruction_set_than_its_own(code: dict[str, list
         assert not [line for line in code[isa] if re.search(forbidden, line)]
 
 
+def test_avx2_has_dot_products_in_the_encoding_of_avx_vnni(code: dict[str, list[str]]) -> None:
+    """The other encoding is AVX-512's, which a processor with AVX-VNNI need not have."""
+    if "avx2" not in ISAS:
+        pytest.skip("avx2 is not compiled in on this kind of processor")
+    found = [line for line in code["avx2"] if re.search(r"\bvpdp(busd|wssd)\b", line)]
+    assert found and all("{vex}" in line for line in found)
+
+
 def test_the_best_usable_one_is_chosen() -> None:
     """In a process of its own without FASTLSTM_ISA."""
     if not ISAS:

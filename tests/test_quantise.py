@@ -132,7 +132,9 @@ def test_samples_are_what_a_call_takes() -> None:
     for sample in (X.swapaxes(0, 1), X[:, 0], IDS.T, IDS[:, 0]):
         q = floats.quantize("int8", sample=sample)
         np.testing.assert_allclose(q.report.end.largest, np.abs(q(sample)[0] - floats(sample)[0]).max(), rtol=1e-6)
-    for wrong, why in ((X[..., :3], "expected"), (np.ones(3), "x has"), ("abc", "x")):
+    assert np.isnan(floats.quantize("int8", sample=X[:0]).report.end.mean), "no step, nothing to measure"
+    nan = np.full_like(X, np.nan)
+    for wrong, why in ((X[..., :3], "expected"), (np.ones(3), "x has"), ("abc", "x"), (nan, "sample holds NaN")):
         with pytest.raises((ValueError, TypeError), match=why):
             floats.quantize("int8", sample=wrong)
 
@@ -337,6 +339,54 @@ def test_sequential_of_ragged_samples_and_tolerance() -> None:
     assert {row.storage for row in q.report.layers} == {"float16"} and q.report.end.largest < 1e-3
 
 
+@pytest.mark.parametrize("storage", REDUCED)
+def test_dense_layers_are_kept_so_if_asked(storage: str, tmp_path: Path) -> None:
+    model = sequential()
+    q = model.quantize(storage, sample=IDS.T, dense=True)
+    assert [(row.name, row.storage) for row in q.report.layers][-1] == ("dense layer 0", storage)
+    kept = {name: p for name, p in q.state_dict().items() if name.startswith("dense")}
+    assert kept["dense.weight"].dtype == storage and kept["dense.bias"].dtype == np.float32
+    assert ("dense.weight_scale" in kept) == (storage != "float16")
+    assert q.report.end.after == sum(p.nbytes for p in q.state_dict().values())
+    assert q.report.layers[-1].after == sum(p.nbytes for p in kept.values())
+    plain = model.quantize(storage)
+    np.testing.assert_array_equal(plain.state_dict()["dense.weight"], model.state_dict()["dense.weight"])
+    wide = q.dequantize()
+    scales = kept.get("dense.weight_scale", np.ones(2, np.float32))
+    np.testing.assert_array_equal(wide.state_dict()["dense.weight"], kept["dense.weight"] * scales[:, None])
+    with plain.modules[-1].update() as params:
+        params["weight"][...] = wide.state_dict()["dense.weight"]
+    assert_same_bits({"y": q(IDS.T)}, {"y": plain(IDS.T)})
+    for again in (pickle.loads(pickle.dumps(q)), copy.deepcopy(q), q.save(tmp_path / "q") or fl.load(tmp_path / "q")):
+        assert_same_bits({"y": again(IDS.T)}, {"y": q(IDS.T)})
+        assert_same_bits(again.state_dict(), q.state_dict())
+    with pytest.raises(RuntimeError, match="weight has dtype float32, expected"):
+        q.modules[-1].core.load_state_dict(model.modules[-1].core.state_dict())
+    with pytest.raises(ValueError, match="training takes weights of float32"):
+        q.modules[-1].forward(np.ones((3, 4), np.float32))
+    with pytest.raises(ValueError, match="training takes weights of float32"):
+        q.modules[-1].core.cross_entropy(np.ones((3, 4), np.float32), np.zeros(3, int))
+    assert f"({storage})" in q.summary().splitlines()[-3]
+
+
+def test_a_dense_layer_beyond_the_tolerance_stays_float16_and_streams() -> None:
+    model = fl.Sequential([nn.LSTM(6, return_sequences=True), nn.Dense(3)], seed=1)
+    model(X)
+    free = model.quantize("int8", sample=X, dense=True)
+    change = np.abs(free.modules[-1](model.modules[0](X)) - model(X), dtype=np.float64)
+    assert np.isclose(free.report.layers[-1].mean, change.mean())
+    limit = free.report.layers[-1].mean / 2
+    q = model.quantize("int8", sample=X, tolerance=limit, dense=True)
+    assert q.report.layers[-1].storage == "float16" and 0 < q.report.layers[-1].mean < limit / 10
+    assert q.modules[-1]._quantised.storages == ("float16",)
+    half = model.quantize("float16", sample=X, tolerance=1e-12, dense=True)
+    assert half.report.end.largest == 0 and half.modules[-1].core.state_dict()["weight"].dtype == np.float32
+    streams = fl.StreamBatch(free, capacity=9)
+    handles = [streams.open() for _ in X]
+    stepped = np.stack([streams.step(handles, x) for x in X.swapaxes(0, 1)])
+    np.testing.assert_allclose(stepped, free(X).swapaxes(0, 1), atol=1e-6)
+
+
 def test_a_stateful_model_keeps_its_state() -> None:
     model = fl.Sequential([nn.LSTM(5, return_sequences=True, stateful=True), nn.Dense(1)], seed=1)
     model(X)
@@ -351,6 +401,7 @@ def test_models_that_cannot_be_quantised() -> None:
         dense = fl.Sequential([nn.Dense(3)])
         dense.build((4,))
         dense.quantize("int8")
+    assert dense.quantize("int8", dense=True).state_dict()["dense.weight"].dtype == np.int8
     with pytest.raises(ValueError, match="has no parameters yet"):
         fl.Sequential([nn.LSTM(3)]).quantize("int8")
     with pytest.raises(ValueError, match="training takes weights of float32"):

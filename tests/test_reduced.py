@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -205,12 +206,24 @@ def test_the_benchmark_checks_values_before_it_times() -> None:
 
     case = cases.Case("forward", "lstm", 8, 16, B=2, T=5)
     makers = quantised.makers()
-    assert [*makers] == ["c int8", "c float16", "c float32"]
+    assert [*makers] == ["c int8", "c int8, x int16", "c int16", "c float16", "c float32"]
     expected = contenders.reference(case)
     off = {name: np.abs(make(case, 1).values()["y"] - expected["y"]).max() for name, make in makers.items()}
     assert 1e-3 < off["c int8"] < 2e-2 and 1e-5 < off["c float16"] < 1e-3 and off["c float32"] < 1e-6
     results = measure.measure(case, 1, makers, expected, 1, np.random.default_rng(0))
     assert all(one.problem is None and one.rounds for one in results)
+    assert {one.contender: one.error for one in results} == off
     wrong = measure.measure(case, 1, makers, {"y": expected["y"] * 1.5}, 1, np.random.default_rng(0))
     assert all(one.wrong and not one.rounds for one in wrong)
     assert cases.select(["quantised"])["quantised"]
+
+
+def test_the_least_time_of_int8_by_hand() -> None:
+    """4 H (I + H) = 32 * 24 weights a row; 1e3 operations and 100 bytes a second."""
+    from fastlstm.report import cases, machine, quantised
+
+    limits = machine.Limits(1, 500.0, {64: 100.0, 1024: 50.0}, 1e3)
+    case = cases.Case("forward", "lstm", 16, 8, B=1, T=10)
+    assert quantised.least_seconds(case, limits) == pytest.approx(2 * 10 * 32 * 16 / 1e3 + 10 * 32 * 8 / 50)
+    assert quantised.least_seconds(replace(case, B=20), limits) == pytest.approx(2 * 20 * 10 * 32 * 24 / 1e3)
+    assert quantised.least_seconds(replace(case, mode="step", T=1), limits) == pytest.approx(32 * 24 / 50)

@@ -22,7 +22,7 @@ import pytest
 from fastlstm import info, report
 from fastlstm._backends import BackendError, backends, choose
 from fastlstm.cli import main
-from fastlstm.report import cases, contenders, machine, measure, models, neighbours, page, streams
+from fastlstm.report import cases, contenders, machine, measure, models, neighbours, page, requests, streams
 from fastlstm.report.cases import Case, ModelCase
 
 SMALL = Case("forward", "lstm", 3, 4, B=2, T=3)
@@ -236,7 +236,8 @@ def test_limits_are_plausible(threads: int) -> None:
     assert all(1e8 < rate < 1e13 for rate in limits.bandwidths.values())
     small, large = limits.bandwidth(1000), limits.bandwidth(1e12)
     assert small >= large == limits.bandwidths[max(limits.bandwidths)]
-    assert limits.seconds(limits.flops, 0, 1000) == 1
+    assert limits.seconds(limits.flops, 0, 1000) == 1 == limits.seconds(0, 0, 1000, limits.integers)
+    assert 0.1e9 < limits.integers < 1e14
     assert limits.seconds(0, 2 * small, 1000) == 2
 
 
@@ -318,11 +319,16 @@ def test_a_tiny_run_of_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for name, value in tiny.items():
         monkeypatch.setattr(streams, name, value)
     monkeypatch.setattr(streams, "THREAD_SECONDS", 0.05)
+    monkeypatch.setattr(streams, "SHAPES_OF", {})
+    fewer = {"CLIENTS": (1, 16), "REQUESTS": 100, "HANDING_SECONDS": 0.05, "STREAMS": 300, "QUEUE": 32, "SECONDS": 0.1}
+    for name, value in fewer.items():
+        monkeypatch.setattr(requests, name, value)
     assert main(["bench", "--streams", "--rounds", "2", "--out", str(tmp_path)]) == 0
     raw = json.loads((tmp_path / "streams.json").read_text())
     assert all(line["ratio"] > 0 for line in raw["lines"])
     by_part = {line["part"] for line in raw["lines"]}
     assert "random choice / dense step" in by_part and "one step of 100 / 2 steps of 50" in by_part
+    assert {"asyncio clients: request / (bare future + row of a step)", "overload: goodput / the best"} < by_part
     text = (tmp_path / "streams.md").read_text()
     assert f"of {len(raw['lines'])}" in text and all(f"## {part}" in text for part in by_part)
     assert main(["bench", "--streams", "--cases", "nonsense", "--out", str(tmp_path)]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import importlib.util
 import os
@@ -34,13 +35,13 @@ I, T = 5, 40  # noqa: E741
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The example's modules `client` and `wire`."""
+    """The example's modules `client` and `wire`; `load` can be imported, too."""
     monkeypatch.syspath_prepend(str(FOLDER))
     import client
     import wire
 
     yield client, wire
-    for name in ("client", "wire"):
+    for name in ("client", "wire", "load"):
         sys.modules.pop(name, None)
 
 
@@ -265,6 +266,17 @@ def test_chaos(server: Any, modules: Any) -> None:
     assert wrong == [], "a stream has got another one's state, or a wrong one"
     assert lost == [], "more is lost than the window of a save"
     assert restored > 12 and twice > 0
+
+
+def test_twice_the_clients_that_can_be_served(modules: Any, capsys: Any) -> None:
+    """The load test's part "overload": those that are taken get all their answers in time, the others are told."""
+    import load
+
+    options = argparse.Namespace(seconds=1.0, streams=8)
+    goodput = load.overload(8, 0.1, 2, options)
+    assert 0.8 <= goodput < 1.2, capsys.readouterr().out
+    said = re.search(r"16 clients, 8 streams at most.*; (\d+) times turned away", capsys.readouterr().out)
+    assert said and int(said[1]) >= 8
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gunicorn") is None, reason="gunicorn is not installed")

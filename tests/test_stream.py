@@ -200,7 +200,7 @@ BAD_STEPS: list[tuple[Any, Any, type[Exception], str]] = [
         np.ones((B, 5), F32),
         None,
         ValueError,
-        "x has shape (3, 5), expected (3, 4): its last axis must be input_size = 4, batch_size is 3",
+        "x has shape (3, 5), expected (3, 4): its last axis must be input_size = 4",
     ),
     (np.ones((2, I), F32), None, ValueError, "x has shape (2, 4), expected (3, 4)"),
     (np.ones(I, F32), None, ValueError, "x has shape (4,), expected (3, 4)"),

@@ -12,6 +12,7 @@ import fastlstm as fl
 from fastlstm import spec
 from fastlstm._backends import module
 from fastlstm._backends.numpy.activations import act
+from fastlstm.nn import stepping
 from fastlstm.nn.activation import activate
 
 F32 = np.float32
@@ -106,6 +107,8 @@ def test_a_row_does_not_depend_on_its_neighbours(name: str) -> None:
     assert_equal_bits(in_choices(batch, np.array([batch.open() for _ in x]), x), y)
     pieces = [batch.open() for _ in x]
     assert_equal_bits(batch.feed(pieces, x.reshape(-1, I), [3] * len(x)).reshape(y.shape), y)
+    one_piece = [batch.feed([batch.open()], rows, [3]) for rows in x[:9]]
+    assert_equal_bits(one_piece, y[:9])
     unequal = batch.feed(pieces[:3], x[:3, :2].reshape(-1, I)[:5], [2, 2, 1])
     single = [batch.step(h, row) for h, row in zip(together[:3], x[:3, 0], strict=True)]
     assert_equal_bits(unequal[[0, 2, 4]], single)
@@ -290,3 +293,81 @@ def test_input_that_does_not_fit(backend: str) -> None:
     with pytest.raises(ValueError, match="out"):
         batch.step(h, draw(I), out=np.empty(3, F32))
     assert batch.export(h) == before
+
+
+# ---------------------------------------------------------------------------------------------------- Sequential.stream
+def recurrent_model(**options: Any) -> Any:
+    x = draw(2, 3, I).astype(options.get("dtype", "float32"))
+    return built(
+        fl.nn.Dense(U, "relu", **options),
+        fl.nn.GRU(H, return_sequences=True, **options),
+        fl.nn.Residual(fl.nn.LSTM(H, return_sequences=True, **options)),
+        fl.nn.Dense(3, "softmax", **options),
+        x=x,
+    )
+
+
+@pytest.mark.parametrize("by_parts", [False, True])
+def test_a_stream_of_a_sequential_is_one_call_of_c(by_parts: bool, monkeypatch: Any) -> None:
+    if by_parts:
+        monkeypatch.setattr(stepping, "MUCH_WORK", 0)
+    model, x = recurrent_model(backend="c"), draw(4, 6, I)
+    streams = fl.StreamBatch(model)
+    handles = [streams.open() for _ in x]
+    expected = np.stack([streams.step(handles, x[:, t]) for t in range(6)], axis=1)
+    stream = model.stream(4)
+    assert isinstance(stream._steps, stepping.BoundSteps) and len(stream._steps._calls) == (5 if by_parts else 1)
+    for p in model._live().values():
+        p[...] = 0  # later changes do not reach the stream
+    first = [stream.step(x[:, t]) for t in range(3)]
+    kept = stream.state
+    assert [np.shape(part) for part in (kept[0], *kept[1])] == [(1, 4, H)] * 3
+    assert_equal_bits(np.stack(first + [stream.step(x[:, t]) for t in range(3, 6)], axis=1), expected)
+    stream.state = kept
+    assert_equal_bits(stream.step(np.asfortranarray(x[:, 3])), expected[:, 3])
+    stream.reset([1, 2])
+    y = stream.step(x[:, 0])
+    assert_equal_bits(y[[1, 2]], expected[[1, 2], 0])
+    before = stream.state
+    with pytest.raises(ValueError, match="state's c has shape"):
+        stream.state = [kept[0], (kept[1][0], kept[1][1][:, :2])]
+    with pytest.raises(ValueError, match="the model has 2 recurrent modules, got 1 states"):
+        stream.state = kept[:1]
+    with pytest.raises(ValueError, match="x has shape"):
+        stream.step(x[:3, 0])
+    for got, wanted in zip(stream.state, before, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_a_stream_of_token_ids_and_of_one_sequence() -> None:
+    ids = np.random.default_rng(0).integers(0, 11, 6)
+    model = built(fl.nn.Embedding(11, 4, backend="c"), fl.nn.LSTM(H, backend="c"), x=ids[None])
+    stream, batch = model.stream(), fl.StreamBatch(model)
+    handle = batch.open()
+    for i in ids:
+        assert_equal_bits(stream.step(np.array([i])), batch.step([handle], [i]))
+    assert stream.step(3).shape == (H,)
+    before = stream.state[0][0]
+    with pytest.raises(ValueError, match="token ids must lie between 0 and input_size - 1 = 10"):
+        stream.step([11])
+    np.testing.assert_array_equal(stream.state[0][0], before)
+    both = built(fl.nn.LSTM(H, backend="c"), fl.nn.Dense(2, backend="c"), x=draw(1, 2, 11))  # numbers or one-hot ids
+    one, other = both.stream(), both.stream()
+    for i in (3, 0):
+        assert_equal_bits(one.step([i]), other.step(np.eye(11, dtype=F32)[[i]]))
+
+
+@pytest.mark.parametrize(
+    "options", [{"backend": "numpy"}, {"backend": "numba"}, {"dtype": "float64", "backend": "numpy"}]
+)
+def test_other_streams_go_module_by_module(options: dict[str, str]) -> None:
+    if options["backend"] == "numba":
+        pytest.importorskip("numba")
+    model = recurrent_model(**options)
+    x = draw(2, 5, I).astype(model.dtype)
+    whole, stream = model(x), model.stream(2)
+    assert isinstance(stream._steps, stepping.ModuleSteps)
+    for p in model.modules[-1]._live().values():
+        p[...] = 0
+    assert_near(np.stack([stream.step(x[:, t]) for t in range(5)], axis=1), whole, TOLERANCE["values"])
+    assert len(stream.state) == 2

@@ -146,6 +146,21 @@ def test_pieces_of_unequal_length(model: str, backend: str) -> None:
     assert_as_alone(rest, np.concatenate([expected[i, lengths[i] :] for i in back]), backend)
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_pieces_of_one_stream(model: str, backend: str) -> None:
+    """As steps, and with nothing changed in the streams beside it."""
+    layer, x = made(model, backend), draw(3, 9, I)
+    batch = fl.StreamBatch(layer)
+    first, handle, last = (batch.open() for _ in x)
+    expected = alone(layer, x[1:2])[0]
+    wide = np.repeat(x[1], 2, axis=1)[:, ::2]  # not contiguous
+    y = [batch.feed([handle], x[1, :4], [4]), batch.feed(handle, wide[4:6], [2]), batch.step(handle, x[1, 6])[None]]
+    y.append(batch.feed(np.array([handle]), x[1, 7:], np.array([2]), np.empty_like(y[1])))
+    assert_as_alone(np.concatenate(y), expected, backend)
+    assert [batch.steps(h) for h in (first, handle, last)] == [0, 9, 0]
+    assert_as_alone(batch.step([first, last], x[::2, 0]), alone(layer, x[::2, :1])[:, 0], backend)
+
+
 def test_pieces_of_token_ids_and_of_equal_length(backend: str) -> None:
     layer, ids = made("gru", backend), np.random.default_rng(0).integers(0, I, (4, 6))
     batch = fl.StreamBatch(layer)
@@ -222,6 +237,20 @@ REFUSED: dict[str, tuple[type[Exception], str, Any]] = {
     "handles that are floats": (TypeError, "handles are integers", lambda b, h, x: b.step([0.5, 1.0], x[:2])),
     "handles that are bools": (TypeError, "handles are integers", lambda b, h, x: b.step([True, False], x[:2])),
     "handles of two axes": (ValueError, "expected one handle", lambda b, h, x: b.step([h[:2], h[:2]], x[:2])),
+    "an array of two axes": (ValueError, "expected one handle", lambda b, h, x: b.step(np.array([h[:2]]), x[:2])),
+    "nested handles": (TypeError, "handles cannot be made an array", lambda b, h, x: b.step([h[0], h[:2]], x[:2])),
+    "a key for a handle": (TypeError, "open and handle_of return", lambda b, h, x: b.steps("k")),
+    "the key's handle, of a key": (TypeError, "open and handle_of return", lambda b, h, x: b.key_of("k")),
+    "a key to be copied": (TypeError, "open and handle_of return", lambda b, h, x: b.copy("k")),
+    "a fraction of a handle": (TypeError, "handles are integers", lambda b, h, x: b.steps(h[0] + 0.5)),
+    "no handle but a row": (ValueError, "x has 1 rows for 0", lambda b, h, x: b.step(np.array([], np.int64), x[:1])),
+    "a word for drop": (TypeError, "drop must be True or False", lambda b, h, x: b.export(h[0], drop="no")),
+    "one state, no list": (TypeError, r"got bytes: .* \[state\]", lambda b, h, x: b.restore(b.export(h[0])[0])),
+    "a word for other_weights": (
+        TypeError, "other_weights must be", lambda b, h, x: b.restore(b.export(h[0]), other_weights="no"),
+    ),
+    "more room than handles can name": (fl.StreamsFull, "67,108,864", lambda b, h, x: b.reserve(10**12)),
+    "no time to be idle for": (ValueError, "needs a time", lambda b, h, x: b.evict_idle()),
     "huge handles": (ValueError, "below 2", lambda b, h, x: b.step(np.array([1 << 63], np.uint64), x[:1])),
     "an output of another shape": (
         ValueError, "out has shape", lambda b, h, x: b.step(h[:2], x[:2], np.empty((3, H), F32)),
@@ -229,6 +258,10 @@ REFUSED: dict[str, tuple[type[Exception], str, Any]] = {
     "pieces: other lengths": (ValueError, "lengths say 4", lambda b, h, x: b.feed(h[:2], x[:3], [2, 2])),
     "pieces: a negative length": (ValueError, "0 or more", lambda b, h, x: b.feed(h[:2], x[:3], [4, -1])),
     "pieces: lengths that are floats": (TypeError, "integers", lambda b, h, x: b.feed(h[:2], x[:3], [1.0, 2.0])),
+    "one piece: another length": (ValueError, "lengths say 2", lambda b, h, x: b.feed([int(h[0])], x[:3], [2])),
+    "one piece: a bool": (TypeError, "integers", lambda b, h, x: b.feed([int(h[0])], x[:1], [True])),
+    "one piece: a closed stream": (fl.StreamClosed, "is closed", lambda b, h, x: b.feed([b.shut], x[:3], [3])),
+    "one piece: no number": (fl.StreamClosed, "never given", lambda b, h, x: b.feed([-1], x[:3], [3])),
     "pieces: too few lengths": (ValueError, "one entry for each handle", lambda b, h, x: b.feed(h[:2], x[:3], [3])),
     "pieces: a stream twice": (ValueError, "comes twice", lambda b, h, x: b.feed([h[0]] * 2, x[:3], [1, 2])),
     "pieces: a closed stream": (fl.StreamClosed, "is closed", lambda b, h, x: b.feed([h[0], b.shut], x[:3], [3, 0])),
@@ -238,8 +271,8 @@ REFUSED: dict[str, tuple[type[Exception], str, Any]] = {
     "copying a closed one": (fl.StreamClosed, "is closed", lambda b, h, x: b.copy(b.shut)),
     "exporting a closed one": (fl.StreamClosed, "is closed", lambda b, h, x: b.export([h[0], b.shut], drop=True)),
     "a key that is open": (ValueError, "key 'k' has an open stream", lambda b, h, x: b.open("k")),
-    "the weights of another equation": (ValueError, "load another one", lambda b, h, x: b.swap(fl.GRU(I, H))),
-    "weights of another size": (ValueError, "load another one", lambda b, h, x: b.swap(fl.LSTM(I, H + 1))),
+    "the weights of another equation": (ValueError, "same equation, sizes", lambda b, h, x: b.swap(fl.GRU(I, H))),
+    "weights of another size": (ValueError, "same equation, sizes", lambda b, h, x: b.swap(fl.LSTM(I, H + 1))),
     "weights of no layer": (TypeError, "model must be", lambda b, h, x: b.swap(fl.Dense(I, H))),
 }  # fmt: skip
 
@@ -256,10 +289,18 @@ def test_an_error_comes_before_any_state_changes(what: str, backend: str) -> Non
     batch.shut = batch.open()
     batch.close(batch.shut)
     batch.step(handles, x[:7])
-    before = batch.export(handles), len(batch), list(batch.keys())
+    before = batch.export(handles), len(batch), list(batch.keys()), batch.stats()["capacity"]
     with pytest.raises(error, match=message):
         call(batch, handles, x)
-    assert (batch.export(handles), len(batch), list(batch.keys())) == before
+    assert (batch.export(handles), len(batch), list(batch.keys()), batch.stats()["capacity"]) == before
+
+
+def test_a_step_of_no_stream(backend: str) -> None:
+    batch, none = fl.StreamBatch(made("lstm", backend)), np.empty((0, I), F32)
+    for handles in (np.array([], np.int64), [], ()):
+        assert batch.step(handles, none).shape == (0, H)
+        assert batch.feed(handles, none, handles).shape == (0, H)
+    assert batch.stats()["rows"] == 0
 
 
 def test_what_cannot_stream_is_refused_by_name() -> None:
@@ -434,7 +475,7 @@ def test_eviction_by_hand_and_an_on_evict_that_fails() -> None:
 
     batch = fl.StreamBatch(fl.GRU(I, H), on_evict=keep, clock=lambda: now[0])
     handles = [batch.open(key) for key in "abc"]
-    with pytest.raises(ValueError, match="give seconds, or idle_seconds"):
+    with pytest.raises(ValueError, match="needs a time"):
         batch.evict_idle()
     now[0] = 5.0
     batch.feed(handles[2:], draw(2, I), [2])
@@ -497,7 +538,8 @@ def test_another_thread_in_the_midst_of_a_step_is_told_so(backend: str) -> None:
     layer, x = fl.LSTM(16, 64, backend=backend, seed=1), draw(3000, 16)
     batch = fl.StreamBatch(layer)
     handles = np.array([batch.open() for _ in x])
-    expected, errors, stop = [], [], threading.Event()  # type: ignore[var-annotated]
+    errors: list[RuntimeError] = []
+    stop = threading.Event()
 
     def meddle() -> None:
         while not stop.is_set():
@@ -512,12 +554,12 @@ def test_another_thread_in_the_midst_of_a_step_is_told_so(backend: str) -> None:
     thread = threading.Thread(target=meddle)
     single = fl.StreamBatch(layer)
     own = np.array([single.open() for _ in x])
-    for _ in range(4):
-        expected.append(single.step(own, x))
     thread.start()
     try:
-        for y in expected:
-            np.testing.assert_array_equal(batch.step(handles, x), y)
+        for turn in range(1000):
+            np.testing.assert_array_equal(batch.step(handles, x), single.step(own, x))
+            if errors and turn >= 3:
+                break
     finally:
         stop.set()
         thread.join()

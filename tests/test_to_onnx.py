@@ -234,3 +234,10 @@ def test_models_are_written_without_onnx(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "m.onnx")], capture_output=True, text=True)
     assert done.stdout == "LSTM(10, 5, bidirectional=True)\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["stateful", "lengths"])
+def test_a_word_is_no_flag(name: str, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
+        fl.GRU(3, 4).to_onnx(tmp_path / "model.onnx", **{name: "no"})
+    assert not list(tmp_path.iterdir())

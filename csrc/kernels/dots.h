@@ -166,12 +166,32 @@ static void DOTS(row_gru)(const Product *q, ptrdiff_t from, ptrdiff_t end, epilo
     DOTS(row_panels)(q, 4, 3, 3, from, end, epilogue, context);
 }
 
+/* For reports: `rounds` times PEAK_CHAINS vectors of products, all in registers. The sum is not used; with it, and with x
+ * taken for another vector each time, the compiler cannot drop the work. */
+static NOINLINE int DOTS(peak)(ptrdiff_t rounds) {
+    static const int32_t of_ones = 0x00010001; /* so that no sum of integers overflows */
+    VI sums[PEAK_CHAINS], x = VI_WORD(&of_ones);
+    const VI w = x;
+    EACH(i, PEAK_CHAINS)
+        sums[i] = VI_ZERO;
+    for (ptrdiff_t r = 0; r < rounds; r++)
+        EACH(i, PEAK_CHAINS) {
+            TAKEN_FOR_ANOTHER(x);
+            DOT(sums[i], x, w);
+        }
+    VI sum = VI_ZERO;
+    EACH(i, PEAK_CHAINS)
+        sum = VI_ADD(sum, sums[i]);
+    return VI_LARGEST(sum);
+}
+
 static const Storage DOTS(storage) = {.bytes = STORED == FL_INT8 ? bytes_int8 : bytes_int16,
                                       .quantises = 1,
                                       .has_dots = BY_PROCESSOR,
                                       .tiles = DOTS_TABLE(DOTS(tile)),
                                       .row = DOTS(row),
-                                      .row_gru = DOTS(row_gru)};
+                                      .row_gru = DOTS(row_gru),
+                                      .peak = DOTS(peak)};
 
 #undef DOT
 #undef DOTS

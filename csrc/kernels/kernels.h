@@ -102,5 +102,6 @@ const fl_isa JOIN(fl_isa_, ISA) = {
     .span_squares = span_squares,
     .span_scale = span_scale,
     .checksum = checksum,
+    .dots_peak = dots_peak,
 #endif
 };

@@ -40,6 +40,7 @@ typedef struct {
     int has_dots;                    /* by the processor's dot products */
     tile_fn *const (*tiles)[SHAPES]; /* by number of rows and shape */
     single_row_fn *row, *row_gru;    /* panels of 4 vectors, and of SHAPE_GRU; NULL: the epilogue's own function */
+    int (*peak)(ptrdiff_t rounds);   /* products alone (dots_peak); NULL: of floats, see peak.c */
 } Storage;
 
 static ptrdiff_t bytes_f32(ptrdiff_t K) { return 4 * K; }

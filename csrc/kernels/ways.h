@@ -36,6 +36,19 @@ INLINE VI dot_bytes(VI x, VI w) { return _mm512_madd_epi16(_mm512_maddubs_epi16(
 INLINE VI dot_shorts(VI x, VI w) { return _mm512_madd_epi16(x, w); }
 #endif
 
+/* Chains of sums that hide the latency of one another's instructions: two a cycle with a latency of up to five need ten. */
+enum { PEAK_CHAINS = 12 };
+#define TAKEN_FOR_ANOTHER(x) __asm__("" : IN_REGISTER(x))
+#if VL == 1
+#define IN_REGISTER "+r"
+#elif VL == 4
+#define IN_REGISTER "+w"
+#elif VL == 8
+#define IN_REGISTER "+x"
+#else
+#define IN_REGISTER "+v"
+#endif
+
 #define STORED FL_INT8
 #define DOTS(name) name##_int8
 #define BY_PROCESSOR 0
@@ -49,13 +62,24 @@ INLINE VI dot_shorts(VI x, VI w) { return _mm512_madd_epi16(x, w); }
 #include "dots.h"
 
 /* VNNI (AVX-512), AVX-VNNI (AVX2), and the dot products of Armv8.2, which has none of int16_t. Assemblers know {vex} as long
- * as compilers know the instruction set: GCC 11, clang 12. */
+ * as compilers know the instruction set: GCC 11, clang 12. The C tests replace the instructions of AVX-VNNI: with FL_EVEX by
+ * AVX-512's encoding of the same ones, which more processors run, and with FL_WRONG_DOTS by one with its operands in each other's place. */
+#ifdef FL_EVEX
+#define ENCODED "%{evex%} "
+#else
+#define ENCODED "%{vex%} "
+#endif
+#ifdef FL_WRONG_DOTS
+#define OF_BYTES "vpdpbusd %1, %2, %0" /* signed and unsigned bytes in each other's place */
+#else
+#define OF_BYTES "vpdpbusd %2, %1, %0"
+#endif
 #if VL == 16
 #define DOT_BYTES(sum, x, w) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w))
 #define DOT_SHORTS(sum, x, w) __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w))
 #elif VL == 8 && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
-#define DOT_BYTES(sum, x, w) __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(x), "x"(w))
-#define DOT_SHORTS(sum, x, w) __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(x), "x"(w))
+#define DOT_BYTES(sum, x, w) __asm__(ENCODED OF_BYTES : "+x"(sum) : "x"(x), "x"(w))
+#define DOT_SHORTS(sum, x, w) __asm__(ENCODED "vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(x), "x"(w))
 #elif VL == 4
 #if defined(__ARM_FEATURE_DOTPROD)
 #define KNOWN ""
@@ -109,6 +133,12 @@ static const Storage *storage_of(int storage) {
 #endif
     default: return &storage_f32;
     }
+}
+
+static ptrdiff_t dots_peak(int storage, ptrdiff_t rounds) {
+    volatile int unread = storage_of(storage)->peak(rounds);
+    (void)unread;
+    return rounds * PEAK_CHAINS * VL * (storage == FL_INT8 ? 4 : 2);
 }
 
 /* Whether the instructions give the plain way's sums, for the largest, smallest and some other numbers. Only called where

@@ -6,7 +6,8 @@
 
 Environment: MODEL, a file of `layer.save` (default: LSTM(40, 128), random weights); STORE, a folder for states
 (default: none are kept); SAVE_SECONDS, how often all states are put there (default 5); DRAIN_SECONDS, how long steps
-go on after SIGTERM (default 2); MAX_STREAMS (default 10000). KIND compares: "echo" computes nothing, "ort-shared" and
+go on after SIGTERM (default 2); MAX_STREAMS (default 10000); WAIT_US, microseconds for which a row waits for others
+(default 0). KIND compares: "echo" computes nothing, "ort-shared" and
 "ort-each" run ONNX Runtime.
 
 `wire` describes the messages. /healthz answers while the process lives, /readyz only while new streams are taken,
@@ -52,7 +53,7 @@ class Service:
         env = os.environ.get
         self.layer = layer
         self.streams = fl.StreamBatch(layer, max_streams=int(env("MAX_STREAMS", "10000")))
-        self.batcher = Batcher(self.streams)
+        self.batcher = Batcher(self.streams, max_wait_us=float(env("WAIT_US", "0")))
         folder = env("STORE")
         self.store = FileStore(folder) if folder else None
         self.kind = env("KIND", "fastlstm")
@@ -141,7 +142,7 @@ class Service:
         if what == wire.STEP:
             try:
                 x = wire.rows_of(memoryview(data)[wire.HEADER.size :], form, rows, self.layer.input_size)
-                y = await self.steps(handle, x)
+                y = await self.batcher.step(handle, x[0]) if rows == 1 else self.feed(handle, x)
             except ValueError as error:
                 await refuse(socket, what, number, wire.WRONG, str(error))
             except QueueFull as error:
@@ -159,10 +160,8 @@ class Service:
         await socket.send_bytes(wire.HEADER.pack(what, wire.OK, 0, number))
         return what != wire.CLOSE
 
-    async def steps(self, handle: int, x: Any) -> Any:
-        """Outputs (rows, U) of rows (rows, I)."""
-        if len(x) == 1:
-            return await self.batcher.step(handle, x[0])
+    def feed(self, handle: int, x: Any) -> Any:
+        """Outputs (rows, U) of rows (rows, I) of one stream, computed at once: a batch of pieces would gain little."""
         self.piece_rows += len(x)
         return self.streams.feed([handle], x, [len(x)])
 

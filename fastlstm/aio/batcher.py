@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import operator
-import time
+from asyncio import Future, get_running_loop
 from collections.abc import Hashable
 from contextlib import AbstractAsyncContextManager
+from time import perf_counter
 from typing import Any
 
-import numpy as np
 from numpy import ndarray
 
 from ..layout import Array
@@ -91,35 +91,42 @@ class Batcher(Batches):
         the step, and the result is dropped.
         """
         # Fast path: all checks in one expression, since they take as long as a row's share of a step.
-        queue = self._queue
         if (
             timeout is None
-            and 0 < len(queue) < self._plain
             and type(x) is ndarray
             and x.dtype is self._dtype
             and x.shape == self._shape
             and type(handle) is int
-            and asyncio.get_running_loop() is self._loop
+            and get_running_loop() is self._loop
         ):
-            answer: Any = self._loop.create_future()
-            queue.append((handle, x.copy(), answer))
-            return await answer  # type: ignore[no-any-return]
+            if self._lone:
+                y = self._step_alone(handle, x)
+                return y if self._answered - self._turned < LONGEST_HOLD else await self._turn(y)
+            if len(self._queue) < self._plain:
+                answer: Any = Future(loop=self._loop)  # quicker than loop.create_future, a function of Python
+                self._queue.append((handle, x.tobytes(), answer))
+                if self._timer is None and not self._running:
+                    self._schedule()
+                return await answer  # type: ignore[no-any-return]
         deadline = None if timeout is None else asyncio.get_running_loop().time() + number(timeout, "timeout")
         if self.overload == "wait" and len(self._queue) >= self.max_queue:
             await self._place(deadline)
         answer = self.step_nowait(handle, x)
         if type(answer) is ndarray:
-            if time.monotonic() - self._turned > LONGEST_HOLD:
-                await asyncio.sleep(0)
-            return answer
+            return answer if self._answered - self._turned < LONGEST_HOLD else await self._turn(answer)
         if deadline is not None:
             self._deadlines.add(answer, deadline)
-        y: Array = await answer
+        return await answer  # type: ignore[no-any-return]
+
+    async def _turn(self, y: Array) -> Array:
+        """y, after the loop has come round."""
+        await asyncio.sleep(0)
+        self._turned = perf_counter()
         return y
 
     def step_nowait(self, handle: int, x: Any) -> Any:
         """A row (U,) at once where no other request waits, else a Future of it; arguments and errors as `step`."""
-        if asyncio.get_running_loop() is not self._loop:
+        if get_running_loop() is not self._loop:
             self._attach()
         if self._closing:
             raise BatcherClosed(self._closing)
@@ -128,23 +135,20 @@ class Batcher(Batches):
         if type(x) is ndarray and x.dtype is self._dtype and x.shape == self._shape:
             if self._lone:
                 return self._step_alone(handle, x)
-            x = x.copy()
+            x = x.tobytes()
         else:
-            x = self._checked(x)
+            x = self.streams.row(x)
             if self._lone:
                 return self._step_alone(handle, x)
+            x = x if type(x) is int else x.tobytes()
         queue = self._queue
         if len(queue) >= self.max_queue:
             self._make_place()
         assert self._loop is not None
         answer: Answer = self._loop.create_future()
         queue.append((handle, x, answer))
-        if len(queue) == 1:
-            self._since = self._loop.time()
-        if self._timer is None and not self._running:
+        if not self._running and (self._timer is None or len(queue) == self.max_batch):
             self._schedule()
-        if len(queue) >= self.max_batch and not self._running:
-            self._make_batch("full")
         return answer
 
     def _attach(self) -> None:
@@ -154,12 +158,7 @@ class Batcher(Batches):
             raise RuntimeError("another event loop uses this Batcher: make one for each loop, over its own StreamBatch")
         self._loop, self._timer, self._running = loop, None, False
         self._queue.clear()
-        self._in_turn = 0
-
-    def _checked(self, x: Any) -> Any:
-        """x as a row (I,) of the dtype, or as an int for a token id; an error where it is neither."""
-        rows, ids, _ = self.streams._checked(x, 1, True)
-        return int(np.reshape(rows, ())) if ids else np.array(rows, self._dtype).reshape(self._shape)
+        self._in_turn = self._unwatched = 0
 
     # ------------------------------------------------------------------------------------------------ streams, the end
     def stream(self, key: Hashable = None, *, store: Any = None) -> AbstractAsyncContextManager[ClientStream]:
@@ -202,7 +201,7 @@ class Batcher(Batches):
         done : bool
             Whether all requests were done in time.
         """
-        self._plain = 0
+        self._plain, self._lone = 0, False
         self._closing = self._closing or "the batcher drains, and takes no more requests: connect again"
         wake(list(self._places))
         try:
@@ -220,7 +219,7 @@ class Batcher(Batches):
 
     def close(self) -> None:
         """Take no more requests; those that wait raise BatcherClosed. The streams stay as they are."""
-        self._plain, self._closing = 0, "the batcher is closed"
+        self._plain, self._lone, self._closing = 0, False, "the batcher is closed"
         while self._queue:
             *_, answer = self._queue.popleft()
             if not answer.done():

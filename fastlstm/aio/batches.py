@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 from typing import Any
 
-import numpy as np
 from numpy import ndarray
 
 from ..layout import Array
@@ -22,6 +21,7 @@ from .queue import Answer, Request, Taken, done, stacked, take
 
 OVERLOAD = ("reject", "wait", "oldest")
 QUIET_TURNS = 4  # batches of one row, one after the other, after which a request is taken for a lone one
+UNWATCHED = 8  # lone requests after a turn of the loop that had one of them, before another turn is watched
 
 
 class Batches:
@@ -44,17 +44,18 @@ class Batches:
         self.max_batch, self.max_queue = positive(max_batch, "max_batch"), positive(max_queue, "max_queue")
         self.max_wait_us, self.inline_us = number(max_wait_us, "max_wait_us"), number(inline_us, "inline_us")
         self.overload = overload
-        self._dtype, self._shape = streams._dtype, (streams._size,)
+        self._dtype, self._shape = streams.dtype, (streams.input_size,)
         self._counters = Counters(self.max_batch)
         self._queue: deque[Request] = deque()
-        # A queue that has one request and fewer than this many takes another one without more checks.
-        self._plain = min(self.max_batch, self.max_queue) - 1
+        # A queue that has fewer requests than this takes another one without more checks.
+        self._plain = min(self.max_batch - 1, self.max_queue) if self.max_wait_us else self.max_queue
         self._since = 0.0  # when the first request of the next batch came, by the loop's clock
-        self._one = np.zeros(1, np.int64)  # the handle of a lone request
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lone = self.max_wait_us == 0  # whether requests are answered at once
-        self._in_turn = 0  # lone requests in this turn of the loop
-        self._turned = 0.0  # when the loop last came round, while requests are answered at once
+        self._in_turn = 0  # lone requests in this turn of the loop, if it is watched
+        self._unwatched = 0  # lone requests to come before a turn is watched
+        self._turned = 0.0  # when the loop was last known to come round, by time.perf_counter
+        self._answered = 0.0  # when the last lone request was answered
         self._quiet = 0  # batches of one row, one after the other
         self._timer: Any = None  # the call that will make the batch
         self._running = False  # a batch is in the worker thread
@@ -68,12 +69,17 @@ class Batches:
     # --------------------------------------------------------------------------------------------------- lone requests
     def _step_alone(self, handle: int, x: Any) -> Array:
         """A step at once. Two in one turn of the loop are the sign that requests come together."""
-        self._one[0] = handle
-        begin = time.perf_counter()
-        y: Array = self.streams.step(self._one, np.array([x]) if type(x) is int else x[None])[0]
-        self._counters.batch("alone", 1, time.perf_counter() - begin, 0.0)
-        self._in_turn += 1
-        if self._in_turn == 1:
+        begin = perf_counter()
+        y = self.streams.step(handle, x)
+        counters, self._answered = self._counters, perf_counter()
+        counters.alone += 1
+        counters.alone_seconds += self._answered - begin
+        if self._in_turn:
+            self._in_turn += 1
+        elif self._unwatched:  # a call in every turn would cost a tenth of a short step
+            self._unwatched -= 1
+        else:
+            self._in_turn = 1
             assert self._loop is not None
             self._loop.call_soon(self._end_turn)
         return y
@@ -81,13 +87,19 @@ class Batches:
     def _end_turn(self) -> None:
         if self._in_turn > 1:
             self._lone, self._quiet = False, 0
-        self._in_turn, self._turned = 0, time.monotonic()
+        else:
+            self._unwatched = UNWATCHED
+        self._in_turn, self._turned = 0, perf_counter()
 
     # --------------------------------------------------------------------------------------------------------- batches
     def _schedule(self) -> None:
-        """Let the batch begin at the turn's end, or when its first row has waited long enough."""
+        """Let the batch begin at the turn's end or, while it is not full, when its first row has waited long enough."""
         assert self._loop is not None
-        if self.max_wait_us:
+        if len(self._queue) == 1:
+            self._since = self._loop.time()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.max_wait_us and len(self._queue) < self.max_batch:
             left = self._since + self.max_wait_us * 1e-6 - self._loop.time()
             self._timer = self._loop.call_later(max(0.0, left), self._make_batch, "wait")
         else:
@@ -95,34 +107,35 @@ class Batches:
 
     def _make_batch(self, why: str) -> None:
         """Step the rows that have come, here or in the worker thread."""
-        assert self._loop is not None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        loop, queue, counters = self._loop, self._queue, self._counters
+        assert loop is not None
+        self._timer = None
         if self._running:
             return
-        now = self._loop.time()
-        self._deadlines.expire_until(now)
-        batch, cancelled = take(self._queue, self.max_batch)
-        self._counters.add("cancelled", cancelled)
+        why, now = "full" if len(queue) >= self.max_batch else why, loop.time()
+        if self._deadlines.timers:
+            self._deadlines.expire_until(now)
+        batch, cancelled = take(queue, self.max_batch)
+        counters.counts["cancelled"] += cancelled
         waited, self._since = now - self._since, now
         rows = len(batch.answers)
         if not rows:
             self._next()
             return
-        for answer in batch.answers if self._deadlines else ():
-            self._deadlines.begun(answer)
-        if self._counters.seconds_per_row * rows * 1e6 > self.inline_us:
+        if self._deadlines.timers:
+            for answer in batch.answers:
+                self._deadlines.begun(answer)
+        if counters.expected(rows) * 1e6 > self.inline_us:
             self._running = True
-            self._task = self._loop.create_task(self._in_worker(batch, why, waited))
+            self._task = loop.create_task(self._in_worker(batch, why, waited))
             return
         y, seconds = self._compute(batch)
-        self._deliver(batch, y, why, seconds, waited)
+        self._deliver(batch, y, why, seconds, waited, type(y) is ndarray)
 
     def _compute(self, batch: Taken) -> tuple[Any, float]:
         """(the rows (n, U) or, where a request is refused, a row or an error for each; seconds)."""
-        handles, x = stacked(batch)
-        begin = time.perf_counter()
+        handles, x = stacked(batch, self._dtype)
+        begin = perf_counter()
         try:
             try:
                 y: Any = self.streams.step(handles, x)
@@ -130,7 +143,7 @@ class Batches:
                 y = [self._alone_or_error(handle, row) for handle, row in zip(handles, x, strict=True)]
         except BaseException as error:  # of no single request
             y = [error] * len(batch.answers)
-        return y, time.perf_counter() - begin
+        return y, perf_counter() - begin
 
     def _alone_or_error(self, handle: Any, x: Any) -> Any:
         try:
@@ -145,20 +158,21 @@ class Batches:
             self._worker = ThreadPoolExecutor(1, "fastlstm-batcher")
         y, seconds = await self._loop.run_in_executor(self._worker, self._compute, batch)
         self._running = False
-        self._deliver(batch, y, why, seconds, waited)
+        self._deliver(batch, y, why, seconds, waited, type(y) is ndarray and not any(map(done, batch.answers)))
 
-    def _deliver(self, batch: Taken, y: Any, why: str, seconds: float, waited: float) -> None:
-        """Give every request its row or its error, and let the next batch begin."""
+    def _deliver(self, batch: Taken, y: Any, why: str, seconds: float, waited: float, plain: bool) -> None:
+        """Give every request its row or its error, and let the next batch begin. plain: all wait, and no row failed."""
         answers = batch.answers
         self._counters.batch(why, len(answers), seconds, waited)
-        if type(y) is ndarray and not any(map(done, answers)):
+        if plain:
             any(map(asyncio.Future.set_result, answers, y))  # each gives None; the quickest loop over short calls
         else:
             self._deliver_singly(answers, y)
         self._quiet = self._quiet + 1 if len(answers) == 1 and not self._queue else 0
-        if self._quiet >= QUIET_TURNS and not self.max_wait_us:
-            self._lone = True
-        self._next()
+        if self._quiet >= QUIET_TURNS and not self.max_wait_us and not self._closing:
+            self._lone, self._unwatched = True, 0
+        if self._queue or self._places or self._idle:
+            self._next()
 
     def _deliver_singly(self, answers: Sequence[Answer], y: Any) -> None:
         for answer, row in zip(answers, y, strict=True):
@@ -186,21 +200,17 @@ class Batches:
     # ------------------------------------------------------------------------------------------------ room in the queue
     def _make_place(self) -> None:
         """Room for one more request, or QueueFull."""
-        retry_after = self._counters.seconds_per_row * len(self._queue)
-        if self.overload == "oldest":
-            while self._queue:
-                *_, answer = self._queue.popleft()
-                if not answer.done():
-                    text = f"a newer request took the place: {self.max_queue} wait, and overload is 'oldest'"
-                    answer.set_exception(QueueFull(text, retry_after))
-                    self._counters.add("displaced", 1)
-                    return
-            return
-        self._counters.add("rejected", 1)
-        raise QueueFull(
-            f"{len(self._queue)} requests wait and max_queue is {self.max_queue}: come again in {retry_after:.3g} s",
-            retry_after,
-        )
+        waiting, most = len(self._queue), self.max_queue
+        retry_after = self._counters.expected(waiting)
+        if self.overload != "oldest":
+            self._counters.counts["rejected"] += 1
+            raise QueueFull(waiting, most, retry_after)
+        while self._queue:
+            *_, answer = self._queue.popleft()
+            if not answer.done():
+                answer.set_exception(QueueFull(waiting, most, retry_after, displaced=True))
+                self._counters.add("displaced", 1)
+                return
 
     async def _place(self, deadline: float | None) -> None:
         """Wait until the queue has a place."""

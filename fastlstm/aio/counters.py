@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-REASONS = ("alone", "turn", "full", "wait")  # why a batch began: a lone request, the turn's end, max_batch, max_wait_us
+REASONS = ("turn", "full", "wait")  # why a batch began: the turn's end, max_batch, max_wait_us
 NEW = 0.2  # weight of the last batch in the mean time of a row
 
 
@@ -22,6 +22,7 @@ class Counters:
         self.sizes = [0] * ((max_batch - 1).bit_length() + 1)  # batches of up to 1, 2, 4 ... rows
         self.compute_seconds = self.queue_seconds = 0.0
         self.seconds_per_row = 0.0  # the mean over the last batches
+        self.alone, self.alone_seconds = 0, 0.0  # lone requests, which `Batches` counts here
 
     def add(self, name: str, n: int) -> None:
         """Count n requests."""
@@ -37,12 +38,18 @@ class Counters:
         per_row = seconds / rows
         self.seconds_per_row += (per_row - self.seconds_per_row) * (NEW if self.seconds_per_row else 1.0)
 
+    def expected(self, rows: int) -> float:
+        """Seconds that a batch will take, by the last ones; by lone requests where there was none."""
+        return rows * (self.seconds_per_row or self.alone_seconds / max(1, self.alone))
+
     def shown(self) -> dict[str, Any]:
         """All counts, by name."""
+        sizes = {2**k: count for k, count in enumerate(self.sizes)}
         return {
             **self.counts,
-            "batches": dict(self.batches),
-            "sizes": {2**k: count for k, count in enumerate(self.sizes)},
-            "compute_seconds": self.compute_seconds,
+            "rows": self.counts["rows"] + self.alone,
+            "batches": {"alone": self.alone, **self.batches},
+            "sizes": sizes | {1: sizes[1] + self.alone},
+            "compute_seconds": self.compute_seconds + self.alone_seconds,
             "queue_seconds": self.queue_seconds,
         }

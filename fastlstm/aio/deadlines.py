@@ -19,26 +19,23 @@ class Deadlines:
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        self._timers: dict[Future[Any], TimerHandle] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._timers)
+        self.timers: dict[Future[Any], TimerHandle] = {}
 
     def add(self, answer: Future[Any], at: float) -> None:
         """Let a request end with DeadlineExceeded at a time of its loop's clock."""
-        self._timers[answer] = answer.get_loop().call_at(at, self._expire, answer, False)
+        self.timers[answer] = answer.get_loop().call_at(at, self._expire, answer, False)
         answer.add_done_callback(self._forget)
 
     def begun(self, answer: Future[Any]) -> None:
         """Note that the batch of a request begins: from now on its stream takes the step."""
-        if answer in self._timers:
-            timer = self._timers[answer]
+        if answer in self.timers:
+            timer = self.timers[answer]
             timer.cancel()
-            self._timers[answer] = answer.get_loop().call_at(timer.when(), self._expire, answer, True)
+            self.timers[answer] = answer.get_loop().call_at(timer.when(), self._expire, answer, True)
 
     def expire_until(self, now: float) -> None:
         """End the requests whose time is over, although the loop has not come round to their timers."""
-        for answer in [answer for answer, timer in self._timers.items() if now >= timer.when()]:
+        for answer in [answer for answer, timer in self.timers.items() if now >= timer.when()]:
             self._expire(answer, False)
 
     def _expire(self, answer: Future[Any], stepped: bool) -> None:
@@ -49,6 +46,6 @@ class Deadlines:
             self._counters.add("expired", 1)
 
     def _forget(self, answer: Future[Any]) -> None:
-        timer = self._timers.pop(answer, None)
+        timer = self.timers.pop(answer, None)
         if timer is not None:
             timer.cancel()

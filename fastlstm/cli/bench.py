@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         if options.isas or options.training or options.cells:
             raise ValueError("--quantised has contenders of its own, so leave --training, --cells and --isas out")
         ours, peers = quantised.makers(), quantised.makers(options.peers)
-        rivals = [name for name in peers if name not in ours] or [*ours][1:]
+        rivals = [name for name in peers if name not in ours] or ["c float32"]
     else:
         ours, peers = contenders.ours(options.isas), contenders.peers() if options.peers else {}
         rivals = [*peers] or [name for name in [*ours][1:] if name == report.BASE_LINE]

@@ -13,6 +13,7 @@ from .._readers.npz import read_npz
 from ..corpus import read_text
 from ..quantise import REDUCED, Report
 from ..recipes import Recipe, recipe_in
+from ..sequential import Sequential
 from ..storage import INPUTS
 from ..tables import read_table
 from ..text import TextModel
@@ -44,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance", type=float, metavar="X", help="layers that change by more in the mean stay float16"
     )
+    parser.add_argument("--dense", action="store_true", help="the weights of a model's dense layers too")
     parser.add_argument("--out", metavar="FILE", help="(default: MODEL with -int8 or the like behind its name)")
     parser.add_argument("--force", action="store_true", help="replace a FILE that exists")
     add_table_options(parser)
@@ -71,6 +73,8 @@ def of_text(options: argparse.Namespace, out: str) -> Report:
     """A model of texts."""
     if options.inputs is not None:
         raise ValueError("a model of texts reads token ids, which --inputs does not concern: leave it out")
+    if options.dense:
+        raise ValueError("--dense is for models of several modules, and a model of texts is none: leave it out")
     model = TextModel.load(options.model, options.backend)
     text = None if options.sample is None else read_text(options.sample, options.encoding)[:MOST_TOKENS]
     made = model.quantize(options.to, text, options.tolerance)
@@ -90,7 +94,12 @@ def of_layer(options: argparse.Namespace, out: str) -> Report:
     own = convert.library_of(options.model) == "fastlstm"
     notes = models.notes_of(files.load(options.model)[1]) if own else {}
     sample = None if options.sample is None else sample_of(options, notes)
-    made = model.quantize(options.to, options.inputs, sample, options.tolerance)
+    more = {}
+    if options.dense:
+        if not isinstance(model, Sequential):
+            raise ValueError(f"--dense is for a Sequential, and {options.model} holds {model!r}: leave it out")
+        more = {"dense": True}
+    made = model.quantize(options.to, options.inputs, sample, options.tolerance, **more)
     models.save(made, out, notes)
     report: Report = made.report
     return report

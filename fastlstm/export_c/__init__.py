@@ -15,6 +15,7 @@ from ..layer import Layer
 from ..layout import Array
 from ..quantise import check_floats
 from ..steps import Lookup, Recurrence, Step, steps_of
+from ..validation import as_array
 from .simulate import run
 from .source import write
 
@@ -155,7 +156,7 @@ def test_inputs(first: Step) -> Array:
 
 def checked_sample(given: Any, first: Step) -> Array:
     """Samples as (N, T, I) numbers or token ids (N, T)."""
-    sample = np.asarray(given)
+    sample = as_array(given, "calibrate")
     ids = isinstance(first, Lookup)
     if sample.ndim == (1 if ids else 2):
         sample = sample[None]
@@ -167,9 +168,11 @@ def checked_sample(given: Any, first: Step) -> Array:
         raise ValueError(
             f"calibrate has token ids from {sample.min()} to {sample.max()}, expected 0 to {first.weight.shape[0] - 1}"
         )
+    with np.errstate(over="ignore"):
+        sample = sample if ids else sample.astype(np.float32)
     if not np.isfinite(sample).all():
-        raise ValueError("calibrate holds NaN or infinity")
-    return sample if ids else sample.astype(np.float32)
+        raise ValueError("calibrate holds NaN, infinity, or numbers beyond float32: leave those samples out")
+    return sample
 
 
 def measured(steps: list[Step], samples: Array) -> dict[str, float]:

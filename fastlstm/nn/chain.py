@@ -11,12 +11,12 @@ import numpy as np
 from ..layer import Layer
 from ..layout import Array
 from ..quantise import Quantisation, Report
-from ..validation import seed_or_none
+from ..validation import flag, positive, seed_or_none
 from .base import Module, ModuleTape, Shape
 from .bidirectional import Bidirectional
-from .embedding import Embedding
 from .quantised import dequantised_chain, quantised_chain
 from .residual import Residual
+from .stepping import ModuleSteps, bound
 
 
 def unique_names(modules: Sequence[Module]) -> list[str]:
@@ -193,12 +193,18 @@ class Chain(Module):
         return next((how for module in self.modules if (how := module._quantised) is not None), None)
 
     def quantize(
-        self, storage: str, inputs: str | None = None, sample: Any = None, tolerance: float | None = None
+        self,
+        storage: str,
+        inputs: str | None = None,
+        sample: Any = None,
+        tolerance: float | None = None,
+        *,
+        dense: bool = False,
     ) -> Any:
         """A model for inference whose recurrent modules keep their weights in a reduced storage. This one stays.
 
-        Dense layers and embeddings stay float32. Arguments, ``report`` and errors are those of ``LSTM.quantize``;
-        `inputs` is for every recurrent module.
+        Embeddings stay float32, and dense layers unless asked. Arguments, ``report`` and errors are those of
+        ``LSTM.quantize``; `inputs` is for every recurrent module.
 
         Parameters
         ----------
@@ -207,8 +213,11 @@ class Chain(Module):
         sample : (N, ...) array or list of N sequences, optional
             As `predict` takes them.
         tolerance : float, optional
+        dense : bool
+            Whether the weights of `Dense` modules in the list are kept so too: files become smaller and calls no
+            quicker, since products with the rounded weights are of floats.
         """
-        return quantised_chain(self, storage, inputs, sample, tolerance)
+        return quantised_chain(self, storage, inputs, sample, tolerance, flag(dense, "dense"))
 
     def dequantize(self) -> Any:
         """A model of float32 with the numbers that a model of `quantize` keeps."""
@@ -251,7 +260,8 @@ class Chain(Module):
 class SequentialStream:
     """A model with a state: its steps have the same outputs as one call over the whole sequence.
 
-    Made by ``model.stream(batch_size)``. It keeps the recurrent weights of that moment.
+    Made by ``model.stream(batch_size)``. It keeps the weights of that moment. On backend "c" a step of a model of
+    float32 is one call of the compiled code; activations then differ from those of the model's own call by rounding.
 
     Parameters
     ----------
@@ -272,13 +282,8 @@ class SequentialStream:
             inner = module.module if isinstance(module, Residual) else module
             if isinstance(inner, Bidirectional) or getattr(inner, "go_backwards", False):
                 raise ValueError(f"a model with {inner!r} cannot stream: it begins at the sequence's end")
-        self.batch_size = batch_size
-        self._modules = model.modules
-        self._streams: dict[int, Any] = {}
-        for at, module in enumerate(model.modules):
-            core: Any = (module.module if isinstance(module, Residual) else module)._core
-            if hasattr(core, "stream"):
-                self._streams[at] = core.stream(batch_size)
+        self.batch_size = positive(batch_size, "batch_size")
+        self._steps = bound(model, batch_size) or ModuleSteps(model, batch_size)
 
     def step(self, x_t: Any) -> Array:
         """One step of every sequence.
@@ -291,37 +296,26 @@ class SequentialStream:
         -------
         y : (B, ...) array
             The model's output after this step.
+
+        Raises
+        ------
+        TypeError, ValueError
+            x_t does not fit.
         """
-        y: Any = np.asarray(x_t)
-        for at, module in enumerate(self._modules):
-            if at in self._streams:
-                out = self._streams[at].step(y)
-                y = y + out if isinstance(module, Residual) else out
-            elif isinstance(module, Embedding):
-                y = module(y[:, None])[:, 0]
-            else:
-                y = module(y)
-        return y  # type: ignore[no-any-return]
+        return self._steps.step(x_t)
 
     @property
     def state(self) -> list[Any]:
         """Copies of the recurrent modules' states, in order; may be assigned."""
-        return [stream.state for stream in self._streams.values()]
+        return self._steps.state()
 
     @state.setter
     def state(self, states: Sequence[Any]) -> None:
-        if len(states) != len(self._streams):
-            raise ValueError(f"the model has {len(self._streams)} recurrent modules, got {len(states)} states")
-        before = self.state
-        try:
-            for stream, state in zip(self._streams.values(), states, strict=True):
-                stream.state = state
-        except (TypeError, ValueError):
-            for stream, state in zip(self._streams.values(), before, strict=True):
-                stream.state = state
-            raise
+        own = len(self._steps.state())
+        if len(states) != own:
+            raise ValueError(f"the model has {own} recurrent modules, got {len(states)} states")
+        self._steps.take_state(states)
 
     def reset(self, rows: Any = None) -> None:
         """Back to the zero state: all sequences, or those whose indices (or bool mask) `rows` gives."""
-        for stream in self._streams.values():
-            stream.reset(rows)
+        self._steps.reset(rows)

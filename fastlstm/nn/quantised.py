@@ -7,11 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import dense
+from ..layer import Layer
 from ..layout import Array
-from ..quantise import Masked, Report, check_floats, checked, checked_tolerance, joined, keep, quantised, widen
+from ..quantise import (
+    CAREFUL,
+    Change,
+    Masked,
+    Quantisation,
+    Report,
+    check_floats,
+    checked,
+    checked_tolerance,
+    joined,
+    keep,
+    quantised,
+    widen,
+)
 from ..spec_layer import SpecLayer
 from .base import Module
 from .bidirectional import Bidirectional
+from .dense import Dense
 from .residual import Residual
 
 if TYPE_CHECKING:
@@ -27,16 +43,19 @@ def recurrent_core(module: Module) -> tuple[Any, SpecLayer] | None:
     return (inner, inner._core) if isinstance(inner._core, SpecLayer) else None
 
 
-def quantised_chain(model: Chain, storage: str, inputs: str | None, sample: Any, tolerance: float | None) -> Any:
+def quantised_chain(
+    model: Chain, storage: str, inputs: str | None, sample: Any, tolerance: float | None, of_dense: bool = False
+) -> Any:
     """See `Chain.quantize`."""
     checked(storage, inputs, 1)
-    checked_tolerance(tolerance, sample)
+    limit = checked_tolerance(tolerance, sample)
     check_floats(model, "quantize")
     if not model.built:
         raise ValueError(f"{model!r} has no parameters yet: call it on an input, build it or fit it first")
     made, before = copy.deepcopy(model), copy.deepcopy(model)
     cores = {name: found for name, module in made.named.items() if (found := recurrent_core(module)) is not None}
-    if not cores:
+    heads = {name: module for name, module in made.named.items() if of_dense and isinstance(module, Dense)}
+    if not cores and not heads:
         raise ValueError(f"{model!r} has no recurrent module, and only these are kept as {storage}")
     feeds, end_before = ({}, None) if sample is None else _run(before, sample)
     reports: dict[str, Report] = {}
@@ -44,10 +63,31 @@ def quantised_chain(model: Chain, storage: str, inputs: str | None, sample: Any,
         one = quantised(core, storage, inputs, feeds.get(name), tolerance)
         keep(core, one._quantisation)
         core.report = reports[name] = one.report
+    for name, module in heads.items():
+        reports[name] = keep_dense(module, storage, feeds.get(name), limit)
     changes = None if end_before is None else _run(made, sample)[1] - end_before
-    recurrent = sum(p.nbytes for _, core in cores.values() for p in core._params.values())
-    made.report = joined(reports, changes, sum(p.nbytes for p in made._live().values()) - recurrent)
+    reduced = [core for _, core in cores.values()] + [module.core for module in heads.values()]
+    made.report = joined(reports, changes, bytes_of(made) - sum(map(bytes_of, reduced)))
     return made.eval()
+
+
+def keep_dense(module: Dense, storage: str, x: Any, limit: float | None) -> Report:
+    """Keep a dense layer's weights so; its report, from the changes of the outputs for x where that is given."""
+    floats = copy.deepcopy(module)
+    core = module.core
+    assert isinstance(core, dense.Dense)
+    for kept_as in (storage, CAREFUL[storage]):
+        core._replace(floats.core.state_dict(), None)
+        core._keep_as(Quantisation(storage, (kept_as,)))
+        changes = None if x is None else module(x) - floats(x)
+        if changes is None or limit is None or np.abs(changes, dtype=np.float64).mean() <= limit:
+            break
+    return Report([Change.of("layer 0", kept_as, changes, bytes_of(floats), bytes_of(core))])
+
+
+def bytes_of(layer: Layer) -> int:
+    """The bytes of all parameters."""
+    return sum(p.nbytes for p in layer._live().values())
 
 
 def dequantised_chain(model: Chain) -> Any:
@@ -57,6 +97,10 @@ def dequantised_chain(model: Chain) -> Any:
         found = recurrent_core(module)
         if found is not None:
             widen(found[1])
+        elif isinstance(module, Dense):
+            core = module.core
+            assert isinstance(core, dense.Dense)
+            core._widen()
     made.report = None
     return made
 
@@ -71,6 +115,8 @@ def _run(model: Chain, sample: Any) -> tuple[dict[str, Any], Array]:
     feeds: dict[str, Any] = {}
     for name, module in model.named.items():
         found = recurrent_core(module)
+        if isinstance(module, Dense):
+            feeds[name] = y
         if found is not None:
             inner, _ = found
             if getattr(inner, "stateful", False):

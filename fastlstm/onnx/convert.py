@@ -12,6 +12,7 @@ from ..layout import Array, suffix
 from ..recurrent import GRU, LSTM, RNN, Recurrent
 from ..spec import Kind
 from ..spec_layer import named_activations
+from ..validation import flag
 from .graphs import Found, NotConstant, recurrent_nodes
 from .messages import ModelProto, read_model
 from .nodes import WEIGHTS, Equation, Weights, weights
@@ -66,7 +67,7 @@ def from_onnx(
     Unsqueeze, Transpose, Cast, DequantizeLinear and the like). Of com.microsoft's DynamicQuantizeLSTM the layer has the
     dequantised weights; the node also rounds its inputs to 8 bits, which the layer does not.
     """
-    model = model_of(path)
+    return_inputs, model = flag(return_inputs, "return_inputs"), model_of(path)
     try:
         found = chosen(recurrent_nodes(model), name)
         node = found.equation

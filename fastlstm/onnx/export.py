@@ -15,6 +15,7 @@ from ..nn.base import Module
 from ..quantise import check_floats
 from ..recurrent import Recurrent
 from ..spec import Spec
+from ..validation import flag
 from . import scan
 from .builder import Graph, model
 
@@ -53,6 +54,7 @@ def to_onnx(layer: Any, path: str | os.PathLike[str], stateful: bool = False, *,
     operators have no projection, and ONNX Runtime's have no float64. Masks become lengths of sequences that are packed
     by their valid steps.
     """
+    stateful, lengths = flag(stateful, "stateful"), flag(lengths, "lengths")
     if isinstance(layer, (Recurrent, Module)):
         check_floats(layer, "to_onnx")
     if isinstance(layer, Recurrent):

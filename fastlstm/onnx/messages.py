@@ -283,7 +283,7 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
     FileError
         It is damaged, too large, or no ONNX file.
     """
-    status = os.stat(path)
+    status = os.stat(os.fspath(path))
     kind = SPECIAL.get(stat.S_IFMT(status.st_mode))
     if kind:
         raise OSError(f"cannot read {path}: it is {kind}")

@@ -104,7 +104,7 @@ class Session:
         small: bool | None = None
         if uncut is not None:
             named = tuple(output_names) if output_names else None
-            shapes = (named, *[getattr(value, "shape", None) for value in input_feed.values()])
+            shapes = (named, *[getattr(value, "shape", None) for value in getattr(input_feed, "values", tuple)()])
             small = uncut.small.get(shapes)
             if small:
                 try:
@@ -170,6 +170,8 @@ class Session:
     def _checked(self, feed: Mapping[str, Any]) -> Values:
         """The inputs as arrays, checked."""
         values = {}
+        if not isinstance(feed, Mapping):
+            raise TypeError(f"input_feed is a dict of arrays by the names of inputs, got {type(feed).__name__}")
         for name, value in feed.items():
             check = self._checks.get(name)
             if check is None:
@@ -236,8 +238,9 @@ class Uncut:
         self._lock = Lock()
 
     def decide(self, shapes: tuple[Any, ...], work: int) -> bool:
-        """Whether calls of these shapes have little work, from the FLOPs of one."""
-        small = work < LEAST_WORK and self._ready()
+        """Whether calls of these shapes, behind the names of the outputs, have little work, from the FLOPs of one."""
+        empty = any(0 in shape for shape in shapes[1:] if shape)  # ONNX Runtime's LSTM of no sequence ends the process
+        small = work < LEAST_WORK and not empty and self._ready()
         if len(self.small) >= MOST_SHAPES:
             self.small.clear()
         self.small[shapes] = small

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..validation import as_array, conversion
 from .messages import Dimension, TensorShapeProto, TensorType, TypeProto, ValueInfoProto
 from .tensors import TYPES
 
@@ -89,9 +90,10 @@ class Check:
         dtype, sizes, name = self._dtype, self._sizes, self._expected.name
         if dtype is None:
             return value
-        array = value if type(value) is np.ndarray else np.asarray(value)
+        array = value if type(value) is np.ndarray else as_array(value, f"the input {name!r}")
         if array.dtype != dtype and not (dtype.kind == "O" and array.dtype.kind in "USO"):
-            raise TypeError(f"the input {name!r} takes {dtype}, got {array.dtype}: give it as .astype({str(dtype)!r})")
+            cure = conversion(value, array, "value", dtype)
+            raise TypeError(f"the input {name!r} takes {dtype}, got {array.dtype}{cure}")
         if sizes is not None:
             shape, fits = array.shape, len(sizes) == array.ndim
             if fits:

@@ -25,7 +25,7 @@ from ..files import check_writable, write_atomically
 from ..num_threads import threads as threads_of
 from ..outputs import holds_something
 from ..terminal import load
-from . import contenders, machine, measure
+from . import contenders, machine, measure, quantised
 from .cases import Case
 from .measure import Maker, Ratio, Result
 
@@ -78,8 +78,10 @@ class Report:
     def share(self, entry: Entry) -> float | None:
         """The least time that the machine needs, divided by the first contender's."""
         limits, case = self.limits[entry.threads], entry.case
-        if limits is None or not entry.ours.rounds or entry.group == "quantised":  # the limits are those of float32
+        if limits is None or not entry.ours.rounds:
             return None
+        if entry.group == "quantised":
+            return quantised.least_seconds(case, limits) / entry.ours.median
         # A step of a stream needs all of its weights again; else only those of the layer at hand.
         footprint = case.bytes_read if case.mode == "step" else case.recurrent_bytes
         return limits.seconds(case.flops, case.bytes_read, footprint) / entry.ours.median

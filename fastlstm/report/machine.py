@@ -23,7 +23,7 @@ PEERS = ("torch", "onnxruntime", "openvino", "tensorflow")
 # ----------------------------------------------------------------------------------------------------------- what it is
 def facts() -> dict[str, str]:
     """Hardware, versions and settings that figures depend on."""
-    c = module("c")
+    c, usable = module("c"), backends()  # which chooses the instruction set that FASTLSTM_ISA names
     numbers = {"fastlstm": __version__, "Python": platform.python_version()}
     for name in ("numpy", "numba", *PEERS):
         numbers[name] = version(name) or "not installed"
@@ -40,9 +40,7 @@ def facts() -> dict[str, str]:
         "versions": ", ".join(f"{name} {number}" for name, number in numbers.items()),
         "BLAS of NumPy": blas(),
         "compiler of the extension": "none" if c.lib is None else c.ffi.string(c.lib.fl_compiler()).decode(),
-        "backends": ", ".join(
-            name if why is None else f"{name} (not usable: {why})" for name, why in backends().items()
-        ),
+        "backends": ", ".join(name if why is None else f"{name} (not usable: {why})" for name, why in usable.items()),
     }
     tunables = os.environ.get("GLIBC_TUNABLES")
     return found | ({"GLIBC_TUNABLES": tunables} if tunables else {})
@@ -119,6 +117,7 @@ class Limits:
     threads: int
     flops: float  # a second
     bandwidths: dict[int, float]  # bytes each thread reads in turn -> bytes a second, all threads together
+    integers: float  # operations on integers of 8 bits a second, two a multiply-add
 
     def bandwidth(self, footprint: float) -> float:
         """Bytes a second at which `footprint` bytes are read in turn, an equal share by each thread."""
@@ -127,22 +126,24 @@ class Limits:
         rungs = [rung for rung in self.bandwidths if rung >= share] or [max(self.bandwidths)]
         return max(self.bandwidths[rung] for rung in rungs)
 
-    def seconds(self, flops: float, bytes_read: float, footprint: float) -> float:
-        """Lower bound of the time in seconds for so many operations and bytes read."""
-        return max(flops / self.flops, bytes_read / self.bandwidth(footprint))
+    def seconds(self, flops: float, bytes_read: float, footprint: float, integers: float = 0) -> float:
+        """Lower bound of the time in seconds for so many operations and bytes read, and operations on integers."""
+        return max(flops / self.flops, integers / self.integers, bytes_read / self.bandwidth(footprint))
 
 
 def limits(threads: int, seconds: float = FMA_SECONDS) -> Limits | None:
-    """Measure the limits of so many threads, with the best instruction set; None without the C extension."""
+    """Measure the limits of so many threads, with the instruction set in use; None without a usable C extension."""
     c = module("c")
-    if c.lib is None:
+    if c.unusable() is not None:
         return None
-    isa = next(at for at, why in enumerate(c.isas().values()) if why is None)
+    isa = [*c.isas()].index(c.active_isa())
     read_seconds = seconds * READ_SECONDS / FMA_SECONDS
+    integers = functools.partial(c.lib.fl_measure_dots, isa, c.lib.FL_INT8, seconds)
     return Limits(
         threads,
         together(threads, functools.partial(c.lib.fl_measure_fma, isa, seconds)),
         {size: together(threads, functools.partial(c.lib.fl_measure_read, isa, size, read_seconds)) for size in LADDER},
+        together(threads, integers),
     )
 
 

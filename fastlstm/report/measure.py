@@ -71,6 +71,7 @@ class Result:
 
     contender: str
     problem: str | None = None  # why the contender was not timed
+    error: float | None = None  # its largest error, where values were compared
     rounds: list[list[float]] = field(default_factory=list)  # seconds a call: the samples of every round
 
     @property
@@ -87,6 +88,11 @@ class Result:
 
 
 WRONG = "wrong values"
+
+
+def largest_error(got: Mapping[str, Array], expected: Mapping[str, Array]) -> float:
+    """The largest difference of any value."""
+    return max((float(np.max(np.abs(got[name] - right), initial=0)) for name, right in expected.items()), default=0.0)
 
 
 def difference(got: Mapping[str, Array], expected: Mapping[str, Array], allowed: float | None = None) -> str | None:
@@ -130,8 +136,7 @@ def measure(
     tick : callable
         Called after every round.
     """
-    problems, right = checked(case, threads, makers, expected)
-    results = {name: Result(name, problem) for name, problem in problems.items()}
+    results, right = checked(case, threads, makers, expected)
     turns = {name: Turn.fitted(contender.call) for name, contender in right.items()}
     with undisturbed():
         for _ in range(rounds):
@@ -145,21 +150,23 @@ def measure(
 
 def checked(
     case: Case, threads: int, makers: Mapping[str, Maker], expected: Mapping[str, Array]
-) -> tuple[dict[str, str | None], dict[str, Contender]]:
-    """(problem of each contender or None, the contenders without a problem)."""
-    problems: dict[str, str | None] = {}
+) -> tuple[dict[str, Result], dict[str, Contender]]:
+    """(the results of all contenders, not timed yet; the contenders without a problem)."""
+    results: dict[str, Result] = {}
     right: dict[str, Contender] = {}
     for name, make in makers.items():
+        one = results[name] = Result(name)
         try:
             contender = make(case, threads)
-            problems[name] = difference(contender.values(), expected, contender.tolerance)
+            values = contender.values()
+            one.problem = difference(values, expected, contender.tolerance)
         except Unsupported as error:
-            problems[name] = str(error)
+            one.problem = str(error)
         except Exception as error:  # one library's failure must not cost the others' figures
-            problems[name] = f"{WRONG}: none, {type(error).__name__}: {error}"
-        if problems[name] is None:
-            right[name] = contender
-    return problems, right
+            one.problem = f"{WRONG}: none, {type(error).__name__}: {error}"
+        if one.problem is None:
+            right[name], one.error = contender, largest_error(values, expected)
+    return results, right
 
 
 @dataclass

@@ -243,9 +243,10 @@ def measured(
     tick: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, Result]]:
     """Results by surroundings and contender."""
-    problems, right = measure.checked(case, part.threads, makers, contenders.reference(case))
+    checked, right = measure.checked(case, part.threads, makers, contenders.reference(case))
     results = {
-        where: {name: Result(name, problem) for name, problem in problems.items()} for where in part.surroundings
+        where: {name: Result(name, one.problem, one.error) for name, one in checked.items()}
+        for where in part.surroundings
     }
     with measure.undisturbed():
         for _ in range(runs):

@@ -35,7 +35,8 @@ Times are microseconds a call: the median, and in brackets the 99th percentile, 
 quickest rival's time by that of `{ours}`, more than 1 where `{ours}` is quicker: the median over rounds with its 95 %
 bootstrap interval. **Limit** is the share of what this machine can do: the least time in which it makes the products'
 floating-point operations at its peak, or reads the recurrent weights in every step from the level of its memory that
-holds them, whichever is longer, by the time taken. (A little more than 1 is possible where a part of the weights stays
+holds them, whichever is longer, by the time taken; of int8 the operations are those of integers, and the input's come
+before the steps. (A little more than 1 is possible where a part of the weights stays
 nearer than that.) Contenders take turns in random order in every one of {rounds} rounds, in one process, with the same
 weights and the same number of threads; each one's values were compared with the float64 reference before it was timed
 (tolerance as a share of the largest entry: {values:g} for outputs, {gradients:g} for gradients).
@@ -99,7 +100,8 @@ def head(report: Report) -> Iterator[str]:
     for one in filter(None, report.limits.values()):
         steps = [f"{size // 1024} KiB {rate / 1e9:.0f}" for size, rate in one.bandwidths.items()]
         yield (
-            f"Limits measured here with {threads(one.threads)}: {one.flops / 1e9:.0f} GFLOP/s in float32; "
+            f"Limits measured here with {threads(one.threads)}: {one.flops / 1e9:.0f} GFLOP/s in float32, "
+            f"{one.integers / 1e9:.0f} billion operations a second on integers of 8 bits; "
             f"reading, in GB/s, by what each thread reads in turn: {', '.join(steps)}."
         )
     ours = report.entries[0].ours.contender if report.entries else ""
@@ -181,6 +183,9 @@ def tables(report: Report, group: str) -> Iterator[str]:
     for n, entries in of(report, group).items():
         yield f"### {threads(n)}"
         yield {"cells": costs, "tokens": forms}.get(group, functools.partial(times, report))(entries)
+        if group == "quantised":
+            yield "Largest error of an output, against float64:"
+            yield errors(entries)
 
 
 def times(report: Report, entries: Sequence[Entry]) -> str:
@@ -202,6 +207,18 @@ def times(report: Report, entries: Sequence[Entry]) -> str:
                 share(report, entry),
             )
             for entry in entries
+        ],
+    )
+
+
+def errors(entries: Sequence[Entry]) -> str:
+    """The largest error of every contender in every case. A contender that was compared in no case has no column."""
+    names = [name for name in entries[0].results if any(e.results[name].error is not None for e in entries)]
+    return table(
+        ("case", *names),
+        [
+            (str(e.case), *("–" if (off := e.results[name].error) is None else f"{off:.1e}" for name in names))
+            for e in entries
         ],
     )
 

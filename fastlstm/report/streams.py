@@ -13,11 +13,10 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,10 +27,13 @@ from ..streams import StreamBatch
 from ..terminal import load
 from . import contenders, machine, measure
 from .cases import Case
-from .measure import Contender, Ratio, Result, Turn
+from .lines import ONE, OTHER, Line, Report, compared, draw, in_turns, opened
+from .measure import Contender
 from .page import microseconds, table
+from .requests import LARGER, overload, requests, threads_that_hand_over
 
 SHAPES = ((40, 128), (64, 64))  # (I, H)
+SHAPES_OF = {"overload": (LARGER,)}  # of parts that have others
 BATCHES = (1, 4, 16, 64, 256, 1024)
 MANY = 16384  # streams of which random ones are stepped
 LARGE, PART = 8192, 256  # rows of one step, and of each of several
@@ -41,83 +43,6 @@ OF_MEMORY = 20_000  # streams whose memory is measured
 PYTHON_THREADS = 8
 THREAD_SECONDS = 1.5
 RUNS = 3  # of the threads: the best counts
-
-ONE, OTHER = "ours", "other"
-
-
-@dataclass
-class Line:
-    """One figure.
-
-    Parameters
-    ----------
-    part : str
-    what : str
-    ratio : float
-    wanted : float, optional
-        Its bound: at least so much, or, where `at_most`, at most. None: the figure is only reported.
-    low, high : float, optional
-        95 % interval of the ratio.
-    detail : str
-        The two figures that the ratio is of.
-    allowed : bool
-        Whether the figure is as wanted although the ratio is not.
-    """
-
-    part: str
-    what: str
-    ratio: float
-    wanted: float | None
-    at_most: bool = False
-    low: float | None = None
-    high: float | None = None
-    detail: str = ""
-    allowed: bool = False
-
-    @property
-    def reached(self) -> bool:
-        if self.allowed or self.wanted is None:
-            return True
-        return self.ratio <= self.wanted if self.at_most else self.ratio >= self.wanted
-
-
-@dataclass
-class Report:
-    """A whole run."""
-
-    facts: dict[str, str]
-    rounds: int
-    lines: list[Line] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-# ------------------------------------------------------------------------------------------------------------ in turns
-def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, rng: np.random.Generator) -> dict[str, Result]:
-    """Times of calls that take turns."""
-    turns = {name: Turn.fitted(call) for name, call in calls.items()}
-    results = {name: Result(name) for name in calls}
-    with measure.undisturbed():
-        for _ in range(rounds):
-            for name in rng.permutation(list(turns)):
-                results[name].rounds.append(turns[name].take())
-    return results
-
-
-def compared(part: str, what: str, one: Result, other: Result, wanted: float, at_most: bool = False) -> Line:
-    """other's time by ours, at least `wanted`; with `at_most` ours by other's, at most `wanted`."""
-    upper, lower = (one, other) if at_most else (other, one)
-    r: Ratio = measure.ratio(upper, lower, np.random.default_rng(0))
-    detail = f"{microseconds(upper.median)} / {microseconds(lower.median)}"
-    return Line(part, what, r.value, wanted, at_most, r.low, r.high, detail)
-
-
-def opened(layer: Any, n: int) -> tuple[StreamBatch, Array]:
-    batch = StreamBatch(layer, capacity=n)
-    return batch, np.array([batch.open() for _ in range(n)])
-
-
-def draw(n: int, width: int) -> Array:
-    return np.random.default_rng(n).standard_normal((n, width)).astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------------------------ the parts
@@ -304,6 +229,9 @@ PARTS: dict[str, Callable[[tuple[int, int], Report, np.random.Generator], None]]
     "random": random_choice,
     "memory": memory,
     "threads": python_threads,
+    "front": threads_that_hand_over,
+    "requests": requests,
+    "overload": overload,
 }
 
 
@@ -320,7 +248,7 @@ def run(parts: Sequence[str], rounds: int, seed: int = 0) -> Report:
     """Measure the parts, with one thread of the kernels."""
     tqdm = load("tqdm", "TQDM_").tqdm
 
-    each = [(name, shape) for name in parts for shape in SHAPES]
+    each = [(name, shape) for name in parts for shape in SHAPES_OF.get(name, SHAPES)]
     report, before, rng = Report(machine.facts(), rounds), machine.load(), np.random.default_rng(seed)
     with threads_of(1), tqdm(total=len(each), unit="part", leave=False, disable=None) as bar:
         for name, shape in each:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 from numpy import empty, ndarray  # global names are found sooner than attributes
 
 from ..layout import Array
+from ..num_threads import get_num_threads
 from ..num_threads import threads as limited_to
 from ..validation import as_array, check_out, flag, positive
 from .gathered import Gathered
 from .kept import KeptStreams
 from .model import packed_of
 from .open import INT64, Evicted, as_handles
-from .pieces import checked_lengths, checked_step, feed
-from .snapshots import read
+from .pieces import checked_lengths, checked_step, feed, is_one_piece
+
+NO_LIMIT = nullcontext()  # `limited_to` takes a microsecond
 
 
 class StreamBatch(KeptStreams):
@@ -45,6 +47,12 @@ class StreamBatch(KeptStreams):
     clock : function
         The time in seconds.
 
+    Attributes
+    ----------
+    dtype : dtype
+    input_size, output_size : int
+        Numbers of a row of x, I, and of y, U.
+
     Raises
     ------
     TypeError, ValueError
@@ -70,7 +78,7 @@ class StreamBatch(KeptStreams):
     def _bind(self) -> None:
         """Take the packed weights into use."""
         p = self._packed
-        self._dtype, self._width = p.dtype, p.output_size
+        self.dtype, self.input_size, self.output_size = p.dtype, p.input_size, p.output_size
         self._size = p.input_size if p.takes_numbers else -1  # width of a row of numbers
         self._row = (self._size,)
         self._rows: Any = (
@@ -107,20 +115,26 @@ class StreamBatch(KeptStreams):
         # Fast path: all checks of arrays in a few lines, since they may cost more than a small step.
         if (
             type(handles) is ndarray
+            and handles.ndim == 1
+            and handles.size
             and type(x) is ndarray
             and handles.dtype is INT64
-            and x.dtype is self._dtype
+            and x.dtype is self.dtype
             and x.shape == (handles.size, self._size)
             and out is None
         ):
-            y: Array = empty((handles.size, self._width), self._dtype)
+            y: Array = empty((handles.size, self.output_size), self.dtype)
             rows = self._rows
             if handles.size <= rows.most_locked and not self._busy:
                 if rows.step(handles, x, y, self._clock()):
                     return y
             elif self._step(handles, x, y):
                 return y
-        elif type(handles) is int and out is None and self._step_one(handles, x, y := empty(self._width, self._dtype)):
+        elif (
+            type(handles) is int
+            and out is None
+            and self._step_one(handles, x, y := empty(self.output_size, self.dtype))
+        ):
             return y
         return self._step_any(handles, x, out)
 
@@ -143,7 +157,7 @@ class StreamBatch(KeptStreams):
         """A short step of one stream; False where an argument is refused or takes another way."""
         return bool(
             type(x) is ndarray
-            and x.dtype is self._dtype
+            and x.dtype is self.dtype
             and x.shape == self._row
             and self._rows.most_locked
             and not self._busy
@@ -153,14 +167,14 @@ class StreamBatch(KeptStreams):
     def _step_any(self, handles: Any, x: Any, out: Array | None) -> Array:
         """`step` with all checks, for every kind of input and output."""
         given, single = as_handles(handles), np.ndim(handles) == 0
-        rows, ids, alone = self._checked(x, len(given), single)
-        shape = (self._width,) if alone else (len(given), self._width)
+        rows, ids, alone = checked_step(x, len(given), single, self._packed)
+        shape = (self.output_size,) if alone else (len(given), self.output_size)
         if out is not None:
-            check_out(out, shape, self._dtype)
-        y = empty(shape, self._dtype) if out is None or np.may_share_memory(out, rows) else out
-        rows = rows.reshape(len(given)) if ids else np.ascontiguousarray(rows, self._dtype).reshape(-1, self._size)
+            check_out(out, shape, self.dtype)
+        y = empty(shape, self.dtype) if out is None or np.may_share_memory(out, rows) else out
+        rows = rows.reshape(len(given)) if ids else np.ascontiguousarray(rows, self.dtype).reshape(-1, self._size)
         self._check_free()
-        if len(given) and not self._step(given, rows, y.reshape(len(given), self._width)):
+        if len(given) and not self._step(given, rows, y.reshape(len(given), self.output_size)):
             self._slabs.find(given.tolist())  # raises the error that says which handle is refused
             raise AssertionError("a step refused handles that are open")
         if out is None or y is out:
@@ -168,9 +182,16 @@ class StreamBatch(KeptStreams):
         out[...] = y
         return out
 
-    def _checked(self, x: Any, n: int, single: bool) -> tuple[Array, bool, bool]:
-        """See `checked_step`."""
-        return checked_step(x, n, single, self._packed)
+    def row(self, x: Any) -> Any:
+        """What `step` takes for one handle, checked: a row (I,) of the dtype, or a token id as an int.
+
+        Raises
+        ------
+        ValueError, TypeError
+            x is neither.
+        """
+        rows, ids, _ = checked_step(x, 1, True, self._packed)
+        return int(np.reshape(rows, ())) if ids else np.asarray(rows, self.dtype).reshape(self._row)
 
     def feed(self, handles: Any, x: Any, lengths: Any, out: Array | None = None) -> Array:
         """Pieces of unequal length, one of each stream: the same as step after step.
@@ -194,30 +215,38 @@ class StreamBatch(KeptStreams):
         StreamClosed, ValueError, TypeError
             As `step`, or the lengths do not fit; all states are as before.
         """
+        if out is None and is_one_piece(handles, x, lengths, self.dtype, self._row):
+            self._check_free()
+            slots, y = self._slabs.find(handles), empty((len(x), self.output_size), self.dtype)
+            self._feed(slots, x, lengths, y)
+            return y
         given = as_handles(handles)
         counts = checked_lengths(lengths, len(given))
-        total = int(counts.sum())
+        total = sum(counts)
         array = as_array(x, "x")
         if array.ndim and len(array) != total:
             raise ValueError(f"x has {len(array)} rows, and lengths say {total}: the rows of all streams together")
         rows, _, _ = self._packed.checked(x, (total,))
         if out is not None:
-            check_out(out, (total, self._width), self._dtype)
+            check_out(out, (total, self.output_size), self.dtype)
         self._check_free()
         slots = self._slabs.find(given.tolist())
-        y = empty((total, self._width), self._dtype) if out is None or np.may_share_memory(out, rows) else out
+        y = empty((total, self.output_size), self.dtype) if out is None or np.may_share_memory(out, rows) else out
         if total:
             fed = [slot for slot, n in zip(slots, counts, strict=True) if n]
-            self._busy = True
-            try:
-                with limited_to(self.threads):
-                    feed(self._packed, self._slabs, fed, rows, counts[counts > 0], y, self._clock())
-            finally:
-                self._busy = False
+            self._feed(fed, rows, [n for n in counts if n], y)
         if out is None or y is out:
             return y
         out[...] = y
         return out
+
+    def _feed(self, slots: list[int], rows: Array, counts: list[int], y: Array) -> None:
+        self._busy = True
+        try:
+            with NO_LIMIT if get_num_threads() == self.threads else limited_to(self.threads):
+                feed(self._packed, self._slabs, slots, rows, counts, y, self._clock())
+        finally:
+            self._busy = False
 
     # ----------------------------------------------------------------------------------------------- weights, snapshots
     def swap(self, model: Any, *, keep_states: bool = True) -> None:
@@ -239,32 +268,10 @@ class StreamBatch(KeptStreams):
         keep_states, new = flag(keep_states, "keep_states"), packed_of(model)
         if new.equation != self._packed.equation:
             raise ValueError(
-                f"the new model is {new.name}, and the streams are of {self._packed.name}: load another one"
+                f"the new model is {new.name}, and the streams are of {self._packed.name}: swap takes other weights of "
+                "the same equation, sizes and dtype; for another model make another StreamBatch"
             )
         self._packed = new
         self._bind()
         if not keep_states:
             self.reset(self.handles())
-
-    @classmethod
-    def load(cls, model: Any, path: str | os.PathLike[str], **options: Any) -> StreamBatch:
-        """The streams of a `snapshot`, with their handles and keys.
-
-        Parameters
-        ----------
-        model : layer
-            With the weights that the states were made with.
-        path : path
-        options
-            As for `StreamBatch`; `capacity` and `max_streams` grow to hold all.
-
-        Raises
-        ------
-        OSError
-            The file cannot be read.
-        FileError, StateError
-            It is damaged or no snapshot; or it belongs to another model or to other weights.
-        """
-        batch = cls(model, **options)
-        read(batch, path)
-        return batch

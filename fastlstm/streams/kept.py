@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..layout import Array
+from ..validation import flag
 from .open import OpenStreams, as_handles
 from .records import decode
-from .snapshots import write
+from .snapshots import read, write
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class KeptStreams(OpenStreams):
@@ -73,7 +77,7 @@ class KeptStreams(OpenStreams):
             As `close`.
         """
         self._check_free()
-        slots = self._slabs.find(as_handles(handles).tolist())
+        drop, slots = flag(drop, "drop"), self._slabs.find(as_handles(handles).tolist())
         states = [self._encoded(slot) for slot in slots]
         self._counts["exported"] += len(states)
         if drop:
@@ -105,15 +109,17 @@ class KeptStreams(OpenStreams):
             No room for all; a key has an open stream or comes twice. No stream is opened then.
         """
         self._check_free()
-        states, p = list(states), self._packed
+        if isinstance(states, (bytes, bytearray, memoryview)):
+            raise TypeError(f"states is a list, got {type(states).__name__}: for one stream give [state]")
+        states, p, other_weights = list(states), self._packed, flag(other_weights, "other_weights")
         names: Sequence[Hashable] = [None] * len(states) if keys is None else list(keys)
         if len(names) != len(states):
             raise ValueError(f"there are {len(names)} keys for {len(states)} states: give one for each, or None")
-        given = [name for name in names if name is not None]
-        for name in given:
+        named = [name for name in names if name is not None]
+        for name in named:
             self._check_key(name)
-        if len(set(given)) < len(given):
-            raise ValueError(f"key {next(n for n in given if given.count(n) > 1)!r} comes twice")
+        if len(set(named)) < len(named):
+            raise ValueError(f"key {next(n for n in named if named.count(n) > 1)!r} comes twice")
         expected = None if other_weights else p.weights_id
         read = [
             decode(state, p.widths, p.dtype, expected, f"state {i}" if len(states) > 1 else "state")
@@ -143,6 +149,29 @@ class KeptStreams(OpenStreams):
         """
         self._check_free()
         write(self, path)
+
+    @classmethod
+    def load(cls, model: Any, path: str | os.PathLike[str], **options: Any) -> Self:
+        """The streams of a `snapshot`, with their handles and keys.
+
+        Parameters
+        ----------
+        model : layer
+            With the weights that the states were made with.
+        path : path
+        options
+            As for `StreamBatch`; `capacity` and `max_streams` grow to hold all.
+
+        Raises
+        ------
+        OSError
+            The file cannot be read.
+        FileError, StateError
+            It is damaged or no snapshot; or it belongs to another model or to other weights.
+        """
+        batch = cls(model, **options)
+        read(batch, path)
+        return batch
 
     def stats(self) -> dict[str, Any]:
         """Counts since the StreamBatch was made, and its present size.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -39,19 +39,26 @@ class PackedList(Packed):
             )
         return super().checked(x, axes, single)
 
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """(first, end) of each cell by itself, and of the stages between two cells together."""
+        at = 0
+        while at < len(self.stages):
+            cells = (i for i in range(at, len(self.stages)) if self.stages[i].kind == "cell")
+            end = at + 1 if self.stages[at].kind == "cell" else next(cells, len(self.stages))
+            yield at, end
+            at = end
+
     def forward(self, x: Array, batch: Batch, states: engine.States) -> Array:
         """Packed outputs (N, U) of packed rows (N, I) or token ids (N,); `states` as of `gather`, overwritten."""
-        at, part = 0, 0
-        while at < len(self.stages):
-            stage = self.stages[at]
-            if stage.kind == "cell" or self.rows is None:
-                end, own = at + 1, len(stage.widths)
+        part = 0
+        for first, end in self.runs():
+            if self.stages[first].kind != "cell" and self.rows is not None:
+                x = self._without_state(first, end, x)
+                continue
+            for stage in self.stages[first:end]:
+                own = len(stage.widths)
                 x = run(self.module, stage, x, batch, states[part : part + own])
                 part += own
-            else:
-                end = next((i for i in range(at, len(self.stages)) if self.stages[i].kind == "cell"), len(self.stages))
-                x = self._without_state(at, end, x)
-            at = end
         return x
 
     def _without_state(self, at: int, end: int, x: Array) -> Array:
@@ -60,6 +67,10 @@ class PackedList(Packed):
         none = np.empty((len(x), 0), self.dtype)
         self.module.bind_records(self.rows.part(at, end), np.ascontiguousarray(x), none, y, get_num_threads())()
         return y
+
+    def forward_one(self, x: Array, record: Array, y: Array) -> None:
+        """As `Packed.forward_one`."""
+        y[...] = self.forward(x, Batch.of(len(x), 1, None), tuple(split_at(self.widths, record[None, None])))
 
     def gather(self, records: Sequence[Array]) -> engine.States:
         """Copies (1, n, width) of each part of n records."""

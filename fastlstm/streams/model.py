@@ -17,7 +17,7 @@ from ..layout import Array
 from ..packing import Batch
 from ..recurrent import Recurrent
 from ..validation import checked_ids, checked_input
-from .stages import Stage
+from .stages import Stage, split_at
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,15 @@ class Packed:
     def forward(self, x: Array, batch: Batch, states: engine.States) -> Array:
         """Packed outputs (N, U) of packed rows (N, I) or token ids (N,); the states (L, B, width) are overwritten."""
         return engine.forward(self.module, self.blocks, x, batch, states, packed=True)
+
+    def forward_one(self, x: Array, record: Array, y: Array) -> None:
+        """Outputs y (T, U) of one stream's rows (T, I) or token ids (T,); its record is changed in place."""
+        steps, parts = Batch.of(len(x), 1, None).rows, split_at(self.widths, record[None, None])
+        between = [np.empty((len(x), of_layer[0].spec.R), self.dtype) for of_layer in self.blocks[:-1]]
+        for layer, out in enumerate((*between, y)):
+            states = tuple(parts[layer * self.parts : (layer + 1) * self.parts])
+            self.module.forward(self.blocks[layer], x, steps, states, out)
+            x = out
 
     def gather(self, records: Sequence[Array]) -> engine.States:
         """Copies (L, n, width) of the parts of n records."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..layout import Array
-from ..validation import number, positive
+from ..validation import as_array, number, positive
 from .errors import StreamsFull
 from .model import Packed, packed_of
 from .records import encode
@@ -21,11 +21,11 @@ INT64 = np.dtype(np.int64)
 
 def as_handles(given: Any) -> Array:
     """(n,) int64 handles from one handle, a sequence or an array, or an error."""
-    handles = np.asarray(given)
+    handles = as_array(given, "handles")
     if handles.size == 0 and handles.ndim < 2:
         return np.zeros(0, np.int64)
     if handles.dtype.kind not in "iu":
-        raise TypeError(f"handles are integers, as open returns them; got dtype {handles.dtype}")
+        raise TypeError(f"handles are integers, as open and handle_of return them, got dtype {handles.dtype}")
     if handles.ndim > 1:
         raise ValueError(f"handles has shape {handles.shape}, expected one handle or (n,) handles")
     if handles.dtype == np.uint64 and handles.max() > np.iinfo(np.int64).max:
@@ -118,8 +118,7 @@ class OpenStreams:
 
     def key_of(self, handle: int) -> Any:
         """The key of a stream; None where it has none."""
-        self._slabs.find([int(handle)])
-        return self._keys.get(int(handle))
+        return self._keys.get(self._slabs.handle(self._slot(handle)))
 
     def steps(self, handle: int) -> int:
         """The steps that a stream has done since its beginning, those before a restore included.
@@ -128,8 +127,11 @@ class OpenStreams:
         ------
         StreamClosed
         """
-        (slot,) = self._slabs.find([int(handle)])
-        return int(self._slabs.info(slot)["steps"])
+        return int(self._slabs.info(self._slot(handle))["steps"])
+
+    def _slot(self, handle: Any) -> int:
+        (slot,) = self._slabs.find(as_handles([handle]).tolist())
+        return slot
 
     # ------------------------------------------------------------------------------------------------- opening, closing
     def _check_key(self, key: Hashable) -> None:
@@ -195,11 +197,11 @@ class OpenStreams:
         """Begin a stream with the state of another one; returns its handle. Errors as `open` and `close`."""
         self._check_free()
         self._check_key(key)
-        self._slabs.find([int(handle)])
+        self._slot(handle)
         self._make_room(1)
-        (slot,) = self._slabs.find([int(handle)])  # not evicted to make room
+        slot = self._slot(handle)  # not evicted to make room
         new = self._take(key)
-        (to,) = self._slabs.find([new])
+        to = self._slot(new)
         self._slabs.record(to)[...] = self._slabs.record(slot)
         self._slabs.info(to)["steps"] = self._slabs.info(slot)["steps"]
         return new
@@ -227,7 +229,7 @@ class OpenStreams:
         self._check_free()
         seconds = self.idle_seconds if seconds is None else number(seconds, "seconds")
         if seconds is None:
-            raise ValueError("for how long streams must have been idle is not said: give seconds, or idle_seconds")
+            raise ValueError("evict_idle needs a time: give seconds, or make the StreamBatch with idle_seconds")
         at_most, evicted = positive(at_most, "at_most", 0), []
         slots = self._slabs.idle(self._clock() - seconds)
         for _, slot in zip(range(at_most), slots, strict=False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy import ndarray  # a global name is found sooner than an attribute
 
 from ..layout import Array
 from ..packing import Batch
@@ -13,16 +14,32 @@ from .model import Packed
 from .slabs import Slabs
 
 
-def checked_lengths(lengths: Any, n: int) -> Array:
-    """Rows of each of n streams as (n,) int64, or an error."""
-    counts = as_array(lengths, "lengths")
-    if counts.dtype.kind not in "iu" and counts.size:
-        raise TypeError(f"lengths must be integers, got dtype {counts.dtype}")
-    if counts.shape != (n,):
-        raise ValueError(f"lengths has shape {counts.shape}, expected ({n},): one entry for each handle")
-    if counts.size and counts.min() < 0:
-        raise ValueError(f"lengths must be 0 or more, got {counts.min()}")
-    return counts.astype(np.int64)
+def checked_lengths(lengths: Any, n: int) -> list[int]:
+    """Rows of each of n streams, or an error."""
+    given = as_array(lengths, "lengths")
+    if given.dtype.kind not in "iu" and given.size:
+        raise TypeError(f"lengths must be integers, got dtype {given.dtype}")
+    if given.shape != (n,):
+        raise ValueError(f"lengths has shape {given.shape}, expected ({n},): one entry for each handle")
+    counts: list[int] = given.tolist()
+    if counts and min(counts) < 0:
+        raise ValueError(f"lengths must be 0 or more, got {min(counts)}")
+    return counts
+
+
+def is_one_piece(handles: Any, x: Any, lengths: Any, dtype: np.dtype[Any], row: tuple[int]) -> bool:
+    """Whether the arguments are one stream's rows of numbers and two lists of one int each, which need no check."""
+    return (
+        type(x) is ndarray
+        and type(handles) is list
+        and type(lengths) is list
+        and len(handles) == 1 == len(lengths)
+        and type(handles[0]) is int
+        and type(lengths[0]) is int
+        and x.dtype is dtype
+        and x.shape == (lengths[0], *row)
+        and lengths[0] > 0
+    )
 
 
 def checked_step(x: Any, n: int, single: bool, packed: Packed) -> tuple[Array, bool, bool]:
@@ -51,7 +68,7 @@ def checked_step(x: Any, n: int, single: bool, packed: Packed) -> tuple[Array, b
     return packed.checked(x, (n,), single)
 
 
-def feed(packed: Packed, slabs: Slabs, slots: list[int], rows: Array, counts: Array, y: Array, now: float) -> None:
+def feed(packed: Packed, slabs: Slabs, slots: list[int], rows: Array, counts: list[int], y: Array, now: float) -> None:
     """Run streams over their rows, and keep the states after them.
 
     Parameters
@@ -62,23 +79,34 @@ def feed(packed: Packed, slabs: Slabs, slots: list[int], rows: Array, counts: Ar
         Where the streams lie.
     rows : (N, I) array, or (N,) int64 token ids
         Stream by stream.
-    counts : (n,) int64 array
+    counts : list of n ints
         Rows of each stream, at least 1.
     y : (N, U) array
         Overwritten.
     now : float
         The time that counts as the streams' last use.
     """
-    batch = Batch.of(int(counts.max()), len(slots), counts)
-    steps = np.repeat(np.arange(batch.rows.T), batch.rows.batch_sizes)
-    of_step = np.arange(batch.rows.N) - batch.rows.offsets[steps]  # number among the sequences of the step
-    order = np.arange(len(slots)) if batch.order is None else batch.order
-    at = (np.cumsum(counts) - counts)[order[of_step]] + steps  # the row of x of each packed row
-    records = [slabs.record(slot) for slot in slots]
-    states = packed.gather(records)
-    y[at] = packed.forward(np.ascontiguousarray(rows[at]), batch, states)
-    packed.scatter(states, records)
+    if len(slots) == 1:
+        packed.forward_one(np.ascontiguousarray(rows), slabs.record(slots[0]), y)
+    else:
+        run_some(packed, [slabs.record(slot) for slot in slots], rows, np.array(counts), y)
     for slot, n in zip(slots, counts, strict=True):
         info = slabs.info(slot)
         info["steps"] += n
         info["used"] = now
+
+
+def run_some(packed: Packed, records: list[Array], rows: Array, counts: Array, y: Array) -> None:
+    """Run several streams over their rows, as sequences of one batch."""
+    n, longest = len(records), int(counts.max())
+    batch, states = Batch.of(longest, n, counts), packed.gather(records)
+    if batch.order is None:  # pieces of one length: the rows need no more than two axes exchanged
+        by_time = rows.reshape(n, longest, *rows.shape[1:]).swapaxes(0, 1)
+        out = packed.forward(np.ascontiguousarray(by_time).reshape(rows.shape), batch, states)
+        y.reshape(n, longest, -1)[...] = out.reshape(longest, n, -1).swapaxes(0, 1)
+    else:
+        steps = np.repeat(np.arange(batch.rows.T), batch.rows.batch_sizes)
+        of_step = np.arange(batch.rows.N) - batch.rows.offsets[steps]  # number among the sequences of the step
+        at = (np.cumsum(counts) - counts)[batch.order[of_step]] + steps  # the row of x of each packed row
+        y[at] = packed.forward(np.ascontiguousarray(rows[at]), batch, states)
+    packed.scatter(states, records)

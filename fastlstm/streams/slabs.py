@@ -56,8 +56,8 @@ class Slabs:
 
     # ---------------------------------------------------------------------------------------------------------- slots
     def grow(self, wanted: int = 1) -> None:
-        """Add a slab, the first of so many that are wanted now."""
-        if self.capacity >= MOST:
+        """Add a slab, the first of `wanted`; StreamsFull unless there can be so many."""
+        if self.capacity + wanted * SLAB > MOST:
             raise StreamsFull(f"{MOST:,} streams are the most that a StreamBatch can hold: use several")
         self.records.append(self._regions.slab(wanted).reshape(SLAB, self.stride))
         self.slots.append(np.zeros(SLAB, SLOT))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from types import ModuleType
 from typing import Any
 
@@ -99,4 +100,5 @@ def _activated(stage: Stage, a: Array) -> Array:
 
 def split_at(widths: Sequence[int], record: Array) -> list[Array]:
     """The parts (..., width) of records (..., sum of widths): views."""
-    return np.split(record, np.cumsum(widths)[:-1], axis=-1)
+    ends = list(accumulate(widths))
+    return [record[..., end - width : end] for width, end in zip(widths, ends, strict=True)]

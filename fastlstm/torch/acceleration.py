@@ -7,6 +7,7 @@ from typing import Any
 
 from .._backends import choose
 from ..taken import Taken
+from ..validation import flag
 from .weights import Form, Kernels
 
 RECURRENT = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
@@ -94,8 +95,7 @@ def accelerate(model: Any, frozen: bool = False, storage: str | None = None) -> 
 
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate takes a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(frozen, bool):
-        raise TypeError(f"frozen must be a bool, got {frozen!r}")
+    frozen = flag(frozen, "frozen")
     choose("c", "float32", (), storage)
     entries = []
     for name, module in model.named_modules():

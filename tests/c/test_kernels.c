@@ -85,7 +85,7 @@ int test_kernels(Options options) {
         }
     host_say("%d cases:", all);
     for (const int *isa = isas; *isa >= 0; isa++)
-        host_say(" %s", fl_isa_name(*isa));
+        host_say(" %s%s", fl_isa_name(*isa), fl_dots(*isa) ? " (and its dot products)" : "");
     host_say("\n%d passed, %d failed\n", counts[0], counts[1]);
     return counts[1];
 }

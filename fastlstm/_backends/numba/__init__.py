@@ -25,7 +25,7 @@ from ...memory import buffers
 from ...spec import Spec
 from ...storage import Form, problem
 from .. import numpy as reference
-from .runtime import kernels, team
+from .runtime import SHARED, alone, kernels, team
 
 __all__ = ["DTYPES", "EXTRAS", "STORAGES", "backward", "bind", "forward", "kernels", "pack", "supports", "unusable"]
 
@@ -233,10 +233,11 @@ def forward(
         for d, block in enumerate(blocks):
             own = tuple(s[at + d] for s in states)
             tape = {} if tapes is None else begin_tape(spec, tapes[d], rows, own)
-            run(block, x, rows, own, y, d * spec.R, row_map or PACKED, tape, threads)
+            arguments = arguments_of(block, x, rows, own, y, d * spec.R, row_map or PACKED, tape)
+            walk(f"{spec.kind}_forward", threads, rows, *arguments)
 
 
-def run(
+def arguments_of(
     block: Block,
     x: Array,
     rows: Rows,
@@ -245,14 +246,16 @@ def run(
     column: int,
     row_map: RowMap,
     tape: dict[str, Array],
-    threads: int | None,
-) -> None:
-    """Run one direction; its outputs go to the columns of y from `column` on."""
+) -> tuple[Any, ...]:
+    """What the forward kernel of a direction takes beside threads and sequences.
+
+    Its outputs go to the columns of y from `column` on.
+    """
     kind, empty = block.spec.kind, nothing(states[0].dtype)
     inputs, weights = ((empty, x), block.of_ids) if x.ndim == 1 else ((x, NO_IDS), block.of_numbers)
     outputs = empty if y is None else y, column, row_map.step, row_map.sequences
     kept = tuple(tape.get(name, empty) for name in TAPES[kind])
-    walk(f"{kind}_forward", threads, rows, (rows.offsets, block.reverse), inputs, weights, states, outputs, kept)
+    return (rows.offsets, block.reverse), inputs, weights, states, outputs, kept
 
 
 # The parts of a tape that the forward kernels write.
@@ -371,11 +374,19 @@ def bind(blocks: list[Block], x: Array, states: tuple[Array, ...]) -> Callable[[
     rows = Rows.dense(1, h.shape[1])
     work = max(work_of(k.spec, h.shape[1], i == 0 and x.ndim == 1) for i, k in enumerate(blocks))
     inputs = [x, *h[:-1]]
-    layers = [(k, inputs[i], tuple(s[i] for s in states)) for i, k in enumerate(blocks)]
+    layers = [
+        (k.spec.kind + "_forward", arguments_of(k, inputs[i], rows, tuple(s[i] for s in states), None, 0, PACKED, {}))
+        for i, k in enumerate(blocks)
+    ]
+    of_one_thread = [(getattr(kernels(), name), (None, (0, rows.B), *arguments)) for name, arguments in layers]
 
     def step() -> None:
-        with team(work) as threads:
-            for k, below, own in layers:
-                run(k, below, rows, own, None, 0, PACKED, {}, threads)
+        with alone() if work < SHARED else team(work) as threads:
+            if threads is None:
+                for kernel, arguments in of_one_thread:
+                    kernel(*arguments)
+            else:
+                for name, arguments in layers:
+                    walk(name, threads, rows, *arguments)
 
     return step

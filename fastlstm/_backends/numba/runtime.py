@@ -22,7 +22,7 @@ SHARED = 2_000_000
 
 
 class Gate:
-    """A gate that calls pass; a fork closes it and waits until all calls have ended.
+    """A gate that calls pass, each within its context; a fork closes it and waits until all calls have ended.
 
     A child has only the thread that forked. Work of other threads at that moment, in a threading layer, in BLAS or in
     Numba's compiler, would stay half done in the child for ever, locks included.
@@ -37,16 +37,16 @@ class Gate:
         self._inside = 0  # calls under way
         self._closed = 0  # forks under way
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not self._closed)
+            if self._closed:
+                self._changed.wait_for(lambda: not self._closed)
             self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            if self._closed:
                 self._changed.notify_all()
 
     def close(self) -> None:
@@ -114,10 +114,15 @@ def kernels() -> ModuleType:
         ) from error
 
 
+def alone() -> Gate:
+    """The context of a call of less than `SHARED` multiply-adds, which one thread does."""
+    return _gate
+
+
 @contextmanager
 def team(work: int) -> Iterator[int | None]:
     """The number of threads that may share a call of so many multiply-adds in this context; None: one does all."""
-    with _gate.call():
+    with _gate:
         threads = get_num_threads() if work >= SHARED else 1
         if threads == 1:
             yield None
