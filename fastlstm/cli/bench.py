@@ -106,7 +106,7 @@ def bench_neighbours(options: argparse.Namespace) -> int:
 def bench_streams(options: argparse.Namespace) -> int:
     """Measure many streams, and write a report of ratios and their bounds."""
     from ..files import check_writable
-    from ..report import streams
+    from ..report import lines_page, streams
 
     if options.training or options.cells or options.isas or options.neighbours or options.threads:
         raise ValueError(
@@ -114,7 +114,7 @@ def bench_streams(options: argparse.Namespace) -> int:
         )
     parts, out = streams.select(options.cases), Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("streams.json", "streams.md"):
+    for name in lines_page.files_of(streams.NAME):
         check_writable(out / name)
     written = streams.write(streams.run(parts, options.rounds or 15), out)
     give(options, f"report in {written}", report=str(written))

@@ -22,7 +22,7 @@ from ..recurrent import LSTM
 from ..terminal import load
 from . import c_sources, lines_page, machine, measure
 from .c_library import InC
-from .lines import ONE, OTHER, Line, Report, compared, in_turns
+from .lines import ONE, OTHER, Line, Report, chosen, compared, in_turns
 from .measure import Result, Unsupported
 
 SHAPES = ((40, 128), (64, 64), (16, 32))  # (I, H) of the sources
@@ -176,10 +176,7 @@ PARTS: dict[str, Callable[[Run], None]] = {
 # -------------------------------------------------------------------------------------------------------------- the run
 def select(words: Sequence[str]) -> list[str]:
     """The parts with these names; all without any."""
-    for word in words:
-        if word not in PARTS:
-            raise ValueError(f"no part of the embedded figures is called {word!r}; there are {', '.join(PARTS)}")
-    return [name for name in PARTS if not words or name in words]
+    return chosen(words, PARTS, "embedded figures")
 
 
 def run(parts: Sequence[str], rounds: int, keras2c: str | None = None, seed: int = 0) -> Report:
