@@ -1,8 +1,8 @@
 """Builds fastlstm/_fastlstm_c from all the C files beside this one. setup.py hands it to cffi.
 
 `api.h` is the whole C API in declarations only, so that C and cffi read the same text. Nothing here lists files:
-every ``*.c`` here, and every ``*.h`` here and in ``kernels``, belongs to it. The C library in ``library`` has a build of its
-own.
+every ``*.c`` here, and every ``*.h`` here and in ``kernels``, belongs to it. The C library in ``library`` has a build of
+its own.
 """
 
 from __future__ import annotations

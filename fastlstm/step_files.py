@@ -14,8 +14,8 @@ or, of a model that cannot run step by step, ``{"version": 1, "why_not": reason}
     {"step": "pointwise", "I":, "U":, "activations": [one]}
 
 Arrays are named as the file names them. Numbers of float32 are the whole numbers of their bits: a reader in C needs no
-decimal fractions, whose form follows the locale. "planes" and "least" say how the other operands of integers are rounded
-(`fastlstm.storage.Form`): the planes of bytes of x, and the least of x, h and the projection's operand.
+decimal fractions, whose form follows the locale. "planes" and "least" say how the other operands of integers are
+rounded (`fastlstm.storage.Form`): the planes of bytes of x, and the least of x, h and the projection's operand.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Builds the C library and puts it, its header and what finds it into the folders of a prefix.
 
-``python csrc/library/build.py PREFIX`` needs Python, a C compiler and binutils, and nothing installed in Python. setup.py
-calls `install` for the tree in the package, ``fastlstm/clib``, which has the same folders:
+``python csrc/library/build.py PREFIX`` needs Python, a C compiler and binutils, and nothing installed in Python.
+setup.py calls `install` for the tree in the package, ``fastlstm/clib``, which has the same folders:
 
     include/                     fastlstm.h, fastlstm.hpp
     lib/libfastlstm.so.1         the library

@@ -40,7 +40,9 @@ def run(options: argparse.Namespace) -> int:
     asked = {name: tell for name, tell in wanted.items() if getattr(options, name)}
     if asked:
         if options.file is not None:
-            raise ValueError(f"--{next(iter(asked)).replace('_', '-')} tells of the C library, not of a file: leave one out")
+            raise ValueError(
+                f"--{next(iter(asked)).replace('_', '-')} tells of the C library, not of a file: leave one out"
+            )
         told = {name: tell() for name, tell in asked.items()}
         print(as_json(told) if options.json else " ".join(told.values()))
     elif options.file is None:
