@@ -54,7 +54,9 @@ static ptrdiff_t whole(ptrdiff_t n, ptrdiff_t of) { return fl_ceil_div(n, of) * 
 
 /* Floats of a row that a stage works on, and bytes of its weights. */
 static void sizes_of(const fl_stage *stage, ptrdiff_t *row, ptrdiff_t *weights) {
-    *row = stage->U, *weights = 0;
+    *row = stage->I + stage->U, *weights = 0;
+    if (stage->kind == FL_STAGE_LOOKUP)
+        *row = stage->U;
     if (stage->kind == FL_STAGE_CELL) {
         const fl_spec *e = &stage->block->spec;
         const int storage = stage->block->storage;
@@ -62,7 +64,6 @@ static void sizes_of(const fl_stage *stage, ptrdiff_t *row, ptrdiff_t *weights) 
         *row = e->I + 3 * e->R + (e->kind == FL_LSTM ? e->H : 0);
         *weights = fl_gate_count(e) * e->H * (e->I + e->R) * of_number;
     } else if (stage->kind == FL_STAGE_DENSE) {
-        *row = stage->I + stage->U;
         *weights = stage->dense->I * stage->dense->U * (ptrdiff_t)sizeof(float);
     }
 }

@@ -200,7 +200,7 @@ def test_states_come_back_and_weights_are_exchanged(backend: str, tmp_path: Any)
     batch.swap(trained)
     restored = fresh.restore(states_after_two(model, x), other_weights=True)
     assert_near(batch.step(handles, x[:, 2]), fresh.step(restored, x[:, 2]), 1e-6)
-    with pytest.raises(ValueError, match="load another one"):
+    with pytest.raises(ValueError, match="make another StreamBatch"):
         batch.swap(parts("head", backend))
 
 
