@@ -35,13 +35,13 @@ I, T = 5, 40  # noqa: E741
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The example's modules `client` and `wire`; `load` can be imported, too."""
+    """The example's modules `client` and `wire`; `load` and `pieces` can be imported, too."""
     monkeypatch.syspath_prepend(str(FOLDER))
     import client
     import wire
 
     yield client, wire
-    for name in ("client", "wire", "load"):
+    for name in ("client", "wire", "load", "pieces"):
         sys.modules.pop(name, None)
 
 
@@ -266,6 +266,28 @@ def test_chaos(server: Any, modules: Any) -> None:
     assert wrong == [], "a stream has got another one's state, or a wrong one"
     assert lost == [], "more is lost than the window of a save"
     assert restored > 12 and twice > 0
+
+
+def test_pieces_that_come_together_are_one_call(modules: Any) -> None:
+    """Each gets its own rows; those of clients that have vanished are left out, and change nothing."""
+    from pieces import Pieces
+
+    layer, x = fl.LSTM(I, 6, seed=0), [inputs(seed, 3 + seed) for seed in range(5)]
+    streams = fl.StreamBatch(layer)
+    pieces, handles = Pieces(streams, wait_us=5000), [streams.open() for _ in x]
+
+    async def main() -> None:
+        asked = [asyncio.create_task(pieces.feed(h, rows)) for h, rows in zip(handles, x, strict=True)]
+        await asyncio.sleep(0)
+        asked[1].cancel()
+        streams.close(handles[3])
+        for i in (0, 2, 4):
+            assert np.array_equal(await asked[i], alone(layer, x[i]))
+        assert streams.steps(handles[1]) == 0 and pieces.rows == 3 + 5 + 7
+        assert np.array_equal(await pieces.feed(handles[1], x[1]), alone(layer, x[1]))
+        asked[3].cancel()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
 
 
 def test_twice_the_clients_that_can_be_served(modules: Any, capsys: Any) -> None:

@@ -23,7 +23,7 @@ def text(service: Any) -> str:
     metric("streams_closed_total", "counter", "Streams closed, by reason.", closed)
     metric("restores_total", "counter", "States from the store, by result.",
            {f'{{result="{result}"}}': count for result, count in service.restores.items()})  # fmt: skip
-    metric("steps_total", "counter", "Rows computed.", {"": streams["rows"] + service.piece_rows})
+    metric("steps_total", "counter", "Rows computed.", {"": streams["rows"] + service.pieces.rows})
     metric("batches_total", "counter", "Batches of single rows, by the reason why they began.",
            {f'{{why="{why}"}}': count for why, count in batcher["batches"].items()})  # fmt: skip
     below, buckets = 0, {}

@@ -6,8 +6,8 @@
 
 Environment: MODEL, a file of `layer.save` (default: LSTM(40, 128), random weights); STORE, a folder for states
 (default: none are kept); SAVE_SECONDS, how often all states are put there (default 5); DRAIN_SECONDS, how long steps
-go on after SIGTERM (default 2); MAX_STREAMS (default 10000); WAIT_US, microseconds for which a row waits for others
-(default 0). KIND compares: "echo" computes nothing, "ort-shared" and
+go on after SIGTERM (default 2); MAX_STREAMS (default 10000); WAIT_US, microseconds for which a message waits for
+others, to share a step with them (default 0). KIND compares: "echo" computes nothing, "ort-shared" and
 "ort-each" run ONNX Runtime.
 
 `wire` describes the messages. /healthz answers while the process lives, /readyz only while new streams are taken,
@@ -35,6 +35,7 @@ import metrics
 import models
 import wire
 from fastapi import FastAPI, Response, WebSocket
+from pieces import Pieces
 from starlette.websockets import WebSocketDisconnect
 
 import fastlstm as fl
@@ -53,7 +54,8 @@ class Service:
         env = os.environ.get
         self.layer = layer
         self.streams = fl.StreamBatch(layer, max_streams=int(env("MAX_STREAMS", "10000")))
-        self.batcher = Batcher(self.streams, max_wait_us=float(env("WAIT_US", "0")))
+        wait_us = float(env("WAIT_US", "0"))
+        self.batcher, self.pieces = Batcher(self.streams, max_wait_us=wait_us), Pieces(self.streams, wait_us)
         folder = env("STORE")
         self.store = FileStore(folder) if folder else None
         self.kind = env("KIND", "fastlstm")
@@ -65,7 +67,6 @@ class Service:
         self.closed = Counter(client=0, drain=0)
         self.refused = Counter(full=0, drain=0, key=0)
         self.restores = Counter(ok=0, none=0, error=0)
-        self.piece_rows = 0
 
     # ------------------------------------------------------------------------------------------------------- one client
     async def serve(self, socket: WebSocket) -> None:
@@ -142,7 +143,7 @@ class Service:
         if what == wire.STEP:
             try:
                 x = wire.rows_of(memoryview(data)[wire.HEADER.size :], form, rows, self.layer.input_size)
-                y = await self.batcher.step(handle, x[0]) if rows == 1 else self.feed(handle, x)
+                y = await self.batcher.step(handle, x[0]) if rows == 1 else await self.pieces.feed(handle, x)
             except ValueError as error:
                 await refuse(socket, what, number, wire.WRONG, str(error))
             except QueueFull as error:
@@ -159,11 +160,6 @@ class Service:
             return True
         await socket.send_bytes(wire.HEADER.pack(what, wire.OK, 0, number))
         return what != wire.CLOSE
-
-    def feed(self, handle: int, x: Any) -> Any:
-        """Outputs (rows, U) of rows (rows, I) of one stream, computed at once: a batch of pieces would gain little."""
-        self.piece_rows += len(x)
-        return self.streams.feed([handle], x, [len(x)])
 
     async def serve_other(self, socket: WebSocket) -> None:
         """The same messages for a contender, without a store."""
@@ -198,6 +194,7 @@ class Service:
         self.ready = False
         await asyncio.sleep(self.drain_seconds)
         await self.batcher.drain(timeout=self.drain_seconds)
+        self.pieces.flush()
         self.save()
         for socket in list(self.clients):
             with suppress(RuntimeError):  # it has ended by itself

@@ -130,12 +130,8 @@ class StreamBatch(KeptStreams):
                     return y
             elif self._step(handles, x, y):
                 return y
-        elif (
-            type(handles) is int
-            and out is None
-            and self._step_one(handles, x, y := empty(self.output_size, self.dtype))
-        ):
-            return y
+        elif type(handles) is int and out is None and (one := self._step_one(handles, x)) is not None:
+            return one
         return self._step_any(handles, x, out)
 
     def _step(self, handles: Array, x: Array, y: Array) -> bool:
@@ -153,16 +149,13 @@ class StreamBatch(KeptStreams):
             self._busy = False
         return done
 
-    def _step_one(self, handle: int, x: Any, y: Array) -> bool:
-        """A short step of one stream; False where an argument is refused or takes another way."""
-        return bool(
-            type(x) is ndarray
-            and x.dtype is self.dtype
-            and x.shape == self._row
-            and self._rows.most_locked
-            and not self._busy
-            and self._rows.step_one(handle, x, y, self._clock())
-        )
+    def _step_one(self, handle: int, x: Any) -> Array | None:
+        """A short step of one stream; None where an argument is refused or takes another way."""
+        if type(x) is ndarray and x.dtype is self.dtype and x.shape == self._row and not self._busy:
+            y = empty(self.output_size, self.dtype)
+            if self._rows.most_locked and self._rows.step_one(handle, x, y, self._clock()):
+                return y
+        return None
 
     def _step_any(self, handles: Any, x: Any, out: Array | None) -> Array:
         """`step` with all checks, for every kind of input and output."""
