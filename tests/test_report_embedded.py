@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastlstm.cli import main
-from fastlstm.report import c_library, c_sources, embedded, measure
+from fastlstm.report import c_library, c_sources, embedded, measure, silero
 
 HAS_COMPILER = any(map(shutil.which, ("gcc", "clang", "cc")))
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="there is no C compiler")
@@ -18,7 +19,13 @@ needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="there is no C comp
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"SHAPES": ((3, 4),), "OF_LIBRARY": ((3, 4),), "STREAMS": 5, "CALL": 4}.items():
+    for name, value in {
+        "SHAPES": ((3, 4),),
+        "OF_LIBRARY": ((3, 4),),
+        "STREAMS": 5,
+        "CALL": 4,
+        "OF_SILERO": {2: 3.0},
+    }.items():
         monkeypatch.setattr(embedded, name, value)
     for name in ("ROUND_SECONDS", "WARM_SECONDS", "LEAST_SAMPLE"):
         monkeypatch.setattr(measure, name, 1e-4)
@@ -43,6 +50,7 @@ def test_a_tiny_run(tmp_path: Path) -> None:
         "in C: single steps / a batch's step": "batch: ",
         "single steps from Python / a batch's step in C": "batch: ",
         "C library / extension": "size: ",
+        "Silero VAD, whole: ONNX Runtime / StreamBatch": "silero: ",
     }.items():
         assert part in found or missing in notes, part
     assert "keras2c 3,4: its wheel has no C: give --keras2c" in notes
@@ -73,6 +81,22 @@ def test_wrong_outputs_are_not_timed(
         pytest.skip(raw["notes"][0])
     assert status == 1 and raw["lines"] == []
     assert any(measure.WRONG in note for note in raw["notes"])
+
+
+def test_wrong_probabilities_of_silero_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    if find_spec("silero_vad") is None:
+        pytest.skip("silero-vad is not installed")
+    ours = silero.ours
+
+    def changed(n: int) -> Any:
+        step = ours(n)
+        return lambda chunks: step(chunks) + 1e-4
+
+    monkeypatch.setattr(silero, "ours", changed)
+    status, raw = bench(tmp_path, "--cases", "silero")
+    assert status == 1 and raw["lines"] == []
+    assert raw["notes"][0].startswith(f"silero 2 streams: {measure.WRONG}: off by 0.0001, allowed 1e-05")
 
 
 def test_without_a_compiler_nothing_is_measured_but_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

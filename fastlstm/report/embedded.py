@@ -1,7 +1,7 @@
 """Recurrent layers in programs without Python: ``fastlstm bench --embedded``.
 
-The C that `to_c` writes beside that of others, the C library beside a step from Python, and sizes. Every figure is a
-ratio with the bound that is wanted.
+The C that `to_c` writes beside that of others, the C library beside a step from Python, sizes, and a whole model of
+speech detection on the native step that Python and C share. Every figure is a ratio with the bound that is wanted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .. import library
 from ..num_threads import threads as threads_of
 from ..recurrent import LSTM
 from ..terminal import load
-from . import c_sources, lines_page, machine, measure
+from . import c_sources, lines_page, machine, measure, silero
 from .c_library import InC
 from .lines import ONE, OTHER, Line, Report, chosen, compared, in_turns
 from .measure import Result, Unsupported
@@ -28,6 +28,8 @@ from .measure import Result, Unsupported
 SHAPES = ((40, 128), (64, 64), (16, 32))  # (I, H) of the sources
 OF_LIBRARY = ((40, 128), (64, 64))  # (I, H) of steps of the C library
 STREAMS = 256
+OF_SILERO = {1: 1.5, 64: 3.0}  # the bound by the number of streams
+CHUNKS = 20  # of Silero, which are compared
 CALL = 100  # steps in one timed call: calling C from Python costs little of it
 ALLOWED, ALLOWED_INT8 = 1e-5, 3e-2  # largest error of outputs
 
@@ -164,12 +166,31 @@ def library_size(run: Run) -> None:
     run.report.lines.append(Line("C library / extension", "size", sizes[0] / sizes[1], 0.5, True, detail=detail))
 
 
+# ------------------------------------------------------------------------------------------------------------- Silero
+def whole_silero(run: Run) -> None:
+    """A chunk of silero-vad's whole model: ONNX Runtime, which carries contexts and states, by a `StreamBatch`."""
+    for n, wanted in OF_SILERO.items():
+        try:
+            ours, theirs = silero.ours(n), silero.theirs(n)
+        except ImportError as error:
+            raise Unsupported(f"not installed ({error})") from error
+        what, sound = f"{n} stream{'s' * (n > 1)}", silero.noise(n)
+        chunks = [next(sound) for _ in range(CHUNKS)]
+        off = max(float(np.abs(ours(x) - theirs(x)).max()) for x in chunks)
+        if agrees(run, f"silero {what}", off):
+            calls = {ONE: partial(ours, chunks[0]), OTHER: partial(theirs, chunks[0])}
+            times = in_turns(calls, run.report.rounds, run.rng)
+            part = "Silero VAD, whole: ONNX Runtime / StreamBatch"
+            run.report.lines.append(compared(part, what, times[ONE], times[OTHER], wanted))
+
+
 PARTS: dict[str, Callable[[Run], None]] = {
     "sources": sources,
     "int8": int8,
     "step": steps_in_c,
     "batch": batch_in_c,
     "size": library_size,
+    "silero": whole_silero,
 }
 
 
