@@ -48,7 +48,7 @@ def steps_entry(model: Any, arrays: Mapping[str, Array]) -> dict[str, Any]:
         All that the file holds, by name.
     """
     try:
-        steps = steps_of(model, reduced=True)
+        steps = steps_of(model, native=True)
         names = _Names(arrays)
         written = [_written(step, names) for step in steps]
     except (TypeError, ValueError) as error:
