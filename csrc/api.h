@@ -223,9 +223,19 @@ void flq_step(fl_stream *stream);
 /* ---- models as lists of stages (rows.c) ---- */
 
 /* What happens to a row of one time step. LOOKUP: an id becomes a row of a table. CELL: one layer of recurrent cells
- * advances, and its h is the output. DENSE: an activation of a product. POINTWISE: an activation. */
-enum fl_stage_kind { FL_STAGE_LOOKUP, FL_STAGE_CELL, FL_STAGE_DENSE, FL_STAGE_POINTWISE };
-enum { FL_SOFTMAX = 64 }; /* id of a stage's activation beside enum fl_activation: softmax over the row */
+ * advances, and its h is the output. DENSE: an activation of a product, of each frame of I / dense->I. POINTWISE: an
+ * activation. CONTEXT: the last U - I numbers of the inputs before, then the input. GATHER: numbers of the input, or 0.
+ * MAGNITUDE: each frame's first half are real parts, its second half imaginary ones. */
+enum fl_stage_kind {
+    FL_STAGE_LOOKUP,
+    FL_STAGE_CELL,
+    FL_STAGE_DENSE,
+    FL_STAGE_POINTWISE,
+    FL_STAGE_CONTEXT,
+    FL_STAGE_GATHER,
+    FL_STAGE_MAGNITUDE
+};
+enum { FL_SOFTMAX = 64 }; /* id of a stage's activation beside enum fl_activation: softmax over each frame */
 
 typedef struct {
     int kind;              /* enum fl_stage_kind */
@@ -235,10 +245,14 @@ typedef struct {
     const fl_dense *dense; /* DENSE: forward panels */
     const float *table;    /* LOOKUP: (I, U) */
     fl_act act;            /* DENSE, POINTWISE */
+    ptrdiff_t frames;      /* POINTWISE, MAGNITUDE: equal parts of the output; 0 counts as 1 */
+    const int32_t *runs; /* GATHER: (count, 2) place in the input and length of each run of numbers; place -1: zeros */
+    ptrdiff_t count;
 } fl_stage;
 
 /* A stage takes the output of the one before. The first one takes numbers or, LOOKUP and CELL, ids from 0 to I - 1, which
- * no function checks. The record of a stream is its state: for each CELL h (R) and, for LSTM, c (H). */
+ * no function checks. The record of a stream is its state: for each CELL h (R) and, for LSTM, c (H); for each CONTEXT
+ * U - I numbers. */
 typedef struct {
     const fl_stage *stages; /* (S) */
     int S;
@@ -252,7 +266,7 @@ ptrdiff_t fl_record_width(const fl_model *model); /* floats */
 typedef struct {
     const fl_model *model;
     ptrdiff_t n;
-    float *const *records; /* (n) in any order, each once; their floats are overwritten. NULL where there is no CELL */
+    float *const *records; /* (n) in any order, each once; their floats are overwritten. NULL without a state */
     const float *x;        /* or NULL */
     const int64_t *ids;    /* or NULL */
     float *y;

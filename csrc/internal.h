@@ -52,6 +52,8 @@ INLINE int fl_phase_count(const fl_spec *s) { return 1 + (fl_two_phases(s) || s-
 
 /* Floats of a stage's part of a record. */
 INLINE ptrdiff_t fl_part_of(const fl_stage *stage) {
+    if (stage->kind == FL_STAGE_CONTEXT)
+        return stage->U - stage->I;
     const fl_spec *s = stage->kind == FL_STAGE_CELL ? &stage->block->spec : NULL;
     return s ? s->R + (s->kind == FL_LSTM ? s->H : 0) : 0;
 }

@@ -54,7 +54,9 @@ static ptrdiff_t whole(ptrdiff_t n, ptrdiff_t of) { return fl_ceil_div(n, of) * 
 
 /* Floats of a row that a stage works on, and bytes of its weights. */
 static void sizes_of(const fl_stage *stage, ptrdiff_t *row, ptrdiff_t *weights) {
-    *row = stage->U, *weights = 0;
+    *row = stage->I + stage->U, *weights = 0;
+    if (stage->kind == FL_STAGE_LOOKUP)
+        *row = stage->U;
     if (stage->kind == FL_STAGE_CELL) {
         const fl_spec *e = &stage->block->spec;
         const int storage = stage->block->storage;
@@ -62,7 +64,6 @@ static void sizes_of(const fl_stage *stage, ptrdiff_t *row, ptrdiff_t *weights) 
         *row = e->I + 3 * e->R + (e->kind == FL_LSTM ? e->H : 0);
         *weights = fl_gate_count(e) * e->H * (e->I + e->R) * of_number;
     } else if (stage->kind == FL_STAGE_DENSE) {
-        *row = stage->I + stage->U;
         *weights = stage->dense->I * stage->dense->U * (ptrdiff_t)sizeof(float);
     }
 }
@@ -111,7 +112,9 @@ static cut cut_step(const fl_model *m, int of_ids, ptrdiff_t n, int threads) {
     const ptrdiff_t most = most_rows(m);
     cut c = {.threads = worthwhile(m, of_ids, n, threads)};
     const ptrdiff_t pieces = c.threads == 1 ? 1 : fl_max(c.threads, fl_min(4 * c.threads, n / most));
-    c.piece = whole(fl_max(1, fl_ceil_div(n, pieces)), tile); /* no rows: no pieces, instead of a division by 0 */
+    c.piece = fl_max(1, fl_ceil_div(n, pieces)); /* no rows: no pieces, instead of a division by 0 */
+    if (c.piece > 4 * tile)                      /* of few rows, whole tiles would be uneven shares */
+        c.piece = whole(c.piece, tile);
     c.pieces = (int)fl_ceil_div(n, c.piece);
     c.block = whole(fl_ceil_div(c.piece, fl_ceil_div(c.piece, most)), tile); /* blocks of about equal height */
     const ptrdiff_t rows = fl_min(most, whole(n, tile));

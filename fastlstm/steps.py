@@ -2,11 +2,12 @@
 
 `steps_of` takes a layer, a `Sequential`, or a list such as ``[lstm, dense, "sigmoid"]``, and returns what happens to
 one input of one time step: a row is looked up, a recurrent layer advances, a product is taken, an activation applied.
+For signals a list may hold steps themselves: `Context`, `Gather`, `Magnitude`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ from .nn.activation import checked
 from .nn.chain import Chain
 from .recurrent import Recurrent
 from .spec import Spec
+from .validation import positive
 
 Activation = Any  # "linear", "softmax", a name of `spec.ACTIVATIONS`, or (name, alpha, beta)
 
@@ -86,17 +88,20 @@ class Affine:
     activation : activation
     skip : bool
         Whether the input is added to the output.
+    frames : int
+        Frames of x, one behind the other, each of which is multiplied.
     """
 
     weight: Array
     bias: Array | None
     activation: Activation = "linear"
     skip: bool = False
+    frames: int = 1
 
     @property
     def sizes(self) -> tuple[int, int]:
         """Width of the input and of the output."""
-        return self.weight.shape[1], self.weight.shape[0]
+        return self.frames * self.weight.shape[1], self.frames * self.weight.shape[0]
 
     def __str__(self) -> str:
         return f"Dense({self.weight.shape[1]}, {self.weight.shape[0]}, {self.activation!r})"
@@ -111,10 +116,13 @@ class Pointwise:
     activation : activation
     size : int
         Width of input and output.
+    frames : int
+        Equal parts of the input; softmax is taken over each.
     """
 
     activation: Activation
     size: int
+    frames: int = 1
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -125,10 +133,104 @@ class Pointwise:
         return f"Activation({self.activation!r})"
 
 
+@dataclass(frozen=True)
+class Context:
+    """The last numbers of the inputs before, then the input: what overlapping windows of a signal have in common.
+
+    Parameters
+    ----------
+    size : int
+        Width of the input.
+    keep : int
+        Numbers that are kept from step to step; zeros before the first one.
+    """
+
+    size: int
+    keep: int
+
+    def __post_init__(self) -> None:
+        positive(self.size, "size")
+        positive(self.keep, "keep")
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Width of the input and of the output."""
+        return self.size, self.size + self.keep
+
+    def __str__(self) -> str:
+        return f"Context({self.size}, {self.keep})"
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Frames of numbers of the input: framing, strides, padding with zeros or by reflection, im2col of a convolution.
+
+    A `fastlstm.Dense` behind it multiplies each frame.
+
+    Parameters
+    ----------
+    index : (F, K) integer array
+        Places in the input; -1 gives 0.
+    size : int
+        Width of the input; 0: that of the output before.
+    """
+
+    index: Array
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        index = np.asarray(self.index)
+        if index.dtype.kind not in "iu" or index.ndim != 2 or not index.size:
+            raise ValueError(f"index is an array of integers (F, K), got dtype {index.dtype} and shape {index.shape}")
+        if index.min() < -1 or (self.size and index.max() >= self.size):
+            raise ValueError(
+                f"index must lie between -1 and {self.size - 1 if self.size else 'the width of the input'}, "
+                f"got {index.min()} to {index.max()}"
+            )
+        object.__setattr__(self, "index", np.array(index, np.int64))
+
+    @property
+    def frames(self) -> int:
+        """F."""
+        return len(self.index)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Width of the input and of the output."""
+        return self.size, self.index.size
+
+    def __str__(self) -> str:
+        return f"Gather of {self.index.shape} numbers"
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """sqrt(re^2 + im^2) of each frame, whose first half is re and whose second half is im: a spectrum's magnitudes.
+
+    Parameters
+    ----------
+    size : int
+        Width of the input; 0: that of the output before.
+    frames : int
+    """
+
+    size: int = 0
+    frames: int = 1
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Width of the input and of the output."""
+        return self.size, self.size // 2
+
+    def __str__(self) -> str:
+        return f"Magnitude of {self.frames} frames"
+
+
 Step = Lookup | Recurrence | Affine | Pointwise
+FramedStep = Context | Gather | Magnitude  # steps that streams have and `to_c` has not
 
 
-def steps_of(model: Any, reduced: bool = False) -> list[Step]:
+def steps_of(model: Any, native: bool = False) -> list[Any]:
     """The steps of a model, first to last, with copies of its parameters.
 
     Parameters
@@ -136,8 +238,9 @@ def steps_of(model: Any, reduced: bool = False) -> list[Step]:
     model : layer, Sequential, or list
         A list holds recurrent layers, `fastlstm.Dense`, modules of `fastlstm.nn` that are built, and activations: a
         name, or (name, alpha, beta).
-    reduced : bool
-        Whether recurrent layers may keep their weights in a reduced storage; their parameters are the kept ones then.
+    native : bool
+        Whether the steps are for streams of this package: recurrent layers may keep their weights in a reduced storage,
+        their parameters being the kept ones then, and `Context`, `Gather` and `Magnitude` are taken.
 
     Raises
     ------
@@ -150,9 +253,9 @@ def steps_of(model: Any, reduced: bool = False) -> list[Step]:
     parts = list(model) if isinstance(model, list | tuple) else [model]
     if not parts:
         raise ValueError("a model needs at least one layer, got an empty list")
-    steps: list[Step] = []
+    steps: list[Any] = []
     for part in parts:
-        steps += _of_part(part, steps[-1].sizes[1] if steps else None, reduced)
+        _add(part, steps, native)
     for before, after in pairwise(steps):
         if isinstance(after, Lookup):
             raise ValueError(f"{after} takes token ids, so it must be the first step: {before} stands before it")
@@ -161,19 +264,38 @@ def steps_of(model: Any, reduced: bool = False) -> list[Step]:
     return steps
 
 
-def _of_part(part: Any, width: int | None, reduced: bool) -> list[Step]:
-    """The steps of one part of a list; `width` is that of the output before it, None for the first part."""
+def _framed(step: Any, before: Any) -> Any:
+    """The step with the frames that the output before it has, or with one where it takes all frames as one input."""
+    frames = getattr(before, "frames", 1)
+    if isinstance(step, Affine) and before is not None and before.sizes[1] != frames * step.sizes[0]:
+        frames = 1
+    if isinstance(step, Magnitude) and step.size % (2 * frames):
+        raise ValueError(f"{step} takes pairs of halves, and {before} gives {step.size} numbers in {frames} frames")
+    return replace(step, frames=frames) if isinstance(step, Affine | Pointwise | Magnitude) else step
+
+
+def _add(part: Any, steps: list[Any], native: bool) -> None:
+    """Append the steps of one part of a list."""
     if isinstance(part, Chain):
         if not part.built:
             raise ValueError("the model is not built yet: call it once, or build(shape of a sample)")
-        inner: list[Step] = []
         for module in part.modules:
-            inner += _of_part(module, inner[-1].sizes[1] if inner else width, reduced)
-        return inner
+            _add(module, steps, native)
+        return
+    for step in _of_part(part, steps[-1].sizes[1] if steps else None, native):
+        steps.append(_framed(step, steps[-1] if steps else None))
+
+
+def _of_part(part: Any, width: int | None, native: bool) -> list[Any]:
+    """The steps of one part of a list; `width` is that of the output before it, None for the first part."""
     if isinstance(part, nn.Module):
-        return _of_module(part, width, reduced)
+        return _of_module(part, width, native)
+    if isinstance(part, FramedStep):
+        if not native:
+            raise ValueError(f"{part} is for streams of fastlstm only: a C source has no code for it")
+        return [part if isinstance(part, Context) else replace(part, size=part.size or _known(width, part))]
     if isinstance(part, Recurrent):
-        return _of_recurrent(part, reduced)
+        return _of_recurrent(part, native)
     if isinstance(part, dense.Dense):
         return [_affine(part)]
     if isinstance(part, str) or (isinstance(part, tuple) and part and isinstance(part[0], str)):
@@ -190,7 +312,7 @@ def _known(width: int | None, part: Any) -> int:
     return width
 
 
-def _of_module(module: nn.Module, width: int | None, reduced: bool) -> list[Step]:
+def _of_module(module: nn.Module, width: int | None, native: bool) -> list[Any]:
     """The steps of a module of `fastlstm.nn`."""
     if isinstance(module, nn.Dropout | nn.Masking):
         return []  # without effect on one step of inference
@@ -201,7 +323,7 @@ def _of_module(module: nn.Module, width: int | None, reduced: bool) -> list[Step
     if not module.built:
         raise ValueError(f"{module!r} is not built yet: call the model once, or build(shape of a sample)")
     if isinstance(module, nn.Residual):
-        (inner,) = _of_module(module.module, width, reduced)
+        (inner,) = _of_module(module.module, width, native)
         if not isinstance(inner, Recurrence | Affine):
             raise ValueError(
                 f"{module!r} cannot run step by step: only recurrent layers and Dense have a residual path"
@@ -214,7 +336,7 @@ def _of_module(module: nn.Module, width: int | None, reduced: bool) -> list[Step
         assert isinstance(core, dense.Dense)
         return [_affine(core, module.activation)]
     if isinstance(core, Recurrent):
-        return _of_recurrent(core, reduced)
+        return _of_recurrent(core, native)
     raise ValueError(f"{module!r} cannot run step by step: its kind of module is not known here")
 
 
@@ -225,12 +347,12 @@ def _affine(layer: dense.Dense, activation: Activation = "linear") -> Affine:
     return Affine(_float32(params["weight"], layer), None if bias is None else _float32(bias, layer), activation)
 
 
-def _of_recurrent(layer: Recurrent, reduced: bool) -> list[Step]:
+def _of_recurrent(layer: Recurrent, native: bool) -> list[Any]:
     """A step for each layer of a recurrent layer."""
     if layer.bidirectional or layer.reverse:
         raise ValueError(f"{layer!r} cannot run step by step: its reverse direction begins at the sequence's end")
     params = layer.state_dict()
-    may_be_reduced = reduced and layer.dtype == np.float32
+    may_be_reduced = native and layer.dtype == np.float32
     return [
         Recurrence(
             spec,

@@ -227,3 +227,17 @@ def test_the_least_time_of_int8_by_hand() -> None:
     assert quantised.least_seconds(case, limits) == pytest.approx(2 * 10 * 32 * 16 / 1e3 + 10 * 32 * 8 / 50)
     assert quantised.least_seconds(replace(case, B=20), limits) == pytest.approx(2 * 20 * 10 * 32 * 24 / 1e3)
     assert quantised.least_seconds(replace(case, mode="step", T=1), limits) == pytest.approx(32 * 24 / 50)
+
+
+def test_openvinos_tool_quantises_the_weights_too() -> None:
+    """Behind the nodes that reorder gates it takes them for no constants, and OpenVINO then computes in float32."""
+    from fastlstm.report import cases, quantised
+
+    pytest.importorskip("nncf")
+    pytest.importorskip("onnx")
+    openvino = pytest.importorskip("openvino")
+    case = cases.Case("forward", "lstm", 8, 16, B=2, T=5)
+    model = quantised.nncf_model(case, openvino.Core())
+    constants = [op for op in model.get_ops() if op.get_type_name() == "Constant"]
+    of_bytes = [tuple(op.shape) for op in constants if op.get_element_type().get_type_name() == "i8"]
+    assert sorted(of_bytes) == [(1, 64, 8), (1, 64, 16)]

@@ -130,20 +130,65 @@ static void rows_activation(fl_act act, float *y, ptrdiff_t n, ptrdiff_t U) {
     }
 }
 
-/* A stage without a state: y (n, U) of x (n, I) or ids (n). */
-static void rows_stage(const fl_stage *stage, const Input *in, ptrdiff_t n, float *y) {
+/* A CONTEXT: y (n, U) of x (n, I). Each record keeps the last numbers of y. */
+static void rows_context(const fl_stage *stage, const float *x, float *const *records, ptrdiff_t at, ptrdiff_t n,
+                         float *y) {
     const ptrdiff_t I = stage->I, U = stage->U;
-    if (stage->kind == FL_STAGE_LOOKUP) {
+    const size_t kept = (size_t)(U - I) * sizeof(float);
+    for (ptrdiff_t r = 0; r < n; r++, x += I, y += U) {
+        memcpy(y, records[r] + at, kept);
+        memcpy(y + (U - I), x, (size_t)I * sizeof(float));
+        memcpy(records[r] + at, y + I, kept);
+    }
+}
+
+/* A GATHER: y (n, U) of x (n, I). */
+static void rows_gather(const fl_stage *stage, const float *x, ptrdiff_t n, float *y) {
+    for (ptrdiff_t r = 0; r < n; r++, x += stage->I)
+        for (ptrdiff_t i = 0; i < stage->count; i++) {
+            const ptrdiff_t from = stage->runs[2 * i], length = stage->runs[2 * i + 1];
+            if (length == 1)
+                *y = from < 0 ? 0.0f : x[from];
+            else if (from < 0)
+                memset(y, 0, (size_t)length * sizeof(float));
+            else
+                memcpy(y, x + from, (size_t)length * sizeof(float));
+            y += length;
+        }
+}
+
+/* A MAGNITUDE: y (n, U) of x (n, 2 U). */
+static void rows_magnitude(const fl_stage *stage, const float *x, ptrdiff_t n, float *y) {
+    const ptrdiff_t frames = fl_max(1, stage->frames), U = stage->U / frames;
+    for (ptrdiff_t r = 0; r < n * frames; r++, x += 2 * U, y += U)
+        for (ptrdiff_t u = 0; u < U; u++)
+            y[u] = sqrtf(x[u] * x[u] + x[U + u] * x[U + u]);
+}
+
+/* A DENSE: y (n, U) of x (n, I), frame by frame. */
+static void rows_dense(const fl_stage *stage, const float *x, ptrdiff_t n, float *y) {
+    const fl_dense *const k = stage->dense;
+    const ptrdiff_t frames = n * (stage->I / k->I);
+    for (ptrdiff_t r = 0; r < frames; r += FL_DENSE_ROWS)
+        dense_panels(k, x + r * k->I, fl_min(frames - r, FL_DENSE_ROWS), y + r * k->U, 0, 1);
+    rows_activation(stage->act, y, frames, k->U);
+}
+
+/* A stage: y (n, U) of the input of n rows. `at` is where its state begins in a record. */
+static void rows_stage(const fl_stage *stage, const Input *in, float *const *records, ptrdiff_t at, ptrdiff_t n,
+                       float *y) {
+    const ptrdiff_t U = stage->U, frames = fl_max(1, stage->frames);
+    switch (stage->kind) {
+    case FL_STAGE_LOOKUP:
         for (ptrdiff_t r = 0; r < n; r++)
             memcpy(y + r * U, stage->table + in->ids[r] * U, (size_t)U * sizeof(float));
-        return;
+        break;
+    case FL_STAGE_DENSE: rows_dense(stage, in->x, n, y); break;
+    case FL_STAGE_CONTEXT: rows_context(stage, in->x, records, at, n, y); break;
+    case FL_STAGE_GATHER: rows_gather(stage, in->x, n, y); break;
+    case FL_STAGE_MAGNITUDE: rows_magnitude(stage, in->x, n, y); break;
+    default: memcpy(y, in->x, (size_t)(n * U) * sizeof(float)); rows_activation(stage->act, y, n * frames, U / frames);
     }
-    if (stage->kind == FL_STAGE_DENSE)
-        for (ptrdiff_t r = 0; r < n; r += FL_DENSE_ROWS)
-            dense_panels(stage->dense, in->x + r * I, fl_min(n - r, FL_DENSE_ROWS), y + r * U, 0, 1);
-    else
-        memcpy(y, in->x, (size_t)(n * U) * sizeof(float));
-    rows_activation(stage->act, y, n, U);
 }
 
 /* y (n, U) += x (n, U). */
@@ -171,7 +216,7 @@ static void rows_block(const fl_rows_job *job, ptrdiff_t r0, ptrdiff_t n, ptrdif
         if (stage->kind == FL_STAGE_CELL)
             rows_cell(job, i, &in, records, at, n, next, y, from, reversed);
         else
-            rows_stage(stage, &in, n, y);
+            rows_stage(stage, &in, records, at, n, y);
         if (stage->skip)
             rows_skip(in.x, y, n, stage->U);
         at += fl_part_of(stage);

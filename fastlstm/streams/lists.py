@@ -39,11 +39,11 @@ class PackedList(Packed):
         return super().checked(x, axes, single)
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """(first, end) of each cell by itself, and of the stages between two cells together."""
+        """(first, end) of each stage with a state by itself, and of the stages between two of them together."""
         at = 0
         while at < len(self.stages):
-            cells = (i for i in range(at, len(self.stages)) if self.stages[i].kind == "cell")
-            end = at + 1 if self.stages[at].kind == "cell" else next(cells, len(self.stages))
+            with_state = (i for i in range(at, len(self.stages)) if self.stages[i].widths)
+            end = at + 1 if self.stages[at].widths else next(with_state, len(self.stages))
             yield at, end
             at = end
 
@@ -51,7 +51,7 @@ class PackedList(Packed):
         """Packed outputs (N, U) of packed rows (N, I) or token ids (N,); `states` as of `gather`, overwritten."""
         part = 0
         for first, end in self.runs():
-            if self.stages[first].kind != "cell" and self.rows is not None:
+            if not self.stages[first].widths and self.rows is not None:
                 x = self._without_state(first, end, x)
                 continue
             for stage in self.stages[first:end]:
@@ -95,14 +95,14 @@ def packed_list(model: Any) -> PackedList:
     from ..steps import steps_of
 
     name = repr(list(model) if isinstance(model, tuple) else model)
-    steps = steps_of(model, reduced=True)
+    steps = steps_of(model, native=True)
     layers: list[Any] = list({id(layer): layer for step in steps if (layer := getattr(step, "layer", None))}.values())
     if not layers:
         raise ValueError(f"{name} has no recurrent layer, so a stream of it has no state: call its layers instead")
     module = _one_backend(model, layers)
     while True:
         versions = [layer.version for layer in layers]
-        steps = steps_of(model, reduced=True)
+        steps = steps_of(model, native=True)
         blocks = {id(layer): layer._blocks()[1] for layer in layers}
         if versions == [layer.version for layer in layers]:  # else another thread has changed the weights in between
             break
@@ -126,15 +126,20 @@ def packed_list(model: Any) -> PackedList:
 
 def _stage(step: Any, blocks: dict[int, Any]) -> Stage:
     """A step of `fastlstm.steps` as a stage."""
-    from ..steps import Affine, Lookup, Recurrence
+    from ..steps import Affine, Context, Gather, Lookup, Magnitude, Recurrence
 
     if isinstance(step, Recurrence):
         return Stage("cell", step.sizes, block=blocks[id(step.layer)][step.number][0], skip=step.skip)
     if isinstance(step, Lookup):
         return Stage("lookup", step.weight.shape, weight=step.weight)
     if isinstance(step, Affine):
-        return Stage("dense", step.sizes, None, step.weight, step.bias, step.activation, step.skip)
-    return Stage("pointwise", step.sizes, activation=step.activation)
+        return Stage("dense", step.sizes, None, step.weight, step.bias, step.activation, step.skip, step.frames)
+    if isinstance(step, Context):
+        return Stage("context", step.sizes)
+    if isinstance(step, Gather):
+        return Stage("gather", step.sizes, weight=step.index.reshape(-1), frames=step.frames)
+    kind = "magnitude" if isinstance(step, Magnitude) else "pointwise"
+    return Stage(kind, step.sizes, activation=getattr(step, "activation", "linear"), frames=step.frames)
 
 
 def _parameters(step: Any) -> dict[str, Array]:
@@ -142,7 +147,7 @@ def _parameters(step: Any) -> dict[str, Array]:
     own = getattr(step, "params", None)
     if own is not None:
         return dict(own)
-    return {name: p for name in ("weight", "bias") if (p := getattr(step, name, None)) is not None}
+    return {name: p for name in ("weight", "bias", "index") if (p := getattr(step, name, None)) is not None}
 
 
 def _one_backend(model: Any, layers: Sequence[Any]) -> ModuleType:

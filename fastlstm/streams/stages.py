@@ -25,19 +25,21 @@ class Stage:
 
     Parameters
     ----------
-    kind : {"lookup", "cell", "dense", "pointwise"}
+    kind : {"lookup", "cell", "dense", "pointwise", "context", "gather", "magnitude"}
         A token id becomes a row of a table; one layer of recurrent cells advances, and its h is the output; an
-        activation of a product; an activation.
+        activation of a product; an activation; the others are those of `fastlstm.steps`.
     sizes : (int, int)
         Width of the input, for "lookup" the number of ids, and of the output.
     block : block of the backend
         Of a cell.
-    weight : (U, I) array, of a lookup (V, E)
+    weight : (U, I) array; of a lookup (V, E); of a gather (F * K,) places in the input, -1 for 0
     bias : (U,) array or None
     activation : activation
         "linear", "softmax", a name of `spec.ACTIVATIONS`, or (name, alpha, beta).
     skip : bool
         Whether the input is added to the output.
+    frames : int
+        Equal parts of the input, each of which a dense stage multiplies.
     """
 
     kind: str
@@ -47,30 +49,42 @@ class Stage:
     bias: Array | None = None
     activation: Any = "linear"
     skip: bool = False
+    frames: int = 1
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Numbers of each part of the state: h and, for LSTM, c; empty without a state."""
+        """Numbers of each part of the state: h and, for LSTM, c; the kept inputs; empty without a state."""
+        if self.kind == "context":
+            return (self.sizes[1] - self.sizes[0],)
         return tuple(self.block.spec.initial.values()) if self.kind == "cell" else ()
 
     @property
     def work(self) -> int:
         """Multiply-adds of a row, and what a row costs beside them, in the same unit."""
-        return WORK if self.weight is None or self.kind != "dense" else WORK + self.weight.size
+        return WORK if self.weight is None or self.kind != "dense" else WORK + self.frames * self.weight.size
 
     @property
     def equation(self) -> dict[str, Any]:
         """What the stage computes, as JSON has it, without its weights."""
         own = {"spec": asdict(self.block.spec)} if self.kind == "cell" else {"activation": self.activation}
         bias = {"bias": self.bias is not None} if self.kind == "dense" else {}
-        return {"kind": self.kind, "sizes": self.sizes, "skip": self.skip, **own, **bias}
+        return {"kind": self.kind, "sizes": self.sizes, "frames": self.frames, "skip": self.skip, **own, **bias}
 
 
 def run(backend: ModuleType, stage: Stage, x: Array, batch: Batch, states: engine.States) -> Array:
     """Packed outputs (N, U) of packed rows (N, I) or token ids (N,): the reference of csrc/kernels/rows.h.
 
-    The states of a cell, (1, B, width) each, are overwritten.
+    The states of the stage, (1, B, width) each, are overwritten.
     """
+    if stage.kind == "context":
+        return _with_context(stage, x, batch, states)
+    if stage.kind == "gather":
+        assert stage.weight is not None
+        return np.concatenate((x, np.zeros((len(x), 1), x.dtype)), axis=1)[:, stage.weight]  # place -1 is the last one
+    if stage.kind == "magnitude":
+        re, im = np.moveaxis(x.reshape(len(x), stage.frames, 2, -1), 2, 0)
+        magnitudes: Array = np.sqrt(re * re + im * im).reshape(len(x), -1)
+        return magnitudes
     if stage.kind == "cell":
         y = engine.forward(backend, [[stage.block]], x, batch, states, packed=True)
     elif stage.kind == "lookup":
@@ -86,7 +100,23 @@ def _product(backend: ModuleType, stage: Stage, x: Array) -> Array:
     serving = backend if provides(backend, "dense") else backend_named("numpy")
     assert stage.weight is not None
     params = {"weight": stage.weight} | ({} if stage.bias is None else {"bias": stage.bias})
-    y: Array = serving.dense_forward(serving.dense_pack(params), np.ascontiguousarray(x))
+    frames = np.ascontiguousarray(x).reshape(-1, stage.weight.shape[1])
+    y: Array = serving.dense_forward(serving.dense_pack(params), frames)
+    return y.reshape(len(x), -1)
+
+
+def _with_context(stage: Stage, x: Array, batch: Batch, states: engine.States) -> Array:
+    """The kept inputs and the input, step by step; the state becomes the last inputs."""
+    own = states if batch.order is None else batch.pack_states(states)
+    (size, width), kept, at = stage.sizes, own[0][0], 0
+    y: Array = np.empty((len(x), width), x.dtype)
+    for n in batch.rows.batch_sizes:
+        rows = y[at : at + n]
+        rows[:, : width - size], rows[:, width - size :] = kept[:n], x[at : at + n]
+        kept[:n] = rows[:, size:]
+        at += n
+    if batch.order is not None:
+        batch.unpack_states(states, own)
     return y
 
 
@@ -94,8 +124,8 @@ def _activated(stage: Stage, a: Array) -> Array:
     from ..nn.activation import activate
 
     with np.errstate(all="ignore"):  # NaN and infinity pass without a warning
-        y: Array = activate(stage.activation, a)
-    return y.astype(a.dtype, copy=False)
+        y: Array = activate(stage.activation, a.reshape(len(a), stage.frames, -1))
+    return y.astype(a.dtype, copy=False).reshape(a.shape)
 
 
 def split_at(widths: Sequence[int], record: Array) -> list[Array]:

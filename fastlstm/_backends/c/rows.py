@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from ...layout import Array
 from ...spec import activation
 from .calls import BYTES, FLOATS, INTS, NULL, aligned, from_buffer, new, of_its_own, pointer
@@ -14,7 +16,7 @@ from .recurrent import ACTIVATION_IDS, Block, packed_for
 
 if ffi is not None:
     SLOTS = ffi.typeof("fl_slot[]")
-    UNSIGNED = ffi.typeof("uint64_t[]")
+    UNSIGNED, SHORTS = ffi.typeof("uint64_t[]"), ffi.typeof("int32_t[]")
 
 
 class Model:
@@ -27,7 +29,7 @@ class Model:
         isa = blocks[0].handle.isa if blocks else lib.fl_isa_chosen()
         self._array = new("fl_stage[]", len(stages))
         for made, stage in zip(self._array, stages, strict=True):
-            (made.I, made.U), made.skip = stage.sizes, stage.skip
+            (made.I, made.U), made.skip, made.frames = stage.sizes, stage.skip, stage.frames
             getattr(self, f"_set_{stage.kind}")(made, stage, isa)
         self.handle = new("fl_model *", {"stages": self._array, "S": len(stages), "isa": isa})
         self.work = sum(stage.block.work if stage.kind == "cell" else stage.work for stage in stages)
@@ -58,9 +60,28 @@ class Model:
         self._keep += [dense, memory]
         _set_activation(made, stage)
 
+    def _set_context(self, made: Any, stage: Any, isa: int) -> None:
+        made.kind = lib.FL_STAGE_CONTEXT
+
+    def _set_gather(self, made: Any, stage: Any, isa: int) -> None:
+        runs = runs_of(stage.weight)
+        made.kind, made.count, made.runs = lib.FL_STAGE_GATHER, len(runs), from_buffer(SHORTS, runs)
+        self._keep.append(runs)
+
+    def _set_magnitude(self, made: Any, stage: Any, isa: int) -> None:
+        made.kind = lib.FL_STAGE_MAGNITUDE
+
     def _set_pointwise(self, made: Any, stage: Any, isa: int) -> None:
         made.kind = lib.FL_STAGE_POINTWISE
         _set_activation(made, stage)
+
+
+def runs_of(index: Array) -> Array:
+    """(count, 2) int32 place and length of each run of places that follow one another, or of -1."""
+    follows = np.where(index[:-1] < 0, index[1:] < 0, index[1:] == index[:-1] + 1)
+    begins = np.flatnonzero(np.concatenate(([True], ~follows)))
+    lengths = np.diff(np.append(begins, len(index)))
+    return np.ascontiguousarray(np.stack((index[begins], lengths), axis=1), np.int32)
 
 
 def _set_activation(made: Any, stage: Any) -> None:
@@ -93,7 +114,8 @@ def bind_records(model: Model, x: Array, records: Array, y: Array, threads: int)
     x : (n, I) array, or (n,) int64 token ids from 0 to I - 1
         Read by every step.
     records : (n, width) array
-        The states, which every step changes: for each cell h and, for LSTM, c. The width is 0 where there is no cell.
+        The states, which every step changes: for each cell h and, for LSTM, c; for each context the kept
+        inputs. The width is 0 where there is no state.
     y : (n, U) array
         Written by every step.
     threads : int
