@@ -29,7 +29,7 @@ import numpy as np
 from .layout import Array
 from .recurrent import Recurrent
 from .spec import Spec, activation
-from .steps import Affine, Lookup, Pointwise, Recurrence, Step, steps_of
+from .steps import Affine, FramedStep, Lookup, Pointwise, Recurrence, Step, steps_of
 from .storage import MATRICES, SCALE, STORAGES, bounded, input_forms
 from .streams.lists import identity_of
 
@@ -48,7 +48,7 @@ def steps_entry(model: Any, arrays: Mapping[str, Array]) -> dict[str, Any]:
         All that the file holds, by name.
     """
     try:
-        steps = steps_of(model, reduced=True)
+        steps = steps_of(model, native=True)
         names = _Names(arrays)
         written = [_written(step, names) for step in steps]
     except (TypeError, ValueError) as error:
@@ -84,6 +84,8 @@ def _same_bytes(a: Array, b: Array) -> bool:
 
 def _written(step: Step, names: _Names) -> dict[str, Any]:
     """A step in JSON's types."""
+    if isinstance(step, FramedStep) or getattr(step, "frames", 1) > 1:
+        raise ValueError(f"{step} is a part of signals, which model files have no form for")
     sizes = {"I": int(step.sizes[0]), "U": int(step.sizes[1])}
     if isinstance(step, Lookup):
         return {"step": "lookup", "I": len(step.weight), "U": sizes["U"], "arrays": {"weight": names(step.weight)}}

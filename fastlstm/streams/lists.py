@@ -133,7 +133,7 @@ def identity_of(model: Any) -> tuple[str, bytes]:
     core = getattr(model, "_core", model)
     if isinstance(core, Recurrent):
         return identity_of_layer(core, core.state_dict())
-    steps = steps_of(model, reduced=True)
+    steps = steps_of(model, native=True)
     of_spec = {id(step): SimpleNamespace(spec=step.spec) for step in steps if isinstance(step, Recurrence)}
     return _identity(steps, [_stage(step, of_spec.get(id(step))) for step in steps])
 
