@@ -58,7 +58,7 @@ def main(seconds=6.0, rounds=5):
     )
     sound = np.stack([signals.speech(silero.RATE, seconds, seed=i)[0] for i in range(CALLERS)])
     chunks = sound[:, : sound.shape[1] // silero.CHUNK * silero.CHUNK].reshape(CALLERS, -1, silero.CHUNK)
-    step, found, right = silero.theirs(CALLERS), [], []
+    step, found, right = silero.reference(CALLERS), [], []
     for x in chunks.swapaxes(0, 1):
         found.append(streams.step(handles, x))
         right.append(step(x))
@@ -72,10 +72,10 @@ def main(seconds=6.0, rounds=5):
         raise SystemExit("the caller's stream has changed on its way")
     print(f"caller 3 goes on in another StreamBatch, from {len(state)} bytes: the same bits")
     for n, times in silero.timings(rounds=rounds).items():
-        theirs, ours = times["theirs"], times["ours"]
+        ort, ours = times["reference"], times["ours"]
         print(
-            f"{n} stream{'s' * (n > 1)}, one thread: ONNX Runtime {1e6 * theirs:.0f} us, fastlstm {1e6 * ours:.0f} us "
-            f"a chunk: {theirs / ours:.1f} times as fast"
+            f"{n} stream{'s' * (n > 1)}, one thread: ONNX Runtime {1e6 * ort:.0f} us, fastlstm {1e6 * ours:.0f} us "
+            f"a chunk: {ort / ours:.1f} times as fast"
         )
 
 
