@@ -100,8 +100,9 @@ C_FILES = $(wildcard csrc/*.[ch] csrc/kernels/*.h csrc/library/*.[ch] csrc/libra
 
 ## test-c: hold each instruction set's kernels against the scalar ones, check plans, stress the thread pool; a minute
 .PHONY: test-c
-test-c: build/c/native/test_kernels build/c/native/test_pool build/c/condition/test_pool build/c/native/test_plan test-dots
+test-c: build/c/native/fuzz_library build/c/native/test_kernels build/c/native/test_pool build/c/condition/test_pool build/c/native/test_plan test-dots
 	build/c/native/test_plan
+	build/c/native/fuzz_library --cases 20000
 	build/c/native/test_pool
 	build/c/condition/test_pool
 	@$(call run_kernels,build/c/native/test_kernels,1200)
@@ -139,16 +140,20 @@ test-avx512:
 
 ## test-sanitize: kernels and thread pool under the address, undefined-behaviour and thread sanitizers; five minutes
 .PHONY: test-sanitize
-test-sanitize: $(foreach build,address thread,build/c/$(build)/test_kernels build/c/$(build)/test_pool)
+test-sanitize: $(foreach build,address thread,build/c/$(build)/test_kernels build/c/$(build)/test_pool) \
+    build/c/address/fuzz_library
 	build/c/address/test_pool
+	build/c/address/fuzz_library --cases 100000
 	TSAN_OPTIONS=halt_on_error=1 build/c/thread/test_pool
 	build/c/address/test_kernels --cases 300
 	TSAN_OPTIONS=halt_on_error=1 build/c/thread/test_kernels --cases 150
 
 ## test-sanitize-short: some cases of the same; two minutes, most of it compiling
 .PHONY: test-sanitize-short
-test-sanitize-short: $(foreach build,address thread,build/c/$(build)/test_kernels build/c/$(build)/test_pool)
+test-sanitize-short: $(foreach build,address thread,build/c/$(build)/test_kernels build/c/$(build)/test_pool) \
+    build/c/address/fuzz_library
 	build/c/address/test_pool
+	build/c/address/fuzz_library --cases 5000
 	build/c/address/test_kernels --cases 40
 	TSAN_OPTIONS=halt_on_error=1 build/c/thread/test_kernels --cases 20
 
@@ -185,6 +190,7 @@ C_TEST_FLAGS := $(C_FLAGS) -DFL_LEAST=0 -Icsrc -Itests/c
 C_DRIVER := test_kernels check recurrent_cases quantised training
 # All of csrc but the thread pool, the measurement of peaks and what only Python needs.
 C_KERNELS := $(filter-out pool peak lock,$(patsubst csrc/%.c,%,$(wildcard csrc/*.c)))
+C_LIBRARY := $(patsubst csrc/%.c,%,$(wildcard csrc/library/*.c))
 C_HEADERS := $(wildcard csrc/*.h csrc/kernels/*.h tests/c/*.h)
 EMULATED := -fno-pic -mcmodel=small -fcf-protection=none -fno-stack-protector
 
@@ -199,6 +205,14 @@ build/c/$(1)/%.o: tests/c/%.c $$(C_HEADERS)
 build/c/$(1)/test_pool: $(addprefix build/c/$(1)/,test_pool.o pool.o)
 	$(2) -pthread $(3) -o $$@ $$^ -lm
 build/c/$(1)/test_plan: $(addprefix build/c/$(1)/,test_plan.o plan.o)
+	$(2) -pthread $(3) -o $$@ $$^ -lm
+build/c/$(1)/library/%.o: csrc/library/%.c $$(C_HEADERS) $$(wildcard csrc/library/*.h)
+	@mkdir -p $$(@D)
+	$(2) $$(C_TEST_FLAGS) $(3) -DFL_VERSION='"test"' -c -o $$@ $$<
+build/c/$(1)/fuzz_library.o: tests/c/fuzz_library.c $$(wildcard csrc/library/*.h)
+	@mkdir -p $$(@D)
+	$(2) $$(C_TEST_FLAGS) -Icsrc/library $(3) -c -o $$@ $$<
+build/c/$(1)/fuzz_library: $(patsubst %,build/c/$(1)/%.o,fuzz_library pool $(C_KERNELS) $(C_LIBRARY))
 	$(2) -pthread $(3) -o $$@ $$^ -lm
 build/c/$(1)/test_kernels: $(patsubst %,build/c/$(or $(4),$(1))/%.o,$(C_DRIVER) host pool $(filter-out isa isa_avx2,$(C_KERNELS))) \
     $(patsubst %,build/c/$(1)/%.o,isa isa_avx2)

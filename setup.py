@@ -46,7 +46,8 @@ class BuildOrExplain(build_ext):
         note = prefix / "not_built.txt"
         note.unlink(missing_ok=True)
         try:
-            library["install"](prefix, Path(self.build_temp) / "library")
+            work = Path("build" if self.inplace else self.build_temp, "library")  # kept, where sources stay
+            library["install"](prefix, work)
         except (library["BuildError"], OSError) as error:
             if library["problem"]() is None and os.environ.get("FASTLSTM_REQUIRE_C") == "1":
                 raise

@@ -14,7 +14,7 @@ from pathlib import Path
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 TAG = "-cp310-abi3-"
-MOST_BYTES = 2_000_000
+MOST_BYTES = 3_000_000  # with the C library: its text and its archive are 0.8 MB of it
 SMOKE = Path(__file__).with_name("smoke.py").resolve()
 
 
