@@ -254,6 +254,11 @@ bench-neighbours: $(VENV_BENCH)/installed
 bench-streams: $(VENV_BENCH)/installed
 	$(VENV_BENCH)/bin/fastlstm bench --streams --out bench/results/streams
 
+## bench-embedded: C sources and the C library, without Python; report in bench/results/embedded
+.PHONY: bench-embedded
+bench-embedded: $(VENV_BENCH)/installed
+	$(VENV_BENCH)/bin/fastlstm bench --embedded $(BENCH) --out bench/results/embedded
+
 ## bench-training: training beside PyTorch, and what each kind of cell costs; report in bench/results/training
 .PHONY: bench-training
 bench-training: $(VENV_BENCH)/installed

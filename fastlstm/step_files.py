@@ -29,7 +29,7 @@ import numpy as np
 from .layout import Array
 from .recurrent import Recurrent
 from .spec import Spec, activation
-from .steps import Affine, FramedStep, Lookup, Pointwise, Recurrence, Step, steps_of
+from .steps import Affine, FramedStep, Lookup, Pointwise, Recurrence, steps_of
 from .storage import MATRICES, SCALE, STORAGES, bounded, input_forms
 from .streams.lists import identity_of
 
@@ -82,7 +82,7 @@ def _same_bytes(a: Array, b: Array) -> bool:
     return np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
 
 
-def _written(step: Step, names: _Names) -> dict[str, Any]:
+def _written(step: Any, names: _Names) -> dict[str, Any]:
     """A step in JSON's types."""
     if isinstance(step, FramedStep) or getattr(step, "frames", 1) > 1:
         raise ValueError(f"{step} is a part of signals, which model files have no form for")
@@ -95,6 +95,8 @@ def _written(step: Step, names: _Names) -> dict[str, Any]:
         arrays = {"weight": names(step.weight)} | ({} if step.bias is None else {"bias": names(step.bias)})
         activations = [_activation(step.activation)]
         return {"step": "dense", **sizes, "activations": activations, "skip": step.skip, "arrays": arrays}
+    if not isinstance(step, Recurrence):
+        raise ValueError(f"{step} is a step of signals, which files do not hold: build such a model in Python")
     return {"step": "cell", **sizes, **_equation(step.spec), **_kept(step, names), "skip": step.skip}
 
 
