@@ -126,9 +126,6 @@ def reference(n: int) -> Callable[[Array], Array]:
     return step
 
 
-theirs = reference  # the name by which report.embedded calls it
-
-
 def ours(n: int) -> Callable[[Array], Array]:
     """The same by a `StreamBatch`."""
     streams = StreamBatch(model(), capacity=n)
