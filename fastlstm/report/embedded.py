@@ -171,7 +171,7 @@ def whole_silero(run: Run) -> None:
     """A chunk of silero-vad's whole model: ONNX Runtime, which carries contexts and states, by a `StreamBatch`."""
     for n, wanted in OF_SILERO.items():
         try:
-            ours, theirs = silero.ours(n), silero.theirs(n)
+            ours, theirs = silero.ours(n), silero.reference(n)
         except ImportError as error:
             raise Unsupported(f"not installed ({error})") from error
         what, sound = f"{n} stream{'s' * (n > 1)}", silero.noise(n)
