@@ -171,14 +171,14 @@ def whole_silero(run: Run) -> None:
     """A chunk of silero-vad's whole model: ONNX Runtime, which carries contexts and states, by a `StreamBatch`."""
     for n, wanted in OF_SILERO.items():
         try:
-            ours, theirs = silero.ours(n), silero.reference(n)
+            ours, rival = silero.ours(n), silero.reference(n)
         except ImportError as error:
             raise Unsupported(f"not installed ({error})") from error
         what, sound = f"{n} stream{'s' * (n > 1)}", silero.noise(n)
         chunks = [next(sound) for _ in range(CHUNKS)]
-        off = max(float(np.abs(ours(x) - theirs(x)).max()) for x in chunks)
+        off = max(float(np.abs(ours(x) - rival(x)).max()) for x in chunks)
         if agrees(run, f"silero {what}", off):
-            calls = {ONE: partial(ours, chunks[0]), OTHER: partial(theirs, chunks[0])}
+            calls = {ONE: partial(ours, chunks[0]), OTHER: partial(rival, chunks[0])}
             times = in_turns(calls, run.report.rounds, run.rng)
             part = "Silero VAD, whole: ONNX Runtime / StreamBatch"
             run.report.lines.append(compared(part, what, times[ONE], times[OTHER], wanted))
