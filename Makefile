@@ -95,7 +95,8 @@ format: $(VENV)/tools
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(C_FILES)
 
-C_FILES = $(wildcard csrc/*.[ch] csrc/kernels/*.h csrc/library/*.[ch] tests/c/*.[ch] tests/emulator/*.c)
+C_FILES = $(wildcard csrc/*.[ch] csrc/kernels/*.h csrc/library/*.[ch] csrc/library/*.hpp tests/c/*.[ch] tests/c/*.cpp \
+    tests/emulator/*.c examples/embedded/*/*.c examples/embedded/*/*.cpp)
 
 ## test-c: hold each instruction set's kernels against the scalar ones, check plans, stress the thread pool; a minute
 .PHONY: test-c
@@ -266,6 +267,11 @@ bench-neighbours: $(VENV_BENCH)/installed
 .PHONY: bench-streams
 bench-streams: $(VENV_BENCH)/installed
 	$(VENV_BENCH)/bin/fastlstm bench --streams --out bench/results/streams
+
+## bench-embedded: C sources and the C library, without Python; report in bench/results/embedded
+.PHONY: bench-embedded
+bench-embedded: $(VENV_BENCH)/installed
+	$(VENV_BENCH)/bin/fastlstm bench --embedded $(BENCH) --out bench/results/embedded
 
 ## bench-training: training beside PyTorch, and what each kind of cell costs; report in bench/results/training
 .PHONY: bench-training

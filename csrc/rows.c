@@ -112,7 +112,9 @@ static cut cut_step(const fl_model *m, int of_ids, ptrdiff_t n, int threads) {
     const ptrdiff_t most = most_rows(m);
     cut c = {.threads = worthwhile(m, of_ids, n, threads)};
     const ptrdiff_t pieces = c.threads == 1 ? 1 : fl_max(c.threads, fl_min(4 * c.threads, n / most));
-    c.piece = whole(fl_max(1, fl_ceil_div(n, pieces)), tile); /* no rows: no pieces, instead of a division by 0 */
+    c.piece = fl_max(1, fl_ceil_div(n, pieces)); /* no rows: no pieces, instead of a division by 0 */
+    if (c.piece > 4 * tile)                      /* of few rows, whole tiles would be uneven shares */
+        c.piece = whole(c.piece, tile);
     c.pieces = (int)fl_ceil_div(n, c.piece);
     c.block = whole(fl_ceil_div(c.piece, fl_ceil_div(c.piece, most)), tile); /* blocks of about equal height */
     const ptrdiff_t rows = fl_min(most, whole(n, tile));

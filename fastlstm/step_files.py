@@ -29,7 +29,7 @@ import numpy as np
 from .layout import Array
 from .recurrent import Recurrent
 from .spec import Spec, activation
-from .steps import Affine, Lookup, Pointwise, Recurrence, steps_of
+from .steps import Affine, FramedStep, Lookup, Pointwise, Recurrence, steps_of
 from .storage import MATRICES, SCALE, STORAGES, bounded, input_forms
 from .streams.lists import identity_of
 
@@ -84,6 +84,8 @@ def _same_bytes(a: Array, b: Array) -> bool:
 
 def _written(step: Any, names: _Names) -> dict[str, Any]:
     """A step in JSON's types."""
+    if isinstance(step, FramedStep) or getattr(step, "frames", 1) > 1:
+        raise ValueError(f"{step} is a part of signals, which model files have no form for")
     sizes = {"I": int(step.sizes[0]), "U": int(step.sizes[1])}
     if isinstance(step, Lookup):
         return {"step": "lookup", "I": len(step.weight), "U": sizes["U"], "arrays": {"weight": names(step.weight)}}

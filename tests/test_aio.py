@@ -216,6 +216,24 @@ def test_a_bad_row_fails_alone(options: dict[str, Any]) -> None:
         assert np.array_equal(got[i], alone(layer, x[i : i + 1])[0])
 
 
+@pytest.mark.parametrize("inline_us", [2000, 0])
+def test_a_handle_beyond_64_bits_is_refused_and_delays_no_other_request(inline_us: float) -> None:
+    batcher, x = made(inline_us=inline_us), rows(3)
+
+    async def main() -> Any:
+        handle = batcher.streams.open()
+        for wrong in ("a key", 1.5, None, True, [handle], np.array([handle])):
+            with pytest.raises(TypeError, match="handle must be an integer"):
+                await batcher.step(wrong, x[0])  # type: ignore[arg-type]
+        for _ in range(2):
+            requests = [batcher.step(handle, x[0]), batcher.step(1 << 70, x[1]), batcher.step(-(1 << 70), x[2])]
+            got = await asyncio.gather(*requests, return_exceptions=True)
+            assert got[0].shape == (7,) and isinstance(got[1], TypeError) and isinstance(got[2], TypeError), got
+        return batcher.streams.steps(handle)
+
+    assert run(main) == 2
+
+
 def test_a_stream_that_is_closed_while_its_row_waits() -> None:
     batcher, x = made(max_wait_us=1000), rows(2)
 

@@ -71,6 +71,14 @@ def test_silero_vad(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert shape(capsys.readouterr().out) == promised(module)
 
 
+def test_silero_vad_as_a_service(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    needs("silero_vad", "6.2.3")
+    module = program("silero_service")
+    module.main(2.0, 1)
+    assert shape(capsys.readouterr().out) == promised(module)
+
+
 @pytest.mark.parametrize("name", ["nsnet2", "silero"])
 def test_a_wrong_result_ends_the_program(name: str, program: Any) -> None:
     module = program(name)

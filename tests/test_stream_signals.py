@@ -142,10 +142,10 @@ def test_silero_has_the_probabilities_of_onnx_runtime() -> None:
     if importlib.util.find_spec("silero_vad") is None:
         pytest.skip("needs silero-vad: pip install --no-deps silero-vad==6.2.3")
     found = silero.timings((1, 5), rounds=1, seconds=0.0)
-    assert all(one["off"] < 1e-5 and min(one["theirs"], one["ours"]) > 0 for one in found.values())
+    assert all(one["off"] < 1e-5 and min(one["reference"], one["ours"]) > 0 for one in found.values())
     streams, sound = fl.StreamBatch(silero.model()), silero.noise(3)
     handles = [streams.open() for _ in range(3)]
-    step = silero.theirs(3)
+    step = silero.reference(3)
     for _ in range(2):
         x = next(sound)
         assert np.abs(streams.step(handles, x) - step(x)).max() < 1e-5

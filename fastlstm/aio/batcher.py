@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import operator
 from asyncio import Future, get_running_loop
 from collections.abc import Hashable
 from contextlib import AbstractAsyncContextManager
@@ -14,7 +13,7 @@ from numpy import ndarray
 
 from ..layout import Array
 from ..streams import StreamBatch
-from ..validation import number
+from ..validation import number, positive
 from .batches import Batches, wake
 from .client import ClientStream, client_stream
 from .errors import BatcherClosed
@@ -131,7 +130,7 @@ class Batcher(Batches):
         if self._closing:
             raise BatcherClosed(self._closing)
         if type(handle) is not int:
-            handle = operator.index(handle)
+            handle = positive(handle, "handle", 0)
         if type(x) is ndarray and x.dtype is self._dtype and x.shape == self._shape:
             if self._lone:
                 return self._step_alone(handle, x)

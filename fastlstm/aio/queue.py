@@ -62,7 +62,11 @@ def picked(waiting: deque[Request], most: int) -> tuple[Taken, int]:
 
 def stacked(batch: Taken, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     """((n,) handles, (n, I) rows or (n,) token ids) of a batch."""
-    handles, rows = np.array(batch.handles, np.int64), batch.rows
+    rows = batch.rows
+    try:
+        handles = np.array(batch.handles, np.int64)
+    except OverflowError:  # a step refuses ints that no 64 bits hold
+        handles = np.array(batch.handles, object)
     if type(rows[0]) is int:
         return handles, np.array(rows, np.int64)
     return handles, np.frombuffer(b"".join(rows), dtype).reshape(len(rows), -1)

@@ -17,6 +17,7 @@ EXAMPLES = (
     "fastlstm bench --peers --neighbours",
     "fastlstm bench --peers --quantised",
     "fastlstm bench --streams",
+    "fastlstm bench --embedded",
 )
 
 
@@ -32,6 +33,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--neighbours", action="store_true", help="beside busy processes and threads, instead of alone")
     parser.add_argument("--streams", action="store_true", help="many streams in one process (fastlstm.StreamBatch)")
+    parser.add_argument("--embedded", action="store_true", help="in programs without Python: C sources, the C library")
+    parser.add_argument(
+        "--keras2c", metavar="FOLDER", help="with --embedded: the folder include of keras2c's repository"
+    )
     parser.add_argument("--threads", nargs="+", type=int, metavar="N", help="(default: 1; beside processes 2)")
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each (default: 15; beside neighbours 5)")
     parser.add_argument("--out", default="bench-report", metavar="FOLDER", help="(default: %(default)s)")
@@ -46,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
 
     if min(options.threads or [1]) < 1 or (options.rounds or 1) < 1:
         raise ValueError("--threads and --rounds must be at least 1")
+    if options.embedded or options.keras2c is not None:
+        return bench_embedded(options)
     if options.streams:
         return bench_streams(options)
     if options.neighbours:
@@ -99,7 +106,7 @@ def bench_neighbours(options: argparse.Namespace) -> int:
 def bench_streams(options: argparse.Namespace) -> int:
     """Measure many streams, and write a report of ratios and their bounds."""
     from ..files import check_writable
-    from ..report import streams
+    from ..report import lines_page, streams
 
     if options.training or options.cells or options.isas or options.neighbours or options.threads:
         raise ValueError(
@@ -107,8 +114,28 @@ def bench_streams(options: argparse.Namespace) -> int:
         )
     parts, out = streams.select(options.cases), Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("streams.json", "streams.md"):
+    for name in lines_page.files_of(streams.NAME):
         check_writable(out / name)
     written = streams.write(streams.run(parts, options.rounds or 15), out)
     give(options, f"report in {written}", report=str(written))
     return 0
+
+
+def bench_embedded(options: argparse.Namespace) -> int:
+    """Measure what runs without Python, and write a report of ratios and their bounds."""
+    from ..files import check_writable
+    from ..report import embedded, lines_page
+
+    others = ("streams", "training", "cells", "isas", "quantised", "neighbours", "peers", "threads")
+    if not options.embedded:
+        raise ValueError("--keras2c names a contender of --embedded: give that too")
+    if given := [f"--{name}" for name in others if getattr(options, name)]:
+        raise ValueError(f"--embedded has cases of its own, so leave {' and '.join(given)} out")
+    parts, out = embedded.select(options.cases), Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in lines_page.files_of(embedded.NAME):
+        check_writable(out / name)
+    done = embedded.run(parts, options.rounds or 15, options.keras2c)
+    written = embedded.write(done, out)
+    give(options, f"report in {written}", report=str(written))
+    return FAILED if embedded.wrong(done) else 0

@@ -3,6 +3,7 @@
 cases       what is measured, as data            contenders  the backends and libraries that are measured
 measure     values first, turns interleaved      machine     what it is, and its peak rates
 page        the report in Markdown, with charts  neighbours  latency beside busy processes and a busy thread
+streams     many streams in one process          embedded    C sources and the C library, without Python
 """
 
 from __future__ import annotations

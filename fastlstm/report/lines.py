@@ -1,8 +1,8 @@
-"""What the parts of ``fastlstm bench --streams`` have in common: figures with their bounds, calls that take turns."""
+"""Figures with their bounds, and calls that take turns: ``fastlstm bench --streams`` and ``--embedded``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,15 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
+def chosen(words: Sequence[str], parts: Iterable[str], of: str) -> list[str]:
+    """The parts with these names; all without any."""
+    every = list(parts)
+    for word in words:
+        if word not in every:
+            raise ValueError(f"no part of the {of} is called {word!r}; there are {', '.join(every)}")
+    return [name for name in every if not words or name in words]
+
+
 # ------------------------------------------------------------------------------------------------------------ in turns
 def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, rng: np.random.Generator) -> dict[str, Result]:
     """Times of calls that take turns."""
@@ -75,7 +84,9 @@ def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, rng: np.ran
     return results
 
 
-def compared(part: str, what: str, one: Result, other: Result, wanted: float, at_most: bool = False) -> Line:
+def compared(
+    part: str, what: str, one: Result, other: Result, wanted: float | None = None, at_most: bool = False
+) -> Line:
     """other's time by ours, at least `wanted`; with `at_most` ours by other's, at most `wanted`."""
     upper, lower = (one, other) if at_most else (other, one)
     r: Ratio = measure.ratio(upper, lower, np.random.default_rng(0))

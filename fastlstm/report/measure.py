@@ -137,14 +137,8 @@ def measure(
         Called after every round.
     """
     results, right = checked(case, threads, makers, expected)
-    turns = {name: Turn.fitted(contender.call) for name, contender in right.items()}
-    with undisturbed():
-        for _ in range(rounds):
-            for name in rng.permutation(list(turns)):
-                if threads > 1:
-                    time.sleep(SETTLE_SECONDS)
-                results[name].rounds.append(turns[name].take())
-            tick()
+    for name, timed in in_turns({n: one.call for n, one in right.items()}, threads, rounds, rng, tick).items():
+        results[name].rounds = timed.rounds
     return list(results.values())
 
 
@@ -246,9 +240,18 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
 
 
-def in_turns(calls: Mapping[str, Callable[[], object]], threads: int, rounds: int) -> dict[str, Result]:
-    """Time each call in its turn, in random order, `rounds` times, with a pause before a turn of several threads."""
-    rng = np.random.default_rng(0)
+def in_turns(
+    calls: Mapping[str, Callable[[], object]],
+    threads: int,
+    rounds: int,
+    rng: np.random.Generator | None = None,
+    tick: Callable[[], object] = lambda: None,
+) -> dict[str, Result]:
+    """Time each call in its turn, in random order, `rounds` times, with a pause before a turn of several threads.
+
+    `rng` draws the order; `tick` is called after every round.
+    """
+    rng = np.random.default_rng(0) if rng is None else rng
     turns = {name: Turn.fitted(call) for name, call in calls.items()}
     results = {name: Result(name) for name in calls}
     with undisturbed():
@@ -257,4 +260,5 @@ def in_turns(calls: Mapping[str, Callable[[], object]], threads: int, rounds: in
                 if threads > 1:
                     time.sleep(SETTLE_SECONDS)
                 results[name].rounds.append(turns[name].take())
+            tick()
     return results

@@ -19,6 +19,7 @@ from ..onnx.tensors import to_array
 from ..steps import Context, Gather, Magnitude
 from ..streams import StreamBatch
 
+RATE = 16000
 CHUNK, CONTEXT, FRAME, HOP, PADDED = 512, 64, 256, 128, 64  # samples
 WHOLE, BATCHED = "silero_vad_16k_sequence.onnx", "silero_vad_16k_op15.onnx"  # one stream at a time; many
 STRIDES = (1, 2, 2, 1)  # of the convolutions
@@ -105,7 +106,7 @@ def session(name: str) -> Any:
     return onnxruntime.InferenceSession(folder() / name, options, providers=["CPUExecutionProvider"])
 
 
-def theirs(n: int) -> Callable[[Array], Array]:
+def reference(n: int) -> Callable[[Array], Array]:
     """A step of n streams by ONNX Runtime: chunks (n, 512) to probabilities (n, 1). It keeps contexts and states."""
     kept = {"context": np.zeros((n, CONTEXT), np.float32)}
     if n == 1:
@@ -145,7 +146,7 @@ def timings(streams: tuple[int, ...] = (1, 64), rounds: int = 7, seconds: float 
     Returns
     -------
     timings : dict
-        By number of streams: {"theirs": seconds, "ours": seconds, "off": largest difference of the probabilities}.
+        By number of streams: {"reference": seconds, "ours": seconds, "off": largest difference of the probabilities}.
 
     Raises
     ------
@@ -154,9 +155,10 @@ def timings(streams: tuple[int, ...] = (1, 64), rounds: int = 7, seconds: float 
     """
     found: dict[int, dict[str, float]] = {}
     for n in streams:
-        steps = {"theirs": theirs(n), "ours": ours(n)}
-        sound = noise(n)
-        off = max(float(np.abs(steps["theirs"](x) - steps["ours"](x)).max()) for x in (next(sound) for _ in range(20)))
+        steps = {"reference": reference(n), "ours": ours(n)}
+        sound, off = noise(n), 0.0
+        for _, x in zip(range(20), sound, strict=False):
+            off = max(off, float(np.abs(steps["reference"](x) - steps["ours"](x)).max()))
         x, times = next(sound), {name: list[float]() for name in steps}
         for _ in range(rounds):
             for name, step in steps.items():

@@ -7,14 +7,11 @@ turns in random order.
 from __future__ import annotations
 
 import itertools
-import json
 import subprocess
 import sys
-import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,11 +22,11 @@ from ..num_threads import threads as threads_of
 from ..recurrent import LSTM
 from ..streams import StreamBatch
 from ..terminal import load
-from . import contenders, machine, measure
+from . import contenders, lines_page, machine, measure
 from .cases import Case
-from .lines import ONE, OTHER, Line, Report, compared, draw, in_turns, opened
+from .lines import ONE, OTHER, Line, Report, chosen, compared, draw, in_turns, opened
 from .measure import Contender
-from .page import microseconds, table
+from .page import microseconds
 from .requests import LARGER, overload, requests, threads_that_hand_over
 
 SHAPES = ((40, 128), (64, 64))  # (I, H)
@@ -238,10 +235,7 @@ PARTS: dict[str, Callable[[tuple[int, int], Report, np.random.Generator], None]]
 # -------------------------------------------------------------------------------------------------------------- the run
 def select(words: Sequence[str]) -> list[str]:
     """The parts with these names; all without any."""
-    for word in words:
-        if word not in PARTS:
-            raise ValueError(f"no part of the streams is called {word!r}; there are {', '.join(PARTS)}")
-    return [name for name in PARTS if not words or name in words]
+    return chosen(words, PARTS, "streams")
 
 
 def run(parts: Sequence[str], rounds: int, seed: int = 0) -> Report:
@@ -259,6 +253,7 @@ def run(parts: Sequence[str], rounds: int, seed: int = 0) -> Report:
     return report
 
 
+NAME = "streams"
 MEANING = """
 **Ratio** is that of the part's title, with the 95 % bootstrap interval of the median over {rounds} rounds, in which the
 two took turns. **Of** names both figures, in microseconds a call where no unit stands. One thread of the kernels;
@@ -268,34 +263,4 @@ values of the batches were compared with the float64 reference before they were 
 
 def write(report: Report, out: Path) -> Path:
     """Write streams.json and streams.md into a folder; the page's path."""
-    from ..files import write_atomically
-
-    out.mkdir(parents=True, exist_ok=True)
-    lines = [asdict(line) | {"reached": line.reached} for line in report.lines]
-    data = {"facts": report.facts, "rounds": report.rounds, "lines": lines, "notes": report.notes}
-    write_atomically(out / "streams.json", (json.dumps(data, indent=1) + "\n").encode())
-    path = out / "streams.md"
-    write_atomically(path, markdown(report).encode())
-    return path
-
-
-def markdown(report: Report) -> str:
-    sections = ["# Many streams", table(("", ""), report.facts.items()).replace("---:", "---")]
-    sections += [textwrap.dedent(MEANING).format(rounds=report.rounds).strip()]
-    missed = [line for line in report.lines if not line.reached]
-    sections += [f"## Missed: {len(missed)} of {len(report.lines)}", shown(missed) if missed else "None."]
-    for part in dict.fromkeys(line.part for line in report.lines):
-        sections += [f"## {part}", shown([line for line in report.lines if line.part == part])]
-    sections += ["\n".join(f"- {note}" for note in report.notes)] * bool(report.notes)
-    return "\n\n".join(sections) + "\n"
-
-
-def shown(lines: Sequence[Line]) -> str:
-    return table(("what", "ratio", "wanted", "of"), list(rows(lines)))
-
-
-def rows(lines: Sequence[Line]) -> Iterator[tuple[str, str, str, str]]:
-    for line in lines:
-        interval = "" if line.low is None else f" [{line.low:.2f}, {line.high:.2f}]"
-        bound = "reported" if line.wanted is None else f"{'at most' if line.at_most else 'at least'} {line.wanted:g}"
-        yield f"{line.what}", f"{line.ratio:.3g}{interval}", bound, line.detail
+    return lines_page.write(report, out, NAME, "Many streams", MEANING)

@@ -83,7 +83,8 @@ def run(backend: ModuleType, stage: Stage, x: Array, batch: Batch, states: engin
         return np.concatenate((x, np.zeros((len(x), 1), x.dtype)), axis=1)[:, stage.weight]  # place -1 is the last one
     if stage.kind == "magnitude":
         re, im = np.moveaxis(x.reshape(len(x), stage.frames, 2, -1), 2, 0)
-        return np.sqrt(re * re + im * im).reshape(len(x), -1)
+        found: Array = np.sqrt(re * re + im * im)
+        return found.reshape(len(x), -1)
     if stage.kind == "cell":
         y = engine.forward(backend, [[stage.block]], x, batch, states, packed=True)
     elif stage.kind == "lookup":
