@@ -444,6 +444,28 @@ def test_a_client_goes_on_from_the_store() -> None:
     assert np.array_equal(run(main), alone(layer, x))
 
 
+def test_a_store_that_fails_loses_no_state() -> None:
+    layer, x, kept = fl.LSTM(5, 7, seed=0), rows(4), MemoryStore()
+    batcher = made(layer)
+
+    class Full(MemoryStore):
+        def put_many(self, states: Any) -> None:
+            raise OSError("no space is left")
+
+    async def main() -> None:
+        with pytest.raises(OSError, match="no space is left"):
+            async with batcher.stream("a", store=Full()) as s:
+                for row in x[:3]:
+                    await s.step(row)
+        handle = batcher.streams.handle_of("a")  # still open under its key
+        kept.put_many({"a": batcher.streams.export(handle)[0]})
+        batcher.streams.close(handle)
+        async with batcher.stream("a", store=kept) as s:
+            assert np.array_equal(await s.step(x[3]), alone(layer, x)[3])
+
+    run(main)
+
+
 def test_a_key_serves_one_client_at_a_time() -> None:
     batcher, store = made(), MemoryStore()
 

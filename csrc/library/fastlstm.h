@@ -9,7 +9,7 @@
  *         ...
  *     fastlstm_step(stream, x, y);      (x: input_size numbers, y: output_size numbers; see fastlstm_model_info)
  *
- * Files are those of Python's layer.save(), Sequential.save() and fastlstm.save(list, path), quantised models too.
+ * Files are those of Python's layer.save() and Sequential.save(), quantised models too.
  * Outputs and states have the bits that Python's streams have on the same processor.
  *
  * Rules

@@ -67,5 +67,8 @@ async def client_stream(batcher: Batcher, key: Hashable, store: Any) -> AsyncIte
             if store is None:
                 streams.close(stream.handle)
             else:
-                (state,) = streams.export(stream.handle, drop=True)
-                await finished(store.put_many({key: state}))
+                (state,) = streams.export(stream.handle)
+                await finished(
+                    store.put_many({key: state})
+                )  # where this raises, the stream stays open: no state is lost
+                streams.close(stream.handle)
