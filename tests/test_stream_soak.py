@@ -14,7 +14,7 @@ import fastlstm as fl
 from fastlstm._backends import backends
 
 STREAMS = 10_000
-SHORT = float(os.environ.get("FASTLSTM_SOAK_SECONDS", "30"))
+SHORT = float(os.environ.get("FASTLSTM_SOAK_SECONDS", "60"))
 LONG = 600.0
 ROOM = 24 << 20  # bytes that the process may grow by meanwhile
 

@@ -20,7 +20,7 @@ EXAMPLES = (
     "fastlstm info",
     "fastlstm info book.safetensors",
     "fastlstm info model.safetensors --json",
-    "cc program.c $(fastlstm info --cflags --libs)",
+    "fastlstm info --cflags --libs",
 )
 
 
