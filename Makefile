@@ -37,7 +37,8 @@ endef
 
 # What the installed extension and the package's metadata are made from. A change of Python files alone needs no new
 # installation: it is an editable one.
-BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*/*.[ch] csrc/*.py csrc/*/*.py csrc/library/*/*.in)
+BUILT_FROM := setup.py pyproject.toml fastlstm/__init__.py \
+    $(wildcard csrc/*.[ch] csrc/*/*.[ch] csrc/*/*.hpp csrc/*.py csrc/*/*.py csrc/library/*/*.in)
 
 # Tests marked `slow` run in `make test-all` only.
 PYTEST := -m pytest -q tests -m

@@ -466,6 +466,44 @@ def test_a_store_that_fails_loses_no_state() -> None:
     run(main)
 
 
+def test_a_client_that_vanishes_while_its_state_is_put_away() -> None:
+    """Cancelled, or evicted, while an asynchronous store writes: the state is kept and the key is free again."""
+    layer, x, kept = fl.LSTM(5, 7, seed=0), rows(2), MemoryStore()
+    batcher = made(layer)
+
+    class Slow:
+        def get_many(self, keys: Any) -> Any:
+            return kept.get_many(keys)
+
+        async def put_many(self, states: Any) -> None:
+            putting.set()
+            await asyncio.sleep(0.01)
+            kept.put_many(states)
+
+    async def client(key: str) -> None:
+        async with batcher.stream(key, store=Slow()) as s:
+            await s.step(x[0])
+
+    async def main() -> None:
+        task = asyncio.create_task(client("a"))
+        await putting.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        putting.clear()
+        task = asyncio.create_task(client("b"))
+        await putting.wait()
+        assert batcher.streams.evict_idle(0.0)
+        await task
+        assert len(batcher.streams) == 0
+        for key in ("a", "b"):
+            async with batcher.stream(key, store=kept) as s:
+                assert np.array_equal(await s.step(x[1]), alone(layer, x)[1])
+
+    putting = asyncio.Event()
+    run(main)
+
+
 def test_a_key_serves_one_client_at_a_time() -> None:
     batcher, store = made(), MemoryStore()
 

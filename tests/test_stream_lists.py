@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 from cases import TOLERANCE, assert_near
 
 import fastlstm as fl
-from fastlstm import spec
+from fastlstm import nn, spec
 from fastlstm._backends import module
 from fastlstm._backends.numpy.activations import act
 from fastlstm.nn import stepping
@@ -372,3 +375,47 @@ def test_other_streams_go_module_by_module(options: dict[str, str]) -> None:
         p[...] = 0
     assert_near(np.stack([stream.step(x[:, t]) for t in range(5)], axis=1), whole, TOLERANCE["values"])
     assert len(stream.state) == 2
+
+
+def test_token_ids_into_a_residual_path_are_refused() -> None:
+    model = fl.Sequential([nn.Residual(nn.LSTM(8, return_sequences=True)), nn.Dense(2)], seed=0)
+    model.build((3, 8))
+    batch = fl.StreamBatch(model)
+    handle = batch.open()
+    before = batch.export(handle)
+    calls: list[Callable[[], object]] = [
+        lambda: batch.step([handle], np.array([3])),
+        lambda: batch.feed([handle], np.array([3, 1]), [2]),
+        lambda: model.stream(2).step(np.array([3, 1])),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="begins with a residual path, which takes numbers of dtype float32"):
+            call()
+    assert batch.export(handle) == before
+
+
+def test_numbers_are_no_token_ids_of_a_stream() -> None:
+    model = fl.Sequential([nn.Embedding(10, 4), nn.LSTM(8), nn.Dense(2)], seed=0)
+    model(np.zeros((1, 3), np.int64))
+    stream = model.stream(1)
+    for wrong in (np.array(2.7, np.float32), np.array(np.nan, np.float32), np.array(-1e12, np.float32)):
+        with pytest.raises(TypeError, match="the model begins with an Embedding"):
+            stream.step(wrong)
+    np.testing.assert_array_equal(stream.step(np.array(2)), model.stream(1).step(2))
+
+
+def test_streams_of_chains_in_chains_and_their_copies() -> None:
+    model = fl.Sequential(
+        [fl.Sequential([nn.LSTM(8, return_sequences=True)]), nn.GRU(5, return_sequences=True)], seed=0
+    )
+    model.build((3, 8))
+    x = np.random.default_rng(0).standard_normal((3, 2, 8)).astype(np.float32)
+    stream = model.stream(2)
+    stream.step(x[0])
+    assert len(stream.state) == 2
+    other, third = copy.deepcopy(stream), model.stream(2)
+    third.state = stream.state
+    y = stream.step(x[1])
+    assert np.array_equal(other.step(x[1]), y) and np.array_equal(third.step(x[1]), y)
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(stream)

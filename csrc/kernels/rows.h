@@ -217,7 +217,7 @@ static void rows_block(const fl_rows_job *job, ptrdiff_t r0, ptrdiff_t n, ptrdif
             rows_cell(job, i, &in, records, at, n, next, y, from, reversed);
         else
             rows_stage(stage, &in, records, at, n, y);
-        if (stage->skip)
+        if (stage->skip && in.x)
             rows_skip(in.x, y, n, stage->U);
         at += fl_part_of(stage);
         in = (Input){.x = y};

@@ -59,7 +59,8 @@ def flags() -> list[str]:
     own = ["-O2", "-fPIC", "-ffunction-sections", "-fdata-sections", "-Wno-unused-function"]
     folders = [f"-I{SOURCES}", f"-I{HERE}"]
     names = ["-DFL_INFERENCE_ONLY=1", f'-DFL_VERSION="{version()}"']
-    return [*given, *own, *folders, *names, *shlex.split(os.environ.get("CFLAGS", ""))]
+    # Names are hidden in object files, which link-time optimisation has not made yet.
+    return [*given, *own, *folders, *names, *shlex.split(os.environ.get("CFLAGS", "")), "-fno-lto"]
 
 
 def compiler() -> list[str]:
@@ -101,10 +102,11 @@ def compile_all(work: Path) -> list[Path]:
         made = work / f"{'library-' if source.parent == HERE else ''}{source.stem}.o"
         fresh = same and made.exists() and made.stat().st_mtime_ns > max(newest, source.stat().st_mtime_ns)
         if not fresh:
-            run([*command, "-c", str(source), "-o", str(made)])
+            new = made.with_suffix(".new.o")
+            run([*command, "-c", str(source), "-o", str(new)])
+            os.replace(new, made)  # a build that is broken off leaves no half of an object
         return made
 
-    work.mkdir(parents=True, exist_ok=True)
     if not same:
         note.unlink(missing_ok=True)
     largest_first = sorted(sources(), key=lambda path: not path.stem.startswith("isa_"))
@@ -128,10 +130,17 @@ def link(objects: list[Path], work: Path, lib: Path) -> None:
     archive.unlink(missing_ok=True)
     run(["ar", "rcs", str(archive), str(whole)])
     lib.mkdir(parents=True, exist_ok=True)
-    for made in (work / name, archive):
-        shutil.copyfile(made, lib / made.name)
-    (lib / name).chmod(0o755)
-    (lib / "libfastlstm.so").write_text(f"/* GNU ld script */\nINPUT(-l:{name})\n")
+    replace(lib / name, (work / name).read_bytes(), 0o755)
+    replace(lib / archive.name, archive.read_bytes())
+    replace(lib / "libfastlstm.so", f"/* GNU ld script */\nINPUT(-l:{name})\n".encode())
+
+
+def replace(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a file in place of an older one, which programs that have it loaded keep."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_bytes(content)
+    new.chmod(mode)
+    os.replace(new, path)
 
 
 def headers(include: Path) -> None:
@@ -139,7 +148,7 @@ def headers(include: Path) -> None:
     include.mkdir(parents=True, exist_ok=True)
     for name in ("fastlstm.h", "fastlstm.hpp"):
         if (HERE / name).exists():
-            shutil.copyfile(HERE / name, include / name)
+            replace(include / name, (HERE / name).read_bytes())
 
 
 def finders(lib: Path) -> None:
@@ -151,7 +160,7 @@ def finders(lib: Path) -> None:
     ):
         folder.mkdir(parents=True, exist_ok=True)
         text = (HERE / "finders" / f"{template}.in").read_text(encoding="utf-8")
-        (folder / template).write_text(text.replace("@VERSION@", version()).replace("@ABI@", str(ABI)))
+        replace(folder / template, text.replace("@VERSION@", version()).replace("@ABI@", str(ABI)).encode())
 
 
 def install(prefix: Path, work: Path) -> None:
@@ -166,7 +175,12 @@ def install(prefix: Path, work: Path) -> None:
     why = problem()
     if why is not None:
         raise BuildError(why)
-    link(compile_all(work), work, prefix / "lib")
+    import fcntl  # not on Windows, where the library is not built
+
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "w") as lock:  # builds for several environments share the objects
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        link(compile_all(work), work, prefix / "lib")
     finders(prefix / "lib")
 
 

@@ -99,8 +99,8 @@ typedef struct {
 
 /* Load a model from a file, or from the bytes of one, which may be freed or changed afterwards. `options` may be NULL.
  * The caller owns what is returned in *model and gives it back by fastlstm_model_release. Errors: ARGUMENT, MEMORY, FILE,
- * FORMAT, VERSION, UNSUPPORTED, SHAPE. A file need not be trusted: reading it takes no more memory than a small multiple
- * of its length. */
+ * FORMAT, VERSION, UNSUPPORTED, SHAPE. A file need not be trusted: its weights take at most some 64 times its length in
+ * memory, as narrow layers are widened to whole vectors. */
 FASTLSTM_API int fastlstm_model_load(const char *path, const fastlstm_options *options, fastlstm_model **model,
                                      fastlstm_error *error);
 FASTLSTM_API int fastlstm_model_from_memory(const void *bytes, size_t length, const fastlstm_options *options,

@@ -57,7 +57,8 @@ static void measure(fastlstm_model *m) {
     const fl_stage *const first = &m->stages[0];
     m->U = (size_t)m->stages[m->native.S - 1].U;
     m->I = first->kind == FL_STAGE_LOOKUP ? 0 : (size_t)first->I;
-    m->vocabulary = first->kind == FL_STAGE_LOOKUP || first->kind == FL_STAGE_CELL ? (size_t)first->I : 0;
+    m->vocabulary =
+        first->kind == FL_STAGE_LOOKUP || (first->kind == FL_STAGE_CELL && !first->skip) ? (size_t)first->I : 0;
     for (int i = 0; i < m->native.S; i++) {
         m->weight_bytes += m->packed[i].bytes;
         if (m->stages[i].kind != FL_STAGE_CELL)
@@ -92,10 +93,17 @@ static int pack_steps(fastlstm_model *m, const tensor_file *file, fastlstm_error
         return lib_fail(error, FASTLSTM_MEMORY, "no memory is left for a model of %zu steps", count);
     m->native.stages = m->stages;
     m->native.S = (int)count;
+    size_t held = 0, packed = 0;
+    for (size_t i = 0; i < file->count; i++)
+        held += file->tensors[i].size;
     for (size_t i = 0; i < count; i++) {
         const int code = step_pack(&m->program.steps[i], file, m->native.isa, &m->packed[i], &m->stages[i], error);
         if (code)
             return code;
+        packed += m->packed[i].bytes; /* 64 times an array's bytes where a panel's 64 outputs hold a single one */
+        if (packed > 64 * held + 4096 * count)
+            return lib_fail(error, FASTLSTM_FORMAT,
+                            "steps use the same arrays again and again: %zu bytes of a file take %zu", held, packed);
     }
     return check_chain(m, error);
 }

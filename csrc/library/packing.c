@@ -118,6 +118,7 @@ static int check_spec(const program_step *step, fastlstm_error *error) {
         wrong |= s->act[i].id == FL_SOFTMAX;
     for (int i = 0; i < 3; i++)
         wrong |= !(step->least[i] >= 0 && step->least[i] <= 1);
+    wrong |= step->planes == 2 && step->storage != FL_INT8;
     if (step->storage == FL_INT8 || step->storage == FL_INT16)
         for (int i = 0; i < 3; i++)
             wrong |= step->least[i] == 0;

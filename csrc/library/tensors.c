@@ -134,6 +134,13 @@ static int by_name(const void *a, const void *b) {
     return compare(((const tensor *)a)->name, ((const tensor *)b)->name);
 }
 
+static int by_place(const void *a, const void *b) {
+    const tensor *const one = a, *const other = b;
+    if (one->bytes != other->bytes)
+        return one->bytes < other->bytes ? -1 : 1;
+    return (one->size > other->size) - (one->size < other->size);
+}
+
 /* Reads the arrays and the configuration of a header. */
 static int read_header(const char *header, size_t length, const unsigned char *data, size_t data_length,
                        tensor_file *file, fastlstm_error *error) {
@@ -155,16 +162,18 @@ static int read_header(const char *header, size_t length, const unsigned char *d
             return damaged(error, "its configuration has a wrong escape");
         file->config_length = (size_t)plain;
     }
+    qsort(file->tensors, file->count, sizeof *file->tensors, by_place);
+    const unsigned char *end = data;
+    for (size_t i = 0; i < file->count; end = file->tensors[i].bytes + file->tensors[i].size, i++)
+        if (file->tensors[i].bytes != end)
+            return damaged(error,
+                           file->tensors[i].bytes < end ? "its arrays overlap" : "there are bytes between its arrays");
+    if (end != data + data_length)
+        return damaged(error, "bytes are left over behind its arrays");
     qsort(file->tensors, file->count, sizeof *file->tensors, by_name);
-    size_t used = 0;
-    for (size_t i = 0; i < file->count; i++) {
-        if (i > 0 && by_name(&file->tensors[i - 1], &file->tensors[i]) == 0)
+    for (size_t i = 1; i < file->count; i++)
+        if (by_name(&file->tensors[i - 1], &file->tensors[i]) == 0)
             return damaged(error, "two arrays have the same name");
-        if (__builtin_add_overflow(used, file->tensors[i].size, &used))
-            used = SIZE_MAX;
-    }
-    if (used != data_length)
-        return damaged(error, used < data_length ? "bytes are left over behind its arrays" : "its arrays overlap");
     return FASTLSTM_OK;
 }
 

@@ -50,6 +50,11 @@ class Pieces:
         handles, pieces, answers = zip(*waiting, strict=True)
         lengths = [len(x) for x in pieces]
         self.rows += sum(lengths)
-        y = self.streams.feed(handles, np.concatenate(pieces), lengths)
+        try:
+            y = self.streams.feed(handles, np.concatenate(pieces), lengths)
+        except Exception as error:  # each client is told; else all of them would wait for ever
+            for answer in answers:
+                answer.set_exception(error)
+            return
         for answer, rows in zip(answers, np.split(y, np.cumsum(lengths)[:-1]), strict=True):
             answer.set_result(rows)

@@ -55,7 +55,9 @@ class Service:
         self.layer = layer
         self.streams = fl.StreamBatch(layer, max_streams=int(env("MAX_STREAMS", "10000")))
         wait_us = float(env("WAIT_US", "0"))
-        self.batcher, self.pieces = Batcher(self.streams, max_wait_us=wait_us), Pieces(self.streams, wait_us)
+        # All steps run in the event loop (inline_us): pieces use the streams between two batches.
+        self.batcher = Batcher(self.streams, max_wait_us=wait_us, inline_us=1e9)
+        self.pieces = Pieces(self.streams, wait_us)
         folder = env("STORE")
         self.store = FileStore(folder) if folder else None
         self.kind = env("KIND", "fastlstm")
@@ -128,9 +130,10 @@ class Service:
         """End a stream; its state goes to the store. No await, so that a cancelled connection does it too."""
         if handle not in self.streams:
             return
-        (state,) = self.streams.export(handle, drop=True)
         if self.store and key:
-            self.store.put_many({key: state})
+            (state,) = self.streams.export(handle)
+            self.store.put_many({key: state})  # where this raises, the stream stays open: no state is lost
+        self.streams.close(handle)
         self.closed["client" if self.ready else "drain"] += 1
 
     async def answer(self, socket: WebSocket, handle: int, key: str | None) -> bool:

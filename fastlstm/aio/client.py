@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
@@ -49,6 +50,21 @@ async def finished(result: Any) -> Any:
     return await result if inspect.isawaitable(result) else result
 
 
+async def to_its_end(result: Any) -> asyncio.CancelledError | None:
+    """Wait for a store's method, also where the task is cancelled meanwhile: the error is returned then."""
+    if not inspect.isawaitable(result):
+        return None
+    task = asyncio.ensure_future(result)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError as cancelled:
+        if task.cancelled():
+            raise
+        await task
+        return cancelled
+    return None
+
+
 @asynccontextmanager
 async def client_stream(batcher: Batcher, key: Hashable, store: Any) -> AsyncIterator[ClientStream]:
     """See `Batcher.stream`."""
@@ -68,7 +84,8 @@ async def client_stream(batcher: Batcher, key: Hashable, store: Any) -> AsyncIte
                 streams.close(stream.handle)
             else:
                 (state,) = streams.export(stream.handle)
-                await finished(
-                    store.put_many({key: state})
-                )  # where this raises, the stream stays open: no state is lost
-                streams.close(stream.handle)
+                cancelled = await to_its_end(store.put_many({key: state}))  # where this raises, no state is lost
+                if stream.handle in streams:
+                    streams.close(stream.handle)
+                if cancelled is not None:
+                    raise cancelled

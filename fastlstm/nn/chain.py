@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -303,6 +304,17 @@ class SequentialStream:
             x_t does not fit.
         """
         return self._steps.step(x_t)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a stream cannot be pickled, for it holds weights in its backend's form: pickle (model, stream.state), and "
+            "assign the state to model.stream(batch_size).state"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SequentialStream:
+        other: SequentialStream = object.__new__(type(self))
+        other.batch_size, other._steps = self.batch_size, copy.deepcopy(self._steps, memo)
+        return other
 
     @property
     def state(self) -> list[Any]:

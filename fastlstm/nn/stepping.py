@@ -35,8 +35,18 @@ def bound(model: Any, batch_size: int) -> BoundSteps | None:
         return None
     if packed.rows is None:
         return None
-    cores: list[Any] = [found[1] for module in model.modules if (found := recurrent_core(module)) is not None]
-    return BoundSteps(packed, [(core._state, len(core._specs)) for core in cores], batch_size)
+    return BoundSteps(packed, [(core._state, len(core._specs)) for core in _cores(model)], batch_size)
+
+
+def _cores(model: Any) -> list[Any]:
+    """The recurrent layers of a chain and of the chains in it, in their order."""
+    found: list[Any] = []
+    for module in model.modules:
+        if hasattr(module, "modules"):
+            found += _cores(module)
+        elif (own := recurrent_core(module)) is not None:
+            found.append(own[1])
+    return found
 
 
 class BoundSteps:
@@ -63,7 +73,8 @@ class BoundSteps:
             ends = np.cumsum((0, *packed.widths))
             self._states = [self._records[:, i:j] for i, j in pairwise(ends)]
         self._bound: dict[bool, Bound] = {}  # by whether the input is token ids
-        self._x_shape = (batch_size, packed.input_size) if packed.takes_numbers else ()
+        # Of x that needs no other check: none of token ids.
+        self._x_shape = (batch_size, packed.input_size) if packed.takes_numbers else None
         self._x, self._calls, self._y = self._bind(not packed.takes_numbers)
 
     def _zeros(self, width: int) -> Array:
@@ -116,6 +127,12 @@ class BoundSteps:
         for call in calls:
             call()
         return y[0].copy() if single else y.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BoundSteps:
+        other = BoundSteps(self._packed, self._forms, self._B)  # packed weights never change: both have the same ones
+        for mine, own in zip(other._states, self._states, strict=True):
+            mine[...] = own
+        return other
 
     # ----------------------------------------------------------------------------------------------------------- state
     def state(self) -> list[Any]:

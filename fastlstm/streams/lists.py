@@ -24,7 +24,7 @@ class PackedList(Packed):
     """The stages of a model at one moment; see `Packed`. `blocks` are those of its cells."""
 
     def checked(self, x: Any, axes: tuple[int, ...], single: bool = False) -> tuple[Array, bool, bool]:
-        """As `Packed.checked`, and an Embedding takes token ids only, a dense layer numbers only."""
+        """As `Packed.checked`, and an Embedding takes token ids only, a dense layer or a residual path numbers only."""
         first, array = self.stages[0], as_array(x, "x")
         of_integers = array.dtype.kind in "iu"
         if first.kind == "lookup" and not of_integers:
@@ -32,9 +32,10 @@ class PackedList(Packed):
                 f"x has dtype {array.dtype} and shape {array.shape}: the model begins with an Embedding, which takes "
                 f"token ids: integers of shape {axes}"
             )
-        if first.kind != "lookup" and first.kind != "cell" and of_integers:
+        if first.kind != "lookup" and (first.kind != "cell" or first.skip) and of_integers:
+            beginning = "residual path" if first.skip else f"{first.kind} layer"
             raise TypeError(
-                f"x has dtype {array.dtype} and shape {array.shape}: the model begins with a {first.kind} layer, which "
+                f"x has dtype {array.dtype} and shape {array.shape}: the model begins with a {beginning}, which "
                 f"takes numbers of dtype {self.dtype} and shape {(*axes, self.input_size)}"
             )
         return super().checked(x, axes, single)
