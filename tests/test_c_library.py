@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import fastlstm as fl
-from fastlstm import library
+from fastlstm import library, nn
+from fastlstm.models import checksum
 
 ROOT = Path(__file__).parents[1]
 try:
@@ -359,6 +360,40 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     assert both.code == UNSUPPORTED and "begins at the sequence's end" in both.message
     fl.LSTM(3, 4, dtype="float64").save(path)
     assert Model(path).code == UNSUPPORTED
+
+
+def altered(path: Path, change: Callable[[dict[str, Any]], None]) -> Model:
+    """The model of a file with other steps and the checksum that belongs to them, as a hostile file may have."""
+    arrays, config = fl.files.load(path)
+    config.pop("crc32")
+    change(config["steps"])
+    fl.files.save(path, arrays, config | {"crc32": checksum(config, arrays)})
+    return Model(path)
+
+
+def test_hostile_steps_are_refused(tmp_path: Path) -> None:
+    fl.RNN(40, 3, seed=1).quantize("int16").save(tmp_path / "planes")
+    assert altered(tmp_path / "planes", lambda steps: None).code == OK
+    planes = altered(tmp_path / "planes", lambda steps: steps["list"][0].update(planes=2))
+    assert planes.code == FORMAT and "does not fit its kind of cell" in planes.message
+    fl.LSTM(64, 64, seed=1).save(tmp_path / "many")
+    many = altered(tmp_path / "many", lambda steps: steps.update(list=steps["list"] * 1000))
+    assert many.code == FORMAT and "again and again" in many.message
+
+
+def test_arrays_that_overlap_are_refused(tmp_path: Path) -> None:
+    header = {name: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} for name in ("v", "w")}
+    text = json.dumps(header).encode()
+    overlapping = Model(len(text).to_bytes(8, "little") + text + bytes(32))
+    assert overlapping.code == FORMAT and "overlap" in overlapping.message
+
+
+def test_a_residual_path_takes_no_token_ids(tmp_path: Path) -> None:
+    model = fl.Sequential([nn.Residual(nn.LSTM(8, return_sequences=True)), nn.Dense(2)], seed=0)
+    model.build((3, 8))
+    model.save(tmp_path / "m")
+    read, y = Model(tmp_path / "m"), np.zeros(2, np.float32)
+    assert C.fastlstm_step_id(read.stream(), ctypes.c_int64(3), pointer(y)) == ARGUMENT and not y.any()
 
 
 def test_a_damaged_byte_is_noticed(tmp_path: Path) -> None:
