@@ -95,8 +95,6 @@ def _written(step: Any, names: _Names) -> dict[str, Any]:
         arrays = {"weight": names(step.weight)} | ({} if step.bias is None else {"bias": names(step.bias)})
         activations = [_activation(step.activation)]
         return {"step": "dense", **sizes, "activations": activations, "skip": step.skip, "arrays": arrays}
-    if not isinstance(step, Recurrence):
-        raise ValueError(f"{step} is a step of signals, which files do not hold: build such a model in Python")
     return {"step": "cell", **sizes, **_equation(step.spec), **_kept(step, names), "skip": step.skip}
 
 

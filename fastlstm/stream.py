@@ -16,6 +16,14 @@ from .packing import Batch
 from .validation import StateForm, check_out, checked_ids, checked_input, rows_of
 
 
+def no_pickle(owner: str) -> TypeError:
+    """The error of pickling a stream of a layer or a model."""
+    return TypeError(
+        f"a stream cannot be pickled, for it holds weights in its backend's form: pickle ({owner}, stream.state), and "
+        f"assign the state to {owner}.stream(batch_size).state"
+    )
+
+
 class Stream:
     """A recurrent layer with a state: its steps have the same outputs as one call over the whole sequence.
 
@@ -172,7 +180,4 @@ class Stream:
         return self.copy()  # packed weights never change, so that copies may share them
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError(
-            "a stream cannot be pickled, for it holds weights in its backend's form: pickle (layer, stream.state), and "
-            "assign the state to layer.stream(batch_size).state"
-        )
+        raise no_pickle("layer")

@@ -26,3 +26,17 @@ def sequences(state: Any, pick: Any) -> Any:
 def near(got: dict[str, Any], expected: dict[str, Any]) -> None:
     """Equal but for the order of additions, which BLAS chooses by the batch's size."""
     assert_all_near(got, expected, TOLERANCE["values"], TOLERANCE["gradients"])
+
+
+def stepped(batch: Any, handles: Any, x: Any, seed: int = 0) -> Any:
+    """Outputs (n, T, U) of streams that are stepped in random choices and orders, of 1 to n at a time."""
+    rng, n = np.random.default_rng(seed), len(x)
+    y, done = [[] for _ in x], np.zeros(n, int)  # type: ignore[var-annotated]
+    while (done < x.shape[1]).any():
+        waiting = rng.permutation(np.flatnonzero(done < x.shape[1]))
+        chosen = waiting[: rng.integers(1, len(waiting) + 1)]
+        rows = batch.step(handles[chosen], x[chosen, done[chosen]])
+        for at, row in zip(chosen, rows, strict=True):
+            y[at].append(row)
+        done[chosen] += 1
+    return np.array(y)

@@ -63,19 +63,12 @@ def test_nsnet2(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert shape(capsys.readouterr().out) == promised(module)
 
 
-def test_silero_vad(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("name", "seconds"), [("silero", 6.0), ("silero_service", 2.0)])
+def test_silero_vad(name: str, seconds: float, program: Any, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
     needs("silero_vad", "6.2.3")
-    module = program("silero")
-    module.main(6.0, 1)
-    assert shape(capsys.readouterr().out) == promised(module)
-
-
-def test_silero_vad_as_a_service(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("onnxruntime")
-    needs("silero_vad", "6.2.3")
-    module = program("silero_service")
-    module.main(2.0, 1)
+    module = program(name)
+    module.main(seconds, 1)
     assert shape(capsys.readouterr().out) == promised(module)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import TOLERANCE, assert_near
+from small import stepped
 
 import fastlstm as fl
 from fastlstm import nn, spec
@@ -73,25 +74,12 @@ def assert_equal_bits(got: Any, expected: Any) -> None:
     np.testing.assert_array_equal(np.asarray(got).view(np.uint32), np.asarray(expected).view(np.uint32))
 
 
-def in_choices(batch: Any, handles: Any, x: Any) -> Any:
-    """Outputs (n, T, U) of steps of random choices of the streams, in random orders."""
-    rng, n = np.random.default_rng(0), len(x)
-    y, done = [[] for _ in x], np.zeros(n, int)  # type: ignore[var-annotated]
-    while (done < x.shape[1]).any():
-        waiting = rng.permutation(np.flatnonzero(done < x.shape[1]))
-        chosen = waiting[: rng.integers(1, len(waiting) + 1)]
-        for at, row in zip(chosen, batch.step(handles[chosen], x[chosen, done[chosen]]), strict=True):
-            y[at].append(row)
-        done[chosen] += 1
-    return np.array(y)
-
-
 # --------------------------------------------------------------------------------------------------------------- values
 @pytest.mark.parametrize("name", NAMES)
 def test_a_list_has_the_values_of_its_parts(name: str, backend: str) -> None:
     model, x = parts(name, backend), draw(9, 4, I)
     batch = fl.StreamBatch(model)
-    y = in_choices(batch, np.array([batch.open() for _ in x]), x)
+    y = stepped(batch, np.array([batch.open() for _ in x]), x)
     expected = one_after_another(model, x)
     if backend == "c" and not any(isinstance(part, (str, tuple)) for part in model):
         assert_equal_bits(y, expected)
@@ -107,7 +95,7 @@ def test_a_row_does_not_depend_on_its_neighbours(name: str) -> None:
     y = np.array([[batch.step(h, row) for row in rows] for h, rows in zip(alone, x, strict=True)])
     together = np.array([batch.open() for _ in x])
     assert_equal_bits(np.stack([batch.step(together, x[:, t]) for t in range(3)], axis=1), y)
-    assert_equal_bits(in_choices(batch, np.array([batch.open() for _ in x]), x), y)
+    assert_equal_bits(stepped(batch, np.array([batch.open() for _ in x]), x), y)
     pieces = [batch.open() for _ in x]
     assert_equal_bits(batch.feed(pieces, x.reshape(-1, I), [3] * len(x)).reshape(y.shape), y)
     one_piece = [batch.feed([batch.open()], rows, [3]) for rows in x[:9]]
@@ -158,7 +146,7 @@ def test_a_sequential_with_an_embedding_and_residuals(backend: str) -> None:
     )
     batch = fl.StreamBatch(model)
     handles = np.array([batch.open() for _ in ids])
-    assert_near(in_choices(batch, handles, ids), model.eval()(ids), TOLERANCE["values"])
+    assert_near(stepped(batch, handles, ids), model.eval()(ids), TOLERANCE["values"])
     with pytest.raises(TypeError, match="begins with an Embedding, which takes token ids"):
         batch.step(handles, draw(8, 11))
     before = batch.export(handles)
@@ -172,7 +160,7 @@ def test_recurrent_layers_keep_their_storage(storage: str) -> None:
     layer, dense, x = fl.LSTM(I, H, 2, seed=1).quantize(storage), fl.Dense(H, U, seed=2), draw(30, 3, I)
     batch, floats = fl.StreamBatch([layer, dense]), fl.StreamBatch([fl.LSTM(I, H, 2, seed=1), dense])
     handles = np.array([batch.open() for _ in x])
-    assert_equal_bits(in_choices(batch, handles, x), one_after_another([layer, dense], x))
+    assert_equal_bits(stepped(batch, handles, x), one_after_another([layer, dense], x))
     assert batch.weights_id != floats.weights_id
     copies, ids = [batch.copy(int(h)) for h in handles[:3]], [0, 4, 2]
     assert_equal_bits(batch.step(handles[:3], ids), [batch.step(h, i) for h, i in zip(copies, ids, strict=True)])
@@ -413,9 +401,10 @@ def test_streams_of_chains_in_chains_and_their_copies() -> None:
     stream = model.stream(2)
     stream.step(x[0])
     assert len(stream.state) == 2
-    other, third = copy.deepcopy(stream), model.stream(2)
-    third.state = stream.state
+    others = [copy.deepcopy(stream), copy.copy(stream), model.stream(2)]
+    others[2].state = stream.state
     y = stream.step(x[1])
-    assert np.array_equal(other.step(x[1]), y) and np.array_equal(third.step(x[1]), y)
+    for other in others:
+        assert np.array_equal(other.step(x[1]), y)
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(stream)

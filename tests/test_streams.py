@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import LAYERS, TOLERANCE, assert_near
+from small import stepped
 
 import fastlstm as fl
 from fastlstm._backends import backends
@@ -55,20 +56,6 @@ def assert_as_alone(got: Any, expected: Any, backend: str) -> None:
         np.testing.assert_array_equal(np.asarray(got).view(np.uint32), np.asarray(expected).view(np.uint32))
     else:
         assert_near(got, expected, TOLERANCE["values"])
-
-
-def stepped(batch: Any, handles: Any, x: Any, seed: int = 0) -> Any:
-    """Outputs (n, T, U) of streams that are stepped in random choices and orders, of 1 to n at a time."""
-    rng, n = np.random.default_rng(seed), len(x)
-    y, done = [[] for _ in x], np.zeros(n, int)  # type: ignore[var-annotated]
-    while (done < x.shape[1]).any():
-        waiting = rng.permutation(np.flatnonzero(done < x.shape[1]))
-        chosen = waiting[: rng.integers(1, len(waiting) + 1)]
-        rows = batch.step(handles[chosen], x[chosen, done[chosen]])
-        for at, row in zip(chosen, rows, strict=True):
-            y[at].append(row)
-        done[chosen] += 1
-    return np.array(y)
 
 
 # --------------------------------------------------------------------------------------------------------------- values

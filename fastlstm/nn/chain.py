@@ -12,6 +12,7 @@ import numpy as np
 from ..layer import Layer
 from ..layout import Array
 from ..quantise import Quantisation, Report
+from ..stream import no_pickle
 from ..validation import flag, positive, seed_or_none
 from .base import Module, ModuleTape, Shape
 from .bidirectional import Bidirectional
@@ -305,11 +306,11 @@ class SequentialStream:
         """
         return self._steps.step(x_t)
 
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            "a stream cannot be pickled, for it holds weights in its backend's form: pickle (model, stream.state), and "
-            "assign the state to model.stream(batch_size).state"
-        )
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise no_pickle("model")
+
+    def __copy__(self) -> SequentialStream:
+        return copy.deepcopy(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SequentialStream:
         other: SequentialStream = object.__new__(type(self))

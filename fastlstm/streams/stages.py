@@ -16,8 +16,6 @@ from .._backends import provides
 from ..layout import Array
 from ..packing import Batch
 
-WORK = 2000  # what a row of a stage without a product counts for, in multiply-adds (FL_ROW_WORK in csrc/tuning.h)
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -57,11 +55,6 @@ class Stage:
         if self.kind == "context":
             return (self.sizes[1] - self.sizes[0],)
         return tuple(self.block.spec.initial.values()) if self.kind == "cell" else ()
-
-    @property
-    def work(self) -> int:
-        """Multiply-adds of a row, and what a row costs beside them, in the same unit."""
-        return WORK if self.weight is None or self.kind != "dense" else WORK + self.frames * self.weight.size
 
     @property
     def equation(self) -> dict[str, Any]:

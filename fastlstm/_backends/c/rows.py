@@ -15,6 +15,7 @@ from .extension import ffi, lib
 from .recurrent import ACTIVATION_IDS, Block, packed_for
 
 if ffi is not None:
+    ROW_WORK: int = lib.fl_row_work
     SLOTS = ffi.typeof("fl_slot[]")
     UNSIGNED, SHORTS = ffi.typeof("uint64_t[]"), ffi.typeof("int32_t[]")
 
@@ -32,14 +33,14 @@ class Model:
             (made.I, made.U), made.skip, made.frames = stage.sizes, stage.skip, stage.frames
             getattr(self, f"_set_{stage.kind}")(made, stage, isa)
         self.handle = new("fl_model *", {"stages": self._array, "S": len(stages), "isa": isa})
-        self.work = sum(stage.block.work if stage.kind == "cell" else stage.work for stage in stages)
+        self.work = sum(map(work_of, stages))  # multiply-adds of a row
 
     def part(self, first: int, end: int) -> Model:
         """The stages from `first` to `end`, with the same memory."""
         other = object.__new__(Model)
         other.stages, other._keep, other._array = self.stages[first:end], self._keep, self._array
         other.handle = new("fl_model *", {"stages": self._array + first, "S": end - first, "isa": self.handle.isa})
-        other.work = sum(stage.work for stage in other.stages)
+        other.work = sum(map(work_of, other.stages))
         return other
 
     def _set_lookup(self, made: Any, stage: Any, isa: int) -> None:
@@ -74,6 +75,13 @@ class Model:
     def _set_pointwise(self, made: Any, stage: Any, isa: int) -> None:
         made.kind = lib.FL_STAGE_POINTWISE
         _set_activation(made, stage)
+
+
+def work_of(stage: Any) -> int:
+    """Multiply-adds of a row of a stage, and what a row costs beside them, in the same unit."""
+    if stage.kind == "cell":
+        return int(stage.block.work)
+    return ROW_WORK + (stage.frames * stage.weight.size if stage.kind == "dense" else 0)
 
 
 def runs_of(index: Array) -> Array:
