@@ -64,8 +64,8 @@ static ptrdiff_t tiles_of(const fl_block *k, ptrdiff_t n) {
     return q.panels * fl_ceil_div(n, ROWS);
 }
 
-/* What is needed first of the state of the next CELL from a stage on: where it begins behind the stage's own, and its
- * floats; 0 floats where no CELL comes. */
+/* The part of the state that the first CELL at or after a stage reads first: `at` counts floats from where the state of the
+ * stage begins in a record; `floats` is 0 where no CELL follows. */
 static Ahead next_state(const fl_model *m, int stage) {
     Ahead next = {0};
     for (; stage < m->S && m->stages[stage].kind != FL_STAGE_CELL; stage++)

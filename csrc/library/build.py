@@ -59,7 +59,7 @@ def flags() -> list[str]:
     own = ["-O2", "-fPIC", "-ffunction-sections", "-fdata-sections", "-Wno-unused-function"]
     folders = [f"-I{SOURCES}", f"-I{HERE}"]
     names = ["-DFL_INFERENCE_ONLY=1", f'-DFL_VERSION="{version()}"']
-    # Names are hidden in object files, which link-time optimisation has not made yet.
+    # No link-time optimisation: objcopy hides names in machine code, which object files do not hold with it.
     return [*given, *own, *folders, *names, *shlex.split(os.environ.get("CFLAGS", "")), "-fno-lto"]
 
 
@@ -123,7 +123,7 @@ def link(objects: list[Path], work: Path, lib: Path) -> None:
     wanted = [f"-Wl,-soname,{name}", "-Wl,--gc-sections", "-Wl,-z,defs,-z,relro,-z,now", "-Wl,--as-needed", "-Wl,-s"]
     run([*compiler(), "-shared", *wanted, "-o", str(work / name), *paths, "-lm", "-pthread"])
     whole = work / "fastlstm-whole.o"
-    # libgcc's function that asks for the processor comes along: not every program's linker is given libgcc.
+    # The archive holds libgcc's function that detects the processor's features: not every program links libgcc.
     run([*compiler(), "-r", "-nostdlib", "-o", str(whole), *paths, "-lgcc"])
     run(["objcopy", "--localize-hidden", "--strip-unneeded", str(whole)])
     archive = work / "libfastlstm.a"

@@ -43,7 +43,7 @@ int lib_fine(fastlstm_error *error) {
     return FASTLSTM_OK;
 }
 
-/* Four bits at a time: sixteen numbers instead of a table of a kilobyte, which a state's few bytes would fetch. */
+/* Four bits at a time, by a table of 16 numbers: one for whole bytes has a kilobyte, too much for a short state. */
 uint32_t lib_crc32(uint32_t before, const void *bytes, size_t length) {
     static const uint32_t of_half[16] = {
         0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4, 0x4db26158, 0x5005713c,

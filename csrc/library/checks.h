@@ -14,7 +14,7 @@ int lib_fail(fastlstm_error *error, int code, const char *format, ...) __attribu
 /* Sets an error to "no error"; returns FASTLSTM_OK. */
 int lib_fine(fastlstm_error *error);
 
-/* CRC-32 of zlib: begins with 0 and goes on with the number of the bytes before. */
+/* CRC-32 as in zlib. `before` is 0 for the first bytes, then the result for the bytes so far. */
 uint32_t lib_crc32(uint32_t before, const void *bytes, size_t length);
 
 #endif

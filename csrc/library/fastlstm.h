@@ -17,11 +17,11 @@
  * - A stream and a batch may move between threads, but are used by one thread at a time: there is no lock inside. Streams
  *   and batches of one model are independent of one another.
  * - A step neither allocates memory nor takes a lock nor calls the system; the same holds for run, reset, copy, export and
- *   import of a stream. With more than one thread (options) a batch's step wakes and awaits the library's threads.
+ *   import of a stream. With more than one thread (options) a batch's step wakes the library's threads and waits for them.
  * - Memory is allocated by fastlstm_model_load, _from_memory, _stream_new, _batch_new and _batch_open, which return
  *   FASTLSTM_MEMORY where there is none.
- * - Nothing prints, exits, aborts, or sets a signal handler, the locale or errno's meaning. No thread is started unless
- *   options.threads is more than 1.
+ * - No function prints, exits, aborts, or sets a signal handler or the locale; loading a file may change errno. No thread
+ *   is started unless options.threads is more than 1.
  * - A forked child may go on with the models, streams and batches that it has inherited.
  * - Whatever fails leaves states, and what its pointers for results point to, as they were. Functions return FASTLSTM_OK,
  *   which is 0, or another code of the enumeration below. An error that is not NULL gets the code and one English sentence
@@ -163,7 +163,8 @@ FASTLSTM_API int fastlstm_state_import(fastlstm_stream *stream, const void *byte
 /* ----------------------------------------------------------------------------------------------------------- batches */
 
 /* Room for `capacity` sequences is allocated at once, further room (256 sequences at a time) by batch_open. `most` is the
- * highest number of open sequences; 0: as many as memory holds. `capacity` may be 0; ARGUMENT if it is above `most`. */
+ * highest number of open sequences; 0: the library's limit, 2^26. `capacity` may be 0; ARGUMENT if it is above `most` or
+ * that limit. */
 FASTLSTM_API int fastlstm_batch_new(fastlstm_model *model, size_t capacity, size_t most, fastlstm_batch **batch);
 FASTLSTM_API void fastlstm_batch_free(fastlstm_batch *batch);
 

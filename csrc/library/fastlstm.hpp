@@ -179,7 +179,7 @@ class Stream {
 
 class Batch {
   public:
-    /* Room for `capacity` sequences at once; at most `most` of them, 0: as many as memory holds. */
+    /* Room for `capacity` sequences at once; at most `most` of them, 0: the library's limit, 2^26. */
     explicit Batch(const Model &model, std::size_t capacity = 0, std::size_t most = 0)
         : inputs_(model.info().input_size), outputs_(model.info().output_size) {
         fastlstm_batch *made = nullptr;

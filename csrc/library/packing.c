@@ -15,7 +15,7 @@ void *lib_aligned(size_t bytes) {
 
 static const char *const dtype_of[] = {"f4", "f2", "|i1", "i2"}; /* by enum fl_storage */
 
-/* What a step may have; a copy at a cache line, which is freed after packing. */
+/* Reading a step's arrays: each is copied to memory at a cache line, which is freed after packing. */
 typedef struct {
     const program_step *step;
     const tensor_file *file;
@@ -70,7 +70,7 @@ static void free_copies(supply *from) {
         free(from->copies[i]);
 }
 
-/* Whether a matrix of integers has such as quantize() makes: others might not fit the sums. */
+/* Whether all integers of a matrix are within the range of quantize(): sums of larger ones could overflow. */
 static int integers_fit(const void *w, int storage, size_t rows, size_t columns) {
     if (storage == FL_INT16) {
         const int16_t *const q = w;
@@ -125,7 +125,7 @@ static int check_spec(const program_step *step, fastlstm_error *error) {
     return wrong ? lib_fail(error, FASTLSTM_FORMAT, "a step's equation does not fit its kind of cell") : FASTLSTM_OK;
 }
 
-/* Panels of a step, and the memory of which the model has so many bytes. */
+/* Allocates the bytes of a step's packed weights, and notes their number for the model's total. */
 static int keep(packed_step *packed, ptrdiff_t bytes, fastlstm_error *error) {
     packed->bytes = (size_t)bytes;
     packed->memory = lib_aligned(packed->bytes);

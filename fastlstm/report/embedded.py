@@ -1,7 +1,7 @@
 """Recurrent layers in programs without Python: ``fastlstm bench --embedded``.
 
 The C that `to_c` writes beside that of others, the C library beside a step from Python, sizes, and a whole model of
-speech detection on the native step that Python and C share. Every figure is a ratio with the bound that is wanted.
+speech detection on the native step that Python and C share. Every figure is a ratio, with its bound where it has one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Run:
 
     @contextmanager
     def noted(self, what: str) -> Iterator[None]:
-        """What cannot be measured within is noted with its reason."""
+        """`Unsupported` in the block becomes a note that `what` was left out, with the reason."""
         try:
             yield
         except Unsupported as error:

@@ -33,7 +33,7 @@ class Line:
     detail : str
         The two figures that the ratio is of.
     allowed : bool
-        Whether the figure is as wanted although the ratio is not.
+        Whether the figure counts as reached although the ratio misses its bound.
     """
 
     part: str
